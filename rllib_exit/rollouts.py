@@ -1,0 +1,108 @@
+"""What passes between the curriculum, the env runners and the learner.
+
+A rollout is one episode from one task instance. A group is the G rollouts of one instance. A rollout is
+a tuple of segments: a segment is one token sequence with a mask over the tokens that the policy
+generated; a new one begins whenever the next prompt is not a token-for-token extension of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from envs.base import TaskInstance, Turn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """One token sequence that the learner trains on.
+
+    Attributes:
+        token_ids: (T,) int32, prompt and generated tokens.
+        loss_mask: (T,) bool, True where the policy generated the token. The first is never True.
+        logprobs: (T,) float32, the engine's log-probability of each generated token (at the sampling
+            temperature), 0 elsewhere.
+    """
+
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    logprobs: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not len(self.token_ids) == len(self.loss_mask) == len(self.logprobs):
+            raise ValueError(
+                f"a segment of {len(self.token_ids)} tokens has {len(self.loss_mask)} mask values "
+                f"and {len(self.logprobs)} log-probabilities"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """One episode.
+
+    Attributes:
+        segments: The token sequences, in order.
+        turns: The complete history: the instance's turns and the new ones, last iterates only.
+        return_: The undiscounted sum of rewards; what the advantage uses.
+        quality: The final quality in [0, 1]; what learnability uses.
+        valid: Whether every new response ended validly.
+        truncated: Whether a response hit the token limit, or the episode the context's end.
+        metrics: The domain's numbers for this episode.
+    """
+
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+    return_: float
+    quality: float
+    valid: bool = True
+    truncated: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One prompt of an iteration: the instance to roll out G episodes from.
+
+    Attributes:
+        group_id: Unique within a run.
+        instance: Where the episodes start.
+        source: The task buffer's instance that this one was made from; None for a base task.
+        seed: Seeds the sampling of the group; rollout g uses ``seed + g``.
+    """
+
+    group_id: str
+    instance: TaskInstance
+    source: TaskInstance | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutGroup:
+    """The rollouts of one request.
+
+    Attributes:
+        request: What was asked for.
+        rollouts: G episodes; empty if the prompt did not fit the context.
+        policy_version: The version of the weights that generated them.
+    """
+
+    request: RolloutRequest
+    rollouts: tuple[Rollout, ...]
+    policy_version: int = 0
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing was rolled out, because the prompt did not fit the context."""
+        return not self.rollouts
+
+    @property
+    def returns_G(self) -> np.ndarray:
+        """(G,) float64."""
+        return np.array([rollout.return_ for rollout in self.rollouts])
+
+    @property
+    def qualities_G(self) -> np.ndarray:
+        """(G,) float64, in [0, 1]."""
+        return np.array([rollout.quality for rollout in self.rollouts])
