@@ -169,7 +169,7 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
     def respond(self, task: Task, response: str) -> Outcome:
         """Answers the policy's response to the current turn."""
 
-    def begin(self, task: Task) -> None:  # noqa: B027 - a domain without state has nothing to do
+    def begin(self, task: Task) -> None:
         """Starts the task afresh. A history is restored by ``begin`` and one ``respond`` per turn."""
 
     def reward(self, quality: float, previous: float | None) -> float:
