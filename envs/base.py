@@ -260,16 +260,24 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         outcome = self._respond(action)
         depth = instance.depth + 1 if first and instance.iterate else 0
         self._turns.append(Turn(action, outcome.feedback, outcome.quality, depth))
-        reward = 0.0
-        if outcome.done:
-            previous = instance.iterate.quality if instance.iterate and instance.kind == "improve" else None
-            reward = float(self.reward(outcome.quality, previous))
-            if not math.isfinite(reward):
-                raise ValueError(
-                    f"task {instance.task_id!r}: {type(self).__name__}.reward gave {reward}: it must be finite"
-                )
+        reward = self.episode_return(outcome.quality) if outcome.done else 0.0
         observation = outcome.feedback or ""
         return observation, reward, outcome.done, False, {"outcome": outcome}
+
+    def episode_return(self, quality: float) -> float:
+        """The return of the current episode if it ends with this quality.
+
+        Raises:
+            ValueError: If the domain's reward is not finite.
+        """
+        instance = self.instance
+        previous = instance.iterate.quality if instance.iterate and instance.kind == "improve" else None
+        reward = float(self.reward(quality, previous))
+        if not math.isfinite(reward):
+            raise ValueError(
+                f"task {instance.task_id!r}: {type(self).__name__}.reward gave {reward}: it must be finite"
+            )
+        return reward
 
     def _respond(self, response: str) -> Outcome:
         outcome = self.respond(self.task, response)

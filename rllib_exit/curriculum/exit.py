@@ -1,0 +1,232 @@
+"""Exploratory Iteration (paper section 4): a curriculum over the policy's own partial histories."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from envs.base import TaskInstance
+from rllib_exit.curriculum.learnability import learnability
+from rllib_exit.curriculum.task_buffer import TaskBuffer
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+
+
+@dataclass(frozen=True, slots=True)
+class CurriculumConfig:
+    """The hyper-parameters of section 4, by default those of the paper's math runs (Table 4).
+
+    Attributes:
+        self_iteration_prob: The probability of selecting from the task buffer; 0 keeps no buffer.
+        divergence_prob: The probability that a self-iteration step diverges.
+        buffer_size: The most instances that the task buffer holds.
+        min_buffer_size: Nothing is selected before it holds so many.
+        inverse_temperature: α of P(i) ∝ S_i^α.
+        expansions_per_group: How many rollouts of a group enter the buffer.
+        self_iteration: False replays a selected instance's partial history and answers its turn afresh.
+        diversity_bonus: Whether advantages are scaled by Eq. 6.
+    """
+
+    self_iteration_prob: float = 0.5
+    divergence_prob: float = 0.2
+    buffer_size: int = 512
+    min_buffer_size: int = 128
+    inverse_temperature: float = 1.0
+    expansions_per_group: int = 1
+    self_iteration: bool = True
+    diversity_bonus: bool = False
+
+    def validate(self) -> None:
+        """Raises a ValueError that names the field, its value and the mend."""
+        for field in ("self_iteration_prob", "divergence_prob"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"{field} is {getattr(self, field)}: set a probability in [0, 1]")
+        if self.min_buffer_size < 1:
+            raise ValueError(f"min_buffer_size is {self.min_buffer_size}: set at least 1")
+        if self.buffer_size < self.min_buffer_size:
+            raise ValueError(
+                f"buffer_size is {self.buffer_size}, below min_buffer_size {self.min_buffer_size}, so that nothing "
+                "would ever be selected: raise buffer_size or lower min_buffer_size"
+            )
+        if self.expansions_per_group < 1:
+            raise ValueError(f"expansions_per_group is {self.expansions_per_group}: set at least 1")
+        if not (math.isfinite(self.inverse_temperature) and self.inverse_temperature >= 0):
+            raise ValueError(f"inverse_temperature is {self.inverse_temperature}: set a finite number of at least 0")
+
+
+# The rows of Table 1.
+STRATEGIES: Mapping[str, CurriculumConfig] = MappingProxyType(
+    {
+        "grpo": CurriculumConfig(self_iteration_prob=0.0, divergence_prob=0.0, self_iteration=False),
+        "curriculum": CurriculumConfig(divergence_prob=0.0, self_iteration=False),
+        "improve": CurriculumConfig(divergence_prob=0.0),
+        "diverge": CurriculumConfig(),
+        "exit": CurriculumConfig(diversity_bonus=True),
+    }
+)
+
+
+class ExIt:
+    """Selects the task instances to train on, and grows the task space from their rollouts.
+
+    Args:
+        config: The hyper-parameters.
+        task_ids: The base tasks.
+        rng: All randomness comes from it; its state is part of the state.
+
+    Raises:
+        ValueError: If the config is invalid, or there is no task.
+    """
+
+    def __init__(self, config: CurriculumConfig, task_ids: Sequence[str], rng: np.random.Generator) -> None:
+        config.validate()
+        if not task_ids:
+            raise ValueError("task_ids is empty: give at least one base task")
+        self.config = config
+        self.buffer = TaskBuffer(config.buffer_size, config.inverse_temperature)
+        self._task_ids = tuple(task_ids)
+        self._rng = rng
+        self._epoch, self._position = np.empty(0, dtype=np.int64), 0
+        self._num_requests = 0
+        self._seen_tasks: set[int] = set()
+        self._seen_instances: set[int] = set()
+        self._selected: list[RolloutRequest] = []
+        self._scores: list[float] = []
+        self._num_skipped = 0
+
+    def select(self, num_prompts: int) -> list[RolloutRequest]:
+        """The iteration's prompts, each from the task buffer or from the base tasks."""
+        self._selected = [self._request() for _ in range(num_prompts)]
+        return list(self._selected)
+
+    def update(self, groups: Sequence[RolloutGroup]) -> None:
+        """Scores the instances that were rolled out, and expands the task buffer with the new histories."""
+        self._scores, self._num_skipped = [], 0
+        # The order of the requests, not of arrival: a resumed run takes the same decisions.
+        for group in sorted(groups, key=lambda group: group.request.group_id):
+            source = group.request.source
+            if group.skipped:  # its prompt does not fit the context, and never will
+                self._num_skipped += 1
+                if source:
+                    self.buffer.remove(source)
+                continue
+            score = learnability(group.qualities_G)
+            self._scores.append(score)
+            if source:
+                self.buffer.update(source, score)
+            if self.config.self_iteration_prob > 0:
+                self._expand(group, score)
+
+    def _request(self) -> RolloutRequest:
+        source = None
+        if self._rng.random() < self.config.self_iteration_prob and len(self.buffer) >= self.config.min_buffer_size:
+            source = self.buffer.sample(self._rng)
+            instance = self._self_iteration(source)
+        else:
+            instance = TaskInstance(self._next_base_task())
+        self._seen_tasks.add(_digest(instance.task_id))
+        self._seen_instances.add(_instance_digest(instance))
+        group_id, seed = f"{self._num_requests:08d}", int(self._rng.integers(2**31))
+        self._num_requests += 1
+        return RolloutRequest(group_id, instance, source, seed)
+
+    def _self_iteration(self, source: TaskInstance) -> TaskInstance:
+        if not self.config.self_iteration:
+            return TaskInstance(source.task_id, source.history)
+        kind = "diverge" if self._rng.random() < self.config.divergence_prob else "improve"
+        return replace(source, kind=kind)
+
+    def _next_base_task(self) -> str:
+        """Draws without replacement, and reshuffles every epoch; an epoch may end within a batch."""
+        if self._position == len(self._epoch):
+            self._epoch, self._position = self._rng.permutation(len(self._task_ids)), 0
+        self._position += 1
+        return self._task_ids[self._epoch[self._position - 1]]
+
+    def _expand(self, group: RolloutGroup, score: float) -> None:
+        """Inserts every prefix of some rollouts' histories; children inherit the score of their parent."""
+        eligible = [rollout for rollout in group.rollouts if rollout.valid and not rollout.truncated]
+        num = min(self.config.expansions_per_group, len(eligible))
+        for i in self._rng.choice(len(eligible), size=num, replace=False) if num else ():
+            for instance in _prefixes(group.request.instance.task_id, eligible[i]):
+                self.buffer.insert(instance, score)
+
+    def metrics(self) -> dict[str, float]:
+        """The last selection and update, averaged over prompts and groups; the totals of the run.
+
+        ``depth_mean`` and ``starting_turn_mean`` count a base task as 0. A group whose prompt did not fit the
+        context counts in ``skipped_fraction``, but has no variance.
+        """
+        instances = [request.instance for request in self._selected]
+        buffer_scores = self.buffer.scores if len(self.buffer) else np.zeros(1)
+        return {
+            "buffer_size": float(len(self.buffer)),
+            "buffer_score_min": float(buffer_scores.min()),
+            "buffer_score_mean": float(buffer_scores.mean()),
+            "buffer_score_max": float(buffer_scores.max()),
+            "selected_fraction": _mean([request.source is not None for request in self._selected]),
+            "improve_fraction": _mean([instance.kind == "improve" for instance in instances]),
+            "diverge_fraction": _mean([instance.kind == "diverge" for instance in instances]),
+            "depth_mean": _mean([instance.depth for instance in instances]),
+            "starting_turn_mean": _mean([instance.starting_turn for instance in instances]),
+            "distinct_tasks_total": float(len(self._seen_tasks)),
+            "distinct_instances_total": float(len(self._seen_instances)),
+            "group_variance_mean": _mean(self._scores),
+            "zero_variance_fraction": _mean([score == 0 for score in self._scores]),
+            "skipped_fraction": self._num_skipped / max(self._num_skipped + len(self._scores), 1),
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that later selections and updates depend on."""
+        return {
+            "task_ids": _digest(self._task_ids),
+            "buffer": self.buffer.get_state(),
+            "rng": self._rng.bit_generator.state,
+            "epoch": self._epoch.copy(),
+            "position": self._position,
+            "num_requests": self._num_requests,
+            "seen_tasks": np.array(sorted(self._seen_tasks), dtype=np.uint64),
+            "seen_instances": np.array(sorted(self._seen_instances), dtype=np.uint64),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores a state of ``get_state``.
+
+        Raises:
+            ValueError: If it was saved with other base tasks, or does not fit the buffer.
+        """
+        if state["task_ids"] != _digest(self._task_ids):
+            raise ValueError("the saved curriculum has other base tasks, or another order: give task_ids as before")
+        self.buffer.set_state(state["buffer"])
+        self._rng.bit_generator.state = state["rng"]
+        self._epoch, self._position = state["epoch"].copy(), state["position"]
+        self._num_requests = state["num_requests"]
+        self._seen_tasks, self._seen_instances = (
+            set(state["seen_tasks"].tolist()),
+            set(state["seen_instances"].tolist()),
+        )
+
+
+def _prefixes(task_id: str, rollout: Rollout) -> list[TaskInstance]:
+    """For every turn, the instance that ends in its last iterate."""
+    turns = rollout.turns
+    return [TaskInstance(task_id, turns[:t], turn, "improve") for t, turn in enumerate(turns)]
+
+
+def _instance_digest(instance: TaskInstance) -> int:
+    turns = instance.history + ((instance.iterate,) if instance.iterate else ())
+    return _digest((instance.task_id, instance.iterate is None, [turn.response for turn in turns]))
+
+
+def _digest(value: object) -> int:
+    """64 bits that are the same in every process, unlike ``hash``."""
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0

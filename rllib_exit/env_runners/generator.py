@@ -1,0 +1,68 @@
+"""What an env runner needs of an inference engine: token ids in, token ids and log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample a response.
+
+    Attributes:
+        max_tokens: The most tokens of one response.
+        temperature: 0 is greedy. Training samples from the tempered distribution and trains on it.
+        top_p: Nucleus; below 1 only in evaluation, since a truncated distribution biases the ratio.
+        top_k: 0 for all tokens; as top_p.
+        stop: Strings that end a response; they stay part of it.
+    """
+
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """One response.
+
+    Attributes:
+        token_ids: The generated tokens, the end-of-sequence token included.
+        logprobs: (N,) float32, their log-probabilities under the sampling distribution.
+        truncated: Whether the token limit ended it.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: np.ndarray
+    truncated: bool = False
+
+
+class Generator(Protocol):
+    """An inference engine. Many ``generate`` calls run concurrently in one event loop."""
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens of prompt and response together."""
+        ...
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
+        """Samples one response."""
+        ...
+
+    async def update_weights(self, weights: np.ndarray) -> None:
+        """Loads new weights in place and forgets what was cached under the old ones.
+
+        Args:
+            weights: (bytes,) uint8, a safetensors file's content under the Hugging Face names.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends the engine."""
+        ...

@@ -1,0 +1,112 @@
+"""vLLM as a Generator. The only file that imports vllm."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.weight_transfer import WeightLoader, shared_file
+
+
+class VLLMGenerator:
+    """A vLLM engine in a process of its own, with continuous batching and prefix caching.
+
+    The engine starts with the first call. It must be used from one event loop.
+
+    Args:
+        model: A local model directory.
+        dtype: The engine's weights and activations, ``"float32"`` or ``"bfloat16"``.
+        max_model_len: The most tokens of prompt and response together.
+        engine_args: More arguments of ``vllm.AsyncEngineArgs``; they win over the defaults here.
+    """
+
+    def __init__(
+        self, model: str, *, dtype: str, max_model_len: int, engine_args: dict[str, Any] | None = None
+    ) -> None:
+        self._engine_args: dict[str, Any] = {
+            "model": model,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "enable_prefix_caching": True,
+            # Log-probabilities of the distribution that is sampled from, temperature included.
+            "logprobs_mode": "processed_logprobs",
+            # Sampling is what SamplingParams says, not the model's generation_config.
+            "generation_config": "vllm",
+            "disable_log_stats": True,
+            "worker_extension_cls": f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
+            **(engine_args or {}),
+        }
+        self._max_model_len = max_model_len
+        self._engine: Any = None
+        self._request_ids = itertools.count()
+
+    @property
+    def max_model_len(self) -> int:
+        return self._max_model_len
+
+    def _start(self) -> Any:
+        if self._engine is None:
+            from vllm.platforms import current_platform
+
+            if current_platform.is_cpu():
+                # Eager mode with an explicit KV cache starts in seconds. The learner shares the cores:
+                # the engine's threads must not spin while they wait.
+                self._engine_args.setdefault("enforce_eager", True)
+                # A seeded request whose prompt is prefilled in chunks kills the CPU engine ("CPU Generator
+                # does not use offset").
+                self._engine_args.setdefault("enable_chunked_prefill", False)
+                self._engine_args.setdefault("max_num_batched_tokens", max(4096, self._max_model_len))
+                self._engine_args.setdefault("kv_cache_memory_bytes", 1 << 30)
+                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+                os.environ.setdefault("KMP_BLOCKTIME", "0")
+                os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args))
+        return self._engine
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
+        """Samples one response.
+
+        Raises:
+            vllm.exceptions.VLLMValidationError: If the engine refuses the request.
+        """
+        from vllm import SamplingParams as VLLMSamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = VLLMSamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            seed=seed,
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        async for output in self._start().generate(prompt, params, f"{next(self._request_ids)}"):
+            completion = output.outputs[0]
+            ids = tuple(completion.token_ids)
+            logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
+            return Generation(ids, np.array(logprobs, np.float32), completion.finish_reason == "length")
+        raise RuntimeError("vLLM ended a request without an output")
+
+    async def update_weights(self, weights: np.ndarray) -> None:
+        engine = self._start()
+        with shared_file(weights) as path:
+            await engine.collective_rpc("load_weights_file", args=(path,))
+        if not await engine.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache after a weight update: requests were still running")
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None

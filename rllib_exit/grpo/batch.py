@@ -1,0 +1,99 @@
+"""Turns rollout groups into the learners' batches: advantages and loss weights, before any sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rllib_exit.objective.loss import loss_weights
+from rllib_exit.objective.packing import Row
+from rllib_exit.rollouts import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What one learner trains on.
+
+    Attributes:
+        minibatches: One update each per epoch; a row is one segment of a rollout. Every learner has the
+            same number of them, and the loss of a minibatch is the sum over all learners' rows.
+    """
+
+    minibatches: tuple[tuple[Row, ...], ...]
+
+
+def make_batches(
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[np.ndarray],
+    *,
+    num_learners: int,
+    minibatch_size: int | None,
+    loss_aggregation: str,
+    max_response_tokens: int,
+    overlong_filtering: bool,
+    skip_zero_advantage: bool,
+) -> list[TrainBatch]:
+    """Makes one batch per learner.
+
+    Args:
+        groups: The groups, none of them empty.
+        advantages: One (G,) array per group.
+        num_learners: How many learners share the work.
+        minibatch_size: Rollouts per update; None for all in one. A minibatch holds whole groups, so it
+            may be larger by less than a group.
+        loss_aggregation: See :func:`rllib_exit.objective.loss.loss_weights`.
+        max_response_tokens: As there.
+        overlong_filtering: Whether rollouts that are truncated or end invalidly get no loss.
+        skip_zero_advantage: Leave out rows whose advantage is 0. Their gradient is 0 if there is no KL
+            term; they count in the loss's denominators all the same.
+    """
+    minibatches: list[list[Row]] = []
+    for chunk in _chunks(list(zip(groups, advantages, strict=True)), minibatch_size):
+        rollouts = [(r, a) for group, advantage in chunk for r, a in zip(group.rollouts, advantage, strict=True)]
+        segments = [(i, segment) for i, (rollout, _) in enumerate(rollouts) for segment in rollout.segments]
+        trained = [not overlong_filtering or (r.valid and not r.truncated) for r, _ in rollouts]
+        weights = loss_weights(
+            np.array([segment.loss_mask.sum() for _, segment in segments]),
+            np.array([i for i, _ in segments]),
+            np.array([trained[i] for i, _ in segments]),
+            aggregation=loss_aggregation,
+            num_rollouts=len(rollouts),
+            max_response_tokens=max_response_tokens,
+        )
+        minibatches.append(
+            [
+                Row(segment.token_ids, segment.loss_mask, segment.logprobs, float(rollouts[i][1]), float(weight))
+                for (i, segment), weight in zip(segments, weights, strict=True)
+                if weight and not (skip_zero_advantage and rollouts[i][1] == 0)
+            ]
+        )
+    shards = [_shard(rows, num_learners) for rows in minibatches]
+    return [TrainBatch(tuple(tuple(shard[i]) for shard in shards)) for i in range(num_learners)]
+
+
+def _chunks(groups: list, minibatch_size: int | None) -> list[list]:
+    if minibatch_size is None:
+        return [groups]
+    chunks, size = [[]], 0
+    for item in groups:
+        if size >= minibatch_size:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(item)
+        size += len(item[0].rollouts)
+    return chunks
+
+
+def _shard(rows: list[Row], num_learners: int) -> list[list[Row]]:
+    """Shares rows out by tokens, the longest first, each to the learner with the fewest."""
+    if num_learners == 1:
+        return [rows]
+    shards: list[list[Row]] = [[] for _ in range(num_learners)]
+    tokens = [0] * num_learners
+    for row in sorted(rows, key=lambda row: -len(row.token_ids)):
+        least = tokens.index(min(tokens))
+        shards[least].append(row)
+        tokens[least] += len(row.token_ids)
+    return shards

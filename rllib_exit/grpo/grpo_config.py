@@ -1,0 +1,410 @@
+"""The configuration of GRPO and ExIt; the defaults are the paper's (appendix A, Table 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
+from rllib_exit.models import resolve_model
+
+
+class GRPOConfig(AlgorithmConfig):
+    """Configures :class:`rllib_exit.grpo.grpo.GRPO`.
+
+    Example:
+        >>> config = (
+        ...     GRPOConfig()
+        ...     .environment(CompetitionMathEnv, env_config={"tasks": "train"})
+        ...     .language_model("meta-llama/Llama-3.2-3B-Instruct")
+        ...     .curriculum("exit")
+        ...     .training(lr=1e-6, prompts_per_batch=128, rollouts_per_prompt=8)
+        ... )
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        if algo_class is None:
+            from rllib_exit.grpo.grpo import GRPO as algo_class  # noqa: N811
+        super().__init__(algo_class=algo_class)
+
+        # The language model.
+        self.model_name: str | None = None
+        self.dtype = "bfloat16"
+        self.max_model_len = 4096
+        self.attn_implementation = "sdpa"
+        self.gradient_checkpointing = False
+        self.chat_template_kwargs: dict[str, Any] = {}
+
+        # Generation.
+        self.max_response_tokens = 1024
+        self.temperature = 1.0
+        self.top_p = 1.0
+        self.top_k = 0
+        self.stop: tuple[str, ...] = ()
+        self.engine_args: dict[str, Any] = {}
+        self.generator_class: Callable[..., Any] = vllm_generator
+
+        # Training.
+        self.lr = 1e-6
+        self.prompts_per_batch = 128
+        self.rollouts_per_prompt = 8
+        self.num_epochs = 1
+        self.minibatch_size = None
+        self.max_tokens_per_micro_batch = 8192
+        self.clip_param = 0.2
+        self.clip_param_high: float | None = None
+        self.kl_coeff = 0.001
+        self.ref_update_interval = 100
+        self.ref_update_rate = 1.0
+        self.normalize_std = True
+        self.loss_aggregation = "sequence_mean"
+        self.mismatch_clip: float | None = 2.0
+        self.overlong_filtering = False
+        self.lr_warmup_steps = 0
+        self.weight_decay = 0.0
+        self.adam_betas = (0.9, 0.999)
+        self.grad_clip = 1.0
+        self.learner_threads: int | None = None
+
+        # The curriculum.
+        self.strategy = "exit"
+        self.self_iteration_prob = CurriculumConfig().self_iteration_prob
+        self.divergence_prob = CurriculumConfig().divergence_prob
+        self.buffer_size = CurriculumConfig().buffer_size
+        self.min_buffer_size = CurriculumConfig().min_buffer_size
+        self.inverse_temperature = CurriculumConfig().inverse_temperature
+        self.expansions_per_group = CurriculumConfig().expansions_per_group
+        self.self_iteration = True
+        self.diversity_bonus = True
+        self.diversity_metric = "embedding"
+        self.embedding_model: str | None = None
+
+        # Evaluation.
+        self.self_improvement_steps = 4
+
+        # What RLlib's defaults assume of small, fast policies does not hold for language models.
+        from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
+
+        self.env_runner_cls = LLMEnvRunner
+        self.num_env_runners = 1
+        self.num_envs_per_env_runner = 256
+        self.create_local_env_runner = False
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
+        self._dont_auto_sync_env_runner_states = True
+        self.episodes_to_numpy = False
+        self.sample_timeout_s = None
+        self.evaluation_sample_timeout_s = 1e9
+        self.delay_between_env_runner_restarts_s = 0
+        self.restart_failed_env_runners = True
+
+    def language_model(
+        self,
+        model: str = NotProvided,
+        *,
+        dtype: str = NotProvided,
+        max_model_len: int = NotProvided,
+        attn_implementation: str = NotProvided,
+        gradient_checkpointing: bool = NotProvided,
+        chat_template_kwargs: dict[str, Any] = NotProvided,
+    ) -> Self:
+        """Sets the language model that is trained.
+
+        Args:
+            model: A directory, a hub id, or ``bundled:smollm2-135m-instruct``.
+            dtype: ``"bfloat16"`` or ``"float32"``: of the engine and of the learner's forward pass. The
+                learner's weights and its optimizer's state are always float32.
+            max_model_len: The most tokens of prompt and response together.
+            attn_implementation: Of the learner: ``"sdpa"``, where rollouts of one group share their
+                prompt in a pack, or ``"flash_attention_2"``.
+            gradient_checkpointing: Recompute activations in the backward pass.
+            chat_template_kwargs: Variables of the model's chat template.
+        """
+        return self._set(
+            model_name=model,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            attn_implementation=attn_implementation,
+            gradient_checkpointing=gradient_checkpointing,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
+    def generation(
+        self,
+        *,
+        max_response_tokens: int = NotProvided,
+        temperature: float = NotProvided,
+        top_p: float = NotProvided,
+        top_k: int = NotProvided,
+        stop: Sequence[str] = NotProvided,
+        engine_args: dict[str, Any] = NotProvided,
+        generator_class: Callable[..., Any] = NotProvided,
+    ) -> Self:
+        """Sets how responses are sampled.
+
+        Args:
+            max_response_tokens: The most tokens of one response.
+            temperature: Of training's samples; the learner uses the same tempered distribution.
+            top_p: Below 1 in evaluation only (``evaluation_config``).
+            top_k: Above 0 in evaluation only.
+            stop: Strings that end a response.
+            engine_args: More arguments of ``vllm.AsyncEngineArgs``.
+            generator_class: Makes the engine, called as :class:`VLLMGenerator` is.
+        """
+        return self._set(
+            max_response_tokens=max_response_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop=stop,
+            engine_args=engine_args,
+            generator_class=generator_class,
+        )
+
+    def training(
+        self,
+        *,
+        prompts_per_batch: int = NotProvided,
+        rollouts_per_prompt: int = NotProvided,
+        max_tokens_per_micro_batch: int = NotProvided,
+        clip_param: float = NotProvided,
+        clip_param_high: float | None = NotProvided,
+        kl_coeff: float = NotProvided,
+        ref_update_interval: int = NotProvided,
+        ref_update_rate: float = NotProvided,
+        normalize_std: bool = NotProvided,
+        loss_aggregation: str = NotProvided,
+        mismatch_clip: float | None = NotProvided,
+        overlong_filtering: bool = NotProvided,
+        lr_warmup_steps: int = NotProvided,
+        weight_decay: float = NotProvided,
+        adam_betas: tuple[float, float] = NotProvided,
+        learner_threads: int | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the training; ``lr``, ``num_epochs``, ``minibatch_size`` and ``grad_clip`` are RLlib's own.
+
+        Args:
+            prompts_per_batch: P, task instances per iteration.
+            rollouts_per_prompt: G, the group size.
+            max_tokens_per_micro_batch: Tokens of one forward and backward pass. Changes nothing but
+                memory and speed.
+            clip_param: ε of Eq. 4.
+            clip_param_high: ε above 1, if it differs.
+            kl_coeff: β of Eq. 4; 0 keeps no reference policy.
+            ref_update_interval: Iterations between updates of the reference policy.
+            ref_update_rate: a in ref ← a·θ + (1 − a)·ref.
+            normalize_std: Divide advantages by the group's standard deviation (Eq. 3).
+            loss_aggregation: ``"sequence_mean"`` (GRPO), ``"token_mean"`` (DAPO) or ``"constant"`` (Dr. GRPO).
+            mismatch_clip: Truncates the importance weight of learner against engine; None for no weight.
+            overlong_filtering: No loss for rollouts that are truncated or end invalidly.
+            lr_warmup_steps: Updates over which the learning rate rises linearly.
+            weight_decay: AdamW's.
+            adam_betas: AdamW's.
+            learner_threads: CPU threads of a learner; None for all cores.
+            **kwargs: RLlib's own training settings.
+        """
+        super().training(**kwargs)
+        return self._set(
+            prompts_per_batch=prompts_per_batch,
+            rollouts_per_prompt=rollouts_per_prompt,
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            clip_param=clip_param,
+            clip_param_high=clip_param_high,
+            kl_coeff=kl_coeff,
+            ref_update_interval=ref_update_interval,
+            ref_update_rate=ref_update_rate,
+            normalize_std=normalize_std,
+            loss_aggregation=loss_aggregation,
+            mismatch_clip=mismatch_clip,
+            overlong_filtering=overlong_filtering,
+            lr_warmup_steps=lr_warmup_steps,
+            weight_decay=weight_decay,
+            adam_betas=adam_betas,
+            learner_threads=learner_threads,
+        )
+
+    def curriculum(
+        self,
+        strategy: str = NotProvided,
+        *,
+        self_iteration_prob: float = NotProvided,
+        divergence_prob: float = NotProvided,
+        buffer_size: int = NotProvided,
+        min_buffer_size: int = NotProvided,
+        inverse_temperature: float = NotProvided,
+        expansions_per_group: int = NotProvided,
+        diversity_metric: str = NotProvided,
+        embedding_model: str = NotProvided,
+    ) -> Self:
+        """Sets the task curriculum (paper section 4).
+
+        Args:
+            strategy: A row of Table 1: ``"grpo"``, ``"curriculum"``, ``"improve"``, ``"diverge"`` or
+                ``"exit"``. It sets what follows to its preset; give it first, or with what differs.
+            self_iteration_prob: Probability that a prompt is selected from the task buffer.
+            divergence_prob: Probability that a self-iteration step becomes a divergence step.
+            buffer_size: The task buffer's capacity.
+            min_buffer_size: Nothing is selected while the buffer holds fewer instances.
+            inverse_temperature: α: instances are drawn in proportion to their score to this power.
+            expansions_per_group: Rollouts of a group that enter the buffer.
+            diversity_metric: ``"embedding"`` (Eq. 6) or ``"edit_distance"``.
+            embedding_model: A sentence-transformers model: directory, hub id or ``bundled:all-minilm-l6-v2``.
+        """
+        if strategy is not NotProvided:
+            if strategy not in STRATEGIES:
+                raise ValueError(f"strategy is {strategy!r}: use one of {', '.join(STRATEGIES)}")
+            preset = STRATEGIES[strategy]
+            self._set(
+                strategy=strategy,
+                self_iteration_prob=preset.self_iteration_prob,
+                divergence_prob=preset.divergence_prob,
+                self_iteration=preset.self_iteration,
+                diversity_bonus=preset.diversity_bonus,
+            )
+        return self._set(
+            self_iteration_prob=self_iteration_prob,
+            divergence_prob=divergence_prob,
+            buffer_size=buffer_size,
+            min_buffer_size=min_buffer_size,
+            inverse_temperature=inverse_temperature,
+            expansions_per_group=expansions_per_group,
+            diversity_metric=diversity_metric,
+            embedding_model=embedding_model,
+        )
+
+    def self_improvement(self, *, steps: int = NotProvided) -> Self:
+        """Sets K-step self-improvement (paper section 5.3), which evaluation reports.
+
+        It runs on the training env runners, or, if ``evaluation_num_env_runners`` is above 0, on those.
+        ``evaluation_config`` overrides environment and sampling.
+
+        Args:
+            steps: K.
+        """
+        return self._set(self_improvement_steps=steps)
+
+    def _set(self, **settings: Any) -> Self:
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    def curriculum_config(self) -> CurriculumConfig:
+        """The curriculum's part of this config."""
+        return CurriculumConfig(
+            self_iteration_prob=self.self_iteration_prob,
+            divergence_prob=self.divergence_prob,
+            buffer_size=self.buffer_size,
+            min_buffer_size=self.min_buffer_size,
+            inverse_temperature=self.inverse_temperature,
+            expansions_per_group=self.expansions_per_group,
+            self_iteration=self.self_iteration,
+            diversity_bonus=self.diversity_bonus,
+        )
+
+    @property
+    def model_path(self) -> str:
+        """The local directory of the model."""
+        return resolve_model(self.model_name)
+
+    def validate(self) -> None:
+        """Checks everything that needs no model or data.
+
+        Raises:
+            ValueError: Names the field, its value and the mend.
+        """
+        super().validate()
+        self._check("model_name", isinstance(self.model_name, str), "name a model with .language_model(...)")
+        self._check("dtype", self.dtype in ("float32", "bfloat16"), "use 'float32' or 'bfloat16'")
+        for name in ("max_model_len", "max_response_tokens", "prompts_per_batch", "max_tokens_per_micro_batch"):
+            self._check(name, _is_int(getattr(self, name), 1), "use an integer of 1 or more")
+        for name in ("num_epochs", "ref_update_interval", "num_envs_per_env_runner", "self_improvement_steps"):
+            low = 0 if name == "self_improvement_steps" else 1
+            self._check(name, _is_int(getattr(self, name), low), f"use an integer of {low} or more")
+        self._check(
+            "rollouts_per_prompt",
+            _is_int(self.rollouts_per_prompt, 2),
+            "a group-relative advantage needs at least 2 rollouts",
+        )
+        self._check(
+            "max_response_tokens",
+            self.max_response_tokens < self.max_model_len,
+            f"it must leave room for a prompt in max_model_len ({self.max_model_len})",
+        )
+        self._check(
+            "minibatch_size",
+            self.minibatch_size is None or _is_int(self.minibatch_size, 1),
+            "use None (the whole batch) or a number of rollouts",
+        )
+        for name in ("lr", "kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
+            self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "use a number of 0 or more")
+        self._check("clip_param", _is_number(self.clip_param) and 0 < self.clip_param < 1, "use a number in (0, 1)")
+        for name in ("clip_param_high", "mismatch_clip", "grad_clip"):
+            value = getattr(self, name)
+            self._check(name, value is None or (_is_number(value) and value > 0), "use None or a number above 0")
+        self._check("ref_update_rate", 0 <= self.ref_update_rate <= 1, "use a number in [0, 1]")
+        choices = ("sequence_mean", "token_mean", "constant")
+        self._check("loss_aggregation", self.loss_aggregation in choices, f"use one of {', '.join(choices)}")
+        if not self.in_evaluation:
+            self._check("temperature", self.temperature > 0, "training samples: use a temperature above 0")
+            mend = "training samples from the whole distribution; set it in evaluation_config only"
+            self._check("top_p", self.top_p == 1, f"use 1: {mend}")
+            self._check("top_k", self.top_k == 0, f"use 0: {mend}")
+        self.curriculum_config().validate()
+        metrics = ("embedding", "edit_distance")
+        self._check("diversity_metric", self.diversity_metric in metrics, f"use one of {', '.join(metrics)}")
+        if self.diversity_bonus and self.diversity_metric == "embedding":
+            self._check(
+                "embedding_model",
+                isinstance(self.embedding_model, str),
+                "the diversity bonus embeds solutions: name a model, or use diversity_metric='edit_distance'",
+            )
+        self._check("num_env_runners", self.in_evaluation or _is_int(self.num_env_runners, 1), "use 1 or more")
+
+    def _check(self, name: str, good: bool, mend: str) -> None:
+        if not good:
+            raise ValueError(f"{name} is {getattr(self, name)!r}: {mend}")
+
+    def get_default_learner_class(self) -> type:
+        from rllib_exit.grpo.grpo_torch_learner import GRPOTorchLearner
+
+        return GRPOTorchLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
+
+        return RLModuleSpec(
+            module_class=CausalLMRLModule,
+            model_config={
+                "model": self.model_name,
+                "dtype": self.dtype,
+                "temperature": self.temperature,
+                "attn_implementation": self.attn_implementation,
+                "gradient_checkpointing": self.gradient_checkpointing,
+                "reference": self.kl_coeff > 0,
+            },
+        )
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {}
+
+
+def vllm_generator(model: str, **kwargs: Any) -> Any:
+    """Makes a :class:`VLLMGenerator`; imports vLLM only then."""
+    from rllib_exit.env_runners.vllm_generator import VLLMGenerator
+
+    return VLLMGenerator(model, **kwargs)
+
+
+def _is_int(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

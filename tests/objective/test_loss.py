@@ -1,0 +1,210 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rllib_exit.objective.loss import grpo_loss, loss_weights
+
+AGGREGATIONS = ["sequence_mean", "token_mean", "constant"]
+
+
+def random_batch(rng, num_rollouts, with_filtered=True):
+    """Ragged rollouts of 1 to 3 segments; a segment is a dict of lists."""
+    rollouts = []
+    for _ in range(num_rollouts):
+        segments = []
+        for _ in range(rng.integers(1, 4)):
+            n = int(rng.integers(1, 9))
+            segments.append({k: rng.normal(-1, 0.5, n).tolist() for k in ("logprobs", "old", "rollout", "ref")})
+        rollouts.append({"segments": segments, "advantage": rng.normal(), "trained": rng.random() < 0.8})
+    if not any(r["trained"] for r in rollouts):
+        rollouts[0]["trained"] = True
+    return rollouts
+
+
+def reference_loss(rollouts, aggregation, max_response_tokens, *, low, high, beta, mismatch_clip):
+    """The loss as the papers write it: one Python float per token."""
+    per_rollout = []
+    for rollout in rollouts:
+        a, terms = rollout["advantage"], []
+        for segment in rollout["segments"]:
+            for logp, old, gen, ref in zip(*(segment[k] for k in ("logprobs", "old", "rollout", "ref")), strict=True):
+                rho = math.exp(logp - old)
+                surrogate = min(rho * a, min(max(rho, 1 - low), 1 + high) * a)
+                if mismatch_clip is not None:
+                    surrogate *= min(math.exp(old - gen), mismatch_clip)
+                kl = math.exp(ref - logp) - (ref - logp) - 1
+                terms.append(-(surrogate - beta * kl))
+        per_rollout.append(terms)
+    trained = [terms for terms, rollout in zip(per_rollout, rollouts, strict=True) if rollout["trained"]]
+    if aggregation == "sequence_mean":
+        return sum(sum(terms) / len(terms) for terms in trained) / len(rollouts)
+    if aggregation == "token_mean":
+        return sum(map(sum, trained)) / sum(map(len, trained))
+    return sum(map(sum, trained)) / (len(rollouts) * max_response_tokens)
+
+
+def rows_of(rollouts, aggregation, max_response_tokens):
+    """The batch's segments, each with its advantage and weight."""
+    rows = [(i, r, s) for i, r in enumerate(rollouts) for s in r["segments"]]
+    weights_R = loss_weights(
+        np.array([len(s["old"]) for _, _, s in rows]),
+        np.array([i for i, _, _ in rows]),
+        np.array([r["trained"] for _, r, _ in rows]),
+        aggregation=aggregation,
+        num_rollouts=len(rollouts),
+        max_response_tokens=max_response_tokens,
+    )
+    return [(s, r["advantage"], w) for (_, r, s), w in zip(rows, weights_R, strict=True)]
+
+
+def loss_of(rows, **kwargs):
+    """``grpo_loss`` of some rows in one go, with the gradient for each row's log-probabilities."""
+    cat = {k: torch.tensor([x for s, _, _ in rows for x in s[k]]) for k in ("logprobs", "old", "rollout", "ref")}
+    lengths = torch.tensor([len(s["old"]) for s, _, _ in rows])
+    advantages_N = torch.repeat_interleave(torch.tensor([a for _, a, _ in rows], dtype=torch.float32), lengths)
+    weights_N = torch.repeat_interleave(torch.tensor([w for _, _, w in rows], dtype=torch.float32), lengths)
+    logprobs_N = cat["logprobs"].requires_grad_()
+    loss, stats = grpo_loss(logprobs_N, cat["old"], cat["rollout"], cat["ref"], advantages_N, weights_N, **kwargs)
+    loss.backward()
+    assert logprobs_N.grad is not None
+    return loss.item(), stats, logprobs_N.grad.split(lengths.tolist())
+
+
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 6),
+    st.sampled_from(AGGREGATIONS),
+    st.sampled_from([None, 0.28]),
+    st.sampled_from([0.0, 0.05]),
+    st.sampled_from([None, 1.5]),
+)
+@settings(max_examples=100, deadline=None)
+def test_agrees_with_the_slow_reference_however_it_is_cut(seed, num_rollouts, aggregation, high, beta, mismatch_clip):
+    rng = np.random.default_rng(seed)
+    rollouts = random_batch(rng, num_rollouts)
+    expected = reference_loss(
+        rollouts, aggregation, 24, low=0.2, high=0.2 if high is None else high, beta=beta, mismatch_clip=mismatch_clip
+    )
+    rows = rows_of(rollouts, aggregation, 24)
+    kwargs = {"clip_param": 0.2, "clip_param_high": high, "kl_coeff": beta, "mismatch_clip": mismatch_clip}
+    whole, stats, grads = loss_of(rows, **kwargs)
+    assert whole == pytest.approx(expected, abs=1e-5)
+
+    order = rng.permutation(len(rows))
+    num_parts = int(rng.integers(1, len(rows) + 1))
+    parts = [part.tolist() for part in np.array_split(order, num_parts)]
+    results = [loss_of([rows[i] for i in part], **kwargs) for part in parts]
+    assert sum(loss for loss, _, _ in results) == pytest.approx(expected, abs=1e-5)
+    for part, (_, _, part_grads) in zip(parts, results, strict=True):
+        for i, grad in zip(part, part_grads, strict=True):
+            torch.testing.assert_close(grad, grads[i], atol=1e-6, rtol=1e-5)
+    for name, value in stats.items():
+        combine = max if name.endswith("_max") else sum
+        assert combine(float(s[name]) for _, s, _ in results) == pytest.approx(float(value), abs=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_weights_of_a_small_batch(aggregation):
+    expected = {
+        "sequence_mean": [1 / (3 * 6), 1 / (3 * 6), 0, 1 / (3 * 5)],
+        "token_mean": [1 / 11, 1 / 11, 0, 1 / 11],
+        "constant": [1 / 30, 1 / 30, 0, 1 / 30],
+    }
+    weights_R = loss_weights(
+        [2, 4, 7, 5],
+        [8, 8, 3, 5],
+        [True, True, False, True],
+        aggregation=aggregation,
+        num_rollouts=3,
+        max_response_tokens=10,
+    )
+    np.testing.assert_allclose(weights_R, expected[aggregation])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_weights_are_finite_where_nothing_is_trained(aggregation):
+    kwargs = {"aggregation": aggregation, "num_rollouts": 2, "max_response_tokens": 10}
+    assert loss_weights([3, 4], [0, 1], [False, False], **kwargs).tolist() == [0, 0]
+    assert np.isfinite(loss_weights([0, 4], [0, 1], [True, True], **kwargs)).all()
+    assert loss_weights([], [], [], **kwargs).shape == (0,)
+
+
+def test_rejects_unknown_aggregation():
+    with pytest.raises(ValueError, match="loss_aggregation is 'mean'"):
+        loss_weights([1], [0], [True], aggregation="mean", num_rollouts=1, max_response_tokens=1)  # type: ignore[arg-type]
+
+
+def one_token(ratio, advantage, **kwargs):
+    logprob = torch.tensor([-1.0 + math.log(ratio)], requires_grad=True)
+    old = torch.tensor([-1.0])
+    one = torch.ones(1)
+    loss, stats = grpo_loss(
+        logprob, old, kwargs.pop("rollout", old), None, advantage * one, one, clip_param=0.2, kl_coeff=0.0, **kwargs
+    )
+    loss.backward()
+    assert logprob.grad is not None
+    return loss.item(), logprob.grad.item(), int(stats["clipped"])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "clipped"),
+    [(1.3, 1, 1), (1.1, 1, 0), (0.7, 1, 0), (1.3, -1, 0), (0.9, -1, 0), (0.7, -1, 1), (1.3, 0, 0)],
+)
+def test_clips_only_against_the_advantage(ratio, advantage, clipped):
+    loss, grad, num_clipped = one_token(ratio, advantage)
+    assert num_clipped == clipped
+    bound = 1.2 if ratio > 1 else 0.8
+    assert loss == pytest.approx(-advantage * (bound if clipped else ratio), abs=1e-6)
+    assert grad == pytest.approx(0 if clipped else -advantage * ratio, abs=1e-6)
+
+
+def test_asymmetric_clipping():
+    assert one_token(1.25, 1, clip_param_high=0.28)[2] == 0
+    assert one_token(1.3, 1, clip_param_high=0.28)[2] == 1
+    assert one_token(0.75, -1, clip_param_high=0.28)[2] == 1
+
+
+def test_mismatch_weight_is_truncated_and_carries_no_gradient():
+    # π_old / π_rollout is e.
+    loss, grad, _ = one_token(1.0, 1, rollout=torch.tensor([-2.0]), mismatch_clip=2.0)
+    assert (loss, grad) == pytest.approx((-2.0, -2.0))
+    loss, grad, _ = one_token(1.0, 1, rollout=torch.tensor([-2.0]), mismatch_clip=5.0)
+    assert (loss, grad) == pytest.approx((-math.e, -math.e))
+    assert one_token(1.0, 1, rollout=torch.tensor([-2.0]))[0] == pytest.approx(-1)
+
+
+@given(st.lists(st.tuples(st.floats(-20, 0, width=32), st.floats(-20, 0, width=32)), min_size=1, max_size=20))
+def test_kl_is_not_negative_and_zero_at_the_reference(pairs):
+    logprobs_N, ref_N = torch.tensor(pairs).T
+    zero_N = torch.zeros_like(ref_N)
+
+    def kl(ref_N):
+        kwargs = {"clip_param": 0.2, "kl_coeff": 1.0}
+        return grpo_loss(logprobs_N, logprobs_N, logprobs_N, ref_N, zero_N, zero_N, **kwargs)[1]["kl"]
+
+    assert kl(ref_N) >= 0
+    assert kl(logprobs_N) == 0
+
+
+def test_kl_without_reference_is_an_error():
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match=r"kl_coeff is 0\.1"):
+        grpo_loss(one, one, one, None, one, one, clip_param=0.2, kl_coeff=0.1)
+
+
+def test_kl_is_reported_even_if_it_is_not_in_the_loss():
+    zero, one = torch.zeros(1), torch.ones(1)
+    loss, stats = grpo_loss(-one, -one, -one, -2 * one, zero, one, clip_param=0.2, kl_coeff=0.0)
+    assert loss == 0 and stats["kl"] == pytest.approx(math.exp(-1))
+
+
+def test_no_tokens():
+    empty = torch.empty(0, requires_grad=True)
+    loss, stats = grpo_loss(empty, empty, empty, empty, empty, empty, clip_param=0.2, kl_coeff=0.1, mismatch_clip=2.0)
+    loss.backward()
+    assert loss == 0 and all(value == 0 for value in stats.values())
+    assert not any(value.requires_grad for value in stats.values())

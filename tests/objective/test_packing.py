@@ -1,0 +1,212 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rllib_exit.objective.loss import grpo_loss
+from rllib_exit.objective.packing import Pack, Row, pack
+
+VOCAB = 64
+
+
+def make_rows(rng, num_groups=3, group_size=4, max_prompt=12, max_rest=14):
+    """Groups that share a prompt; the rests hold generated tokens and tool results."""
+    rows = []
+    for _ in range(num_groups):
+        prompt = rng.integers(0, VOCAB, rng.integers(1, max_prompt + 1))
+        for _ in range(rng.integers(1, group_size + 1)):
+            rest = rng.integers(0, VOCAB, rng.integers(1, max_rest + 1))
+            mask = np.concatenate([np.zeros(len(prompt), bool), [True], rng.random(len(rest) - 1) < 0.7])
+            tokens = np.concatenate([prompt, rest]).astype(np.int32)
+            logprobs = np.where(mask, rng.normal(-1, 0.3, len(mask)), 0).astype(np.float32)
+            rows.append(Row(tokens, mask, logprobs, float(rng.normal()), float(rng.random())))
+    rng.shuffle(rows)  # type: ignore[arg-type]
+    return rows
+
+
+def spans(pack_: Pack):
+    """For each row of a pack, the flat positions of its tokens: a rest, or a whole row, with its parent."""
+    document_T, parent_T = pack_.document_T, pack_.parent_T
+    prompts = set(parent_T[document_T != parent_T].tolist())
+    ends = [d for d in document_T.unique().tolist() if d not in prompts]
+    for i, d in zip(dict.fromkeys(pack_.rows_N.tolist()), ends, strict=True):
+        parent = parent_T[document_T == d][0]
+        yield i, ((document_T == d) | (document_T == parent)).nonzero()[:, 0]
+
+
+layouts = (st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5), st.integers(1, 80), st.booleans())
+
+
+@given(*layouts)
+@settings(max_examples=150, deadline=None)
+def test_every_row_sees_exactly_itself(seed, num_groups, group_size, max_tokens, share_prefixes):
+    rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
+    packs = pack(rows, max_tokens, share_prefixes)
+    seen = []
+    for pack_ in packs:
+        mask_TT = pack_.attention_mask()[0, 0]
+        num_tokens = len(pack_.token_ids_T)
+        assert mask_TT.shape == (num_tokens, num_tokens) and mask_TT.dtype == torch.bool
+        assert not mask_TT.triu(1).any() and mask_TT.diagonal().all()
+        in_pack = list(spans(pack_))
+        assert num_tokens <= max_tokens or len(in_pack) == 1
+        assert (pack_.document_T >= pack_.parent_T).all() and pack_.document_T.max() < num_tokens
+        for i, span in in_pack:
+            row = rows[i]
+            seen.append(i)
+            length = len(row.token_ids)
+            assert pack_.token_ids_T[span].tolist() == row.token_ids.tolist()
+            assert pack_.position_ids_T[span].tolist() == list(range(length))
+            # Among its own tokens a row is causal; it sees no others.
+            for nth, position in enumerate(span.tolist()):
+                assert mask_TT[position].nonzero()[:, 0].tolist() == span[: nth + 1].tolist()
+            mine = pack_.rows_N == i
+            targets = np.flatnonzero(row.loss_mask)
+            assert pack_.sources_N[mine].tolist() == span[targets - 1].tolist()
+            assert pack_.targets_N[mine].tolist() == row.token_ids[targets].tolist()
+            assert pack_.rollout_logprobs_N[mine].tolist() == row.logprobs[targets].tolist()
+            assert set(pack_.advantages_N[mine].tolist()) == {float(np.float32(row.advantage))}
+            assert set(pack_.weights_N[mine].tolist()) == {float(np.float32(row.loss_weight))}
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def test_a_group_pays_for_its_prompt_once():
+    prompt = np.arange(10)
+    rows = [
+        Row(
+            np.append(prompt, [20 + i, 30 + i]).astype(np.int32),
+            np.arange(12) >= 10,
+            np.zeros(12, np.float32),
+            1.0,
+            1.0,
+        )
+        for i in range(4)
+    ]
+    (shared,) = pack(rows, 100)
+    assert len(shared.token_ids_T) == 10 + 4 * 2
+    assert shared.sources_N.tolist()[::2] == [9] * 4  # the prompt's end predicts each rest's first token
+    assert [len(p.token_ids_T) for p in pack(rows, 14)] == [14, 14]  # split, with the prompt in each
+    assert [len(p.token_ids_T) for p in pack(rows, 100, share_prefixes=False)] == [48]
+    assert [len(p.token_ids_T) for p in pack(rows, 5)] == [12] * 4  # too long for any pack
+
+
+def test_a_row_alone_is_one_document():
+    row = Row(np.arange(6, dtype=np.int32), np.arange(6) >= 3, np.zeros(6, np.float32), 1.0, 1.0)
+    other = Row(np.arange(1, 5, dtype=np.int32), np.arange(4) >= 2, np.zeros(4, np.float32), 1.0, 1.0)
+    for share_prefixes in (True, False):
+        (pack_,) = pack([row, other], 100, share_prefixes)
+        assert pack_.document_T.tolist() == pack_.parent_T.tolist() == [0] * 6 + [1] * 4
+        assert pack_.position_ids_T.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
+
+
+def test_rows_without_trained_tokens_are_dropped():
+    row = Row(np.arange(4, dtype=np.int32), np.zeros(4, bool), np.zeros(4, np.float32), 1.0, 1.0)
+    assert pack([row], 10) == [] == pack([], 10)
+    trained = Row(row.token_ids, np.arange(4) == 3, row.logprobs, 1.0, 1.0)
+    (pack_,) = pack([row, trained], 10)
+    assert pack_.rows_N.tolist() == [1]
+
+
+def test_rejects_a_trained_first_token_and_no_room():
+    row = Row(np.arange(4, dtype=np.int32), np.ones(4, bool), np.zeros(4, np.float32), 1.0, 1.0)
+    with pytest.raises(ValueError, match="row 0 trains its first token"):
+        pack([row], 10)
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        pack([], 0)
+
+
+@given(*layouts[:3])
+@settings(max_examples=50, deadline=None)
+def test_packs_are_full(seed, num_groups, group_size):
+    """First-fit leaves at most one pack half empty."""
+    rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
+    fills = [len(p.token_ids_T) for p in pack(rows, 60, share_prefixes=False)]
+    assert sum(fill <= 30 for fill in fills) <= 1
+
+
+def test_to_moves_every_tensor():
+    (pack_, *_) = pack(make_rows(np.random.default_rng(0)), 1000)
+    moved = pack_.to("meta")
+    assert moved.token_ids_T.device.type == moved.rollout_logprobs_N.device.type == "meta"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=128,
+        initializer_range=0.3,  # large, so that the log-probabilities depend on the context
+    )
+    config._attn_implementation = "sdpa"
+    return LlamaForCausalLM(config).float()
+
+
+def packed_logprobs(model, pack_, mask=None):
+    logits_NV = model(
+        input_ids=pack_.token_ids_T[None],
+        position_ids=pack_.position_ids_T[None],
+        attention_mask=pack_.attention_mask() if mask is None else mask,
+        logits_to_keep=pack_.sources_N,
+        use_cache=False,
+    ).logits[0]
+    return logits_NV.log_softmax(-1).gather(-1, pack_.targets_N[:, None])[:, 0]
+
+
+def row_logprobs(model, row):
+    """The row alone, with neither mask nor positions given."""
+    tokens_1T = torch.from_numpy(row.token_ids.astype(np.int64))[None]
+    logprobs_TV = model(input_ids=tokens_1T, use_cache=False).logits[0].log_softmax(-1)
+    targets = torch.from_numpy(np.flatnonzero(row.loss_mask))
+    return logprobs_TV[targets - 1, tokens_1T[0, targets]]
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("max_tokens", [1, 30, 60, 1000])
+@pytest.mark.parametrize("share_prefixes", [True, False])
+def test_packed_rows_get_the_log_probabilities_and_gradients_that_they_get_alone(model, max_tokens, share_prefixes):
+    rows = make_rows(np.random.default_rng(7), num_groups=4)
+    alone = [row_logprobs(model, row) for row in rows]
+    for pack_ in pack(rows, max_tokens, share_prefixes):
+        logprobs_N = packed_logprobs(model, pack_)
+        for i in pack_.rows_N.unique().tolist():
+            torch.testing.assert_close(logprobs_N[pack_.rows_N == i], alone[i], atol=1e-5, rtol=1e-5)
+
+    kwargs = {"clip_param": 0.2, "kl_coeff": 0.1, "mismatch_clip": 2.0}
+    expected = torch.zeros(())
+    for row, logprobs in zip(rows, alone, strict=True):
+        rollout = torch.from_numpy(row.logprobs[row.loss_mask])
+        advantages, weights = (torch.full_like(rollout, x) for x in (row.advantage, row.loss_weight))
+        expected = expected + grpo_loss(logprobs, logprobs.detach(), rollout, rollout, advantages, weights, **kwargs)[0]
+    expected_grads = gradients(model, expected)
+
+    total = torch.zeros(())
+    for p in pack(rows, max_tokens, share_prefixes):
+        logprobs = packed_logprobs(model, p)
+        rollout = p.rollout_logprobs_N
+        total = (
+            total + grpo_loss(logprobs, logprobs.detach(), rollout, rollout, p.advantages_N, p.weights_N, **kwargs)[0]
+        )
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    for name, grad in gradients(model, total).items():
+        scale = expected_grads[name].abs().max()
+        torch.testing.assert_close(grad / scale, expected_grads[name] / scale, atol=1e-5, rtol=1e-5)
+
+
+def test_the_boolean_mask_is_what_parts_the_rows(model):
+    (pack_,) = pack(make_rows(np.random.default_rng(7)), 1000)
+    causal = torch.ones_like(pack_.attention_mask()).tril()
+    difference_N = (packed_logprobs(model, pack_) - packed_logprobs(model, pack_, causal)).abs()
+    assert difference_N.max() > 0.1
