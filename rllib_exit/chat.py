@@ -129,20 +129,18 @@ class ChatTokenizer:
         # write a past response's header otherwise, or change earlier turns once later ones follow.
         for end in (*sorted(generated), len(roles)):
             slots, after = self._template(roles[:end])
+            if begin and slots[begin - 1] is None:
+                raise self._dropped(begin - 1, roles[:end])
             for index in range(begin, end):
                 slot, content = slots[index], messages[index]["content"]
                 if slot is None:
-                    if content.strip() or index in generated:
-                        raise ValueError(
-                            f"the chat template of {self.name} drops the content of message {index} "
-                            f"({roles[index]}) of {list(roles[:end])}"
-                        )
+                    if content.strip():
+                        raise self._dropped(index, roles[:end])
                     continue
                 ids += slot.before[_overlap(response, slot.before) :]
                 response = []
-                if index not in generated:
-                    content = content.lstrip() if slot.lstrip else content
-                    ids += self._content_ids(content.rstrip() if slot.rstrip else content)
+                content = content.lstrip() if slot.lstrip else content
+                ids += self._content_ids(content.rstrip() if slot.rstrip else content)
             ids += after[_overlap(response, after) :]
             if end < len(roles):
                 response = [int(token) for token in generated[end]]
@@ -156,6 +154,11 @@ class ChatTokenizer:
             return self.tokenizer.decode(
                 [int(token) for token in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
+
+    def _dropped(self, index: int, roles: tuple[str, ...]) -> ValueError:
+        return ValueError(
+            f"the chat template of {self.name} drops the content of message {index} ({roles[index]}) of {list(roles)}"
+        )
 
     def _eos_token_ids(self) -> tuple[int, ...]:
         ids = {self.tokenizer.eos_token_id}

@@ -45,7 +45,7 @@ def make_tiny_model(
 
     Args:
         directory: Where to; made if need be.
-        vocab_size: At most so many tokens, at least 259 (the sentences above fill about 900).
+        vocab_size: At most so many tokens, at least 259 (the sentences above fill 545).
         tied: Whether the output layer is the embedding.
         seed: Of the weights.
         chat_template: By default ChatML.

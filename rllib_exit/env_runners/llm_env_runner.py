@@ -30,6 +30,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
     arrive before are kept and loaded then.
     """
 
+    config: Any  # a GRPOConfig, which imports this module
+
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self._loop = asyncio.Runner()
@@ -104,15 +106,16 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
 
     def _engine(self) -> Coroutine[Any, Any, Generator]:
         """The engine with the newest weights."""
-        if self._generator is None:
-            self._generator = self.config.generator_class(
+        generator = self._generator
+        if generator is None:
+            generator = self._generator = self.config.generator_class(
                 self.config.model_path,
                 dtype=self.config.dtype,
                 max_model_len=self.config.max_model_len,
                 engine_args=self.config.engine_args,
             )
         weights, self._pending_weights = self._pending_weights, None
-        return _with_weights(self._generator, weights)
+        return _with_weights(generator, weights)
 
     # What RLlib asks of an EnvRunner.
 

@@ -26,7 +26,7 @@ def shared_file(weights: np.ndarray) -> Iterator[str]:
     """
     directory = SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
     with tempfile.NamedTemporaryFile(dir=directory, prefix="rllib-exit-", suffix=".safetensors") as file:
-        file.write(memoryview(weights))
+        file.write(weights.data)
         file.flush()
         yield file.name
 

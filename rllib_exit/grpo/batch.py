@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rllib_exit.objective.loss import loss_weights
+from rllib_exit.objective.loss import LossAggregation, loss_weights
 from rllib_exit.objective.packing import Row
 from rllib_exit.rollouts import RolloutGroup
 
@@ -30,7 +30,7 @@ def make_batches(
     *,
     num_learners: int,
     minibatch_size: int | None,
-    loss_aggregation: str,
+    loss_aggregation: LossAggregation,
     max_response_tokens: int,
     overlong_filtering: bool,
     skip_zero_advantage: bool,

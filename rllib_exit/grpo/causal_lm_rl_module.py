@@ -94,7 +94,7 @@ class CausalLMRLModule(TorchRLModule):
 
     @torch.no_grad()
     def update_reference(self, rate: float) -> None:
-        """ref ← a·θ + (1 − a)·ref (paper section 2.2)."""
+        """Ref ← a·θ + (1 − a)·ref (paper section 2.2)."""
         if self.reference is not None:
             for ref, theta in zip(self.reference.parameters(), self.model.parameters(), strict=True):
                 ref.lerp_(theta.to(ref.dtype), rate)

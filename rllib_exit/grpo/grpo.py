@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import TIMERS, WEIGHTS_SEQ_NO
@@ -41,6 +42,9 @@ class GRPO(Algorithm):
     """Group-Relative Policy Optimization (paper section 2.2) on a curriculum of task instances (section 4)."""
 
     config: GRPOConfig
+    evaluation_config: GRPOConfig
+    env_runner_group: EnvRunnerGroup
+    learner_group: LearnerGroup
 
     @classmethod
     def get_default_config(cls) -> GRPOConfig:
@@ -51,7 +55,7 @@ class GRPO(Algorithm):
         task_ids = list(make_env(self.config.env, self.config.env_config).tasks)
         rng = np.random.default_rng(self.config.seed)
         self.replay = ExItReplay(ExIt(self.config.curriculum_config(), task_ids, rng))
-        self.embedder = Embedder(self.config.embedding_model) if self._embeds else None
+        self.embedder = Embedder(self.config.embedding_model) if self._embeds and self.config.embedding_model else None
         super().setup(config)
 
     def training_step(self) -> None:
@@ -66,7 +70,7 @@ class GRPO(Algorithm):
         batches = make_batches(
             rolled_out,
             advantages,
-            num_learners=max(1, self.config.num_learners),
+            num_learners=max(1, self.config.num_learners or 0),
             minibatch_size=self.config.minibatch_size,
             loss_aggregation=self.config.loss_aggregation,
             max_response_tokens=self.config.max_response_tokens,
@@ -107,7 +111,7 @@ class GRPO(Algorithm):
             runners = group.healthy_env_runner_ids()
             shares = [waiting[i :: len(runners)] for i in range(len(runners))]
             calls = [(runner, share) for runner, share in zip(runners, shares, strict=True) if share]
-            answers = group._worker_manager.foreach_actor(
+            answers: Any = group._worker_manager.foreach_actor(
                 [method] * len(calls),
                 kwargs=[{argument: [items[i] for i in share], **kwargs} for _, share in calls],
                 remote_actor_ids=[runner for runner, _ in calls],

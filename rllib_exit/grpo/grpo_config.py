@@ -6,11 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.from_config import NotProvided as _NotProvided
 
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
 from rllib_exit.models import resolve_model
+from rllib_exit.objective.loss import LossAggregation
+
+# RLlib's mark for a setting that is left as it is; any type's default.
+NotProvided: Any = _NotProvided
 
 
 class GRPOConfig(AlgorithmConfig):
@@ -25,6 +30,9 @@ class GRPOConfig(AlgorithmConfig):
         ...     .training(lr=1e-6, prompts_per_batch=128, rollouts_per_prompt=8)
         ... )
     """
+
+    # RLlib also takes schedules here; we warm up with lr_warmup_steps.
+    lr: float
 
     def __init__(self, algo_class: type | None = None) -> None:
         if algo_class is None:
@@ -61,7 +69,7 @@ class GRPOConfig(AlgorithmConfig):
         self.ref_update_interval = 100
         self.ref_update_rate = 1.0
         self.normalize_std = True
-        self.loss_aggregation = "sequence_mean"
+        self.loss_aggregation: LossAggregation = "sequence_mean"
         self.mismatch_clip: float | None = 2.0
         self.overlong_filtering = False
         self.lr_warmup_steps = 0
@@ -310,6 +318,7 @@ class GRPOConfig(AlgorithmConfig):
     @property
     def model_path(self) -> str:
         """The local directory of the model."""
+        assert self.model_name is not None, "validate() checks it"
         return resolve_model(self.model_name)
 
     def validate(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,18 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from rllib_exit.grpo.batch import TrainBatch
 from rllib_exit.grpo.causal_lm_rl_module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
+from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
-from rllib_exit.objective.packing import Pack, Row, pack
+from rllib_exit.objective.packing import Pack, Row
 
 logger = logging.getLogger(__name__)
 
 
 class GRPOTorchLearner(TorchLearner):
     """GRPO's update (paper Eqs. 4 and 5) over packs of rows, with gradients accumulated over the packs."""
+
+    config: GRPOConfig
 
     def build(self) -> None:
         # Ray gives a process as many threads as the CPUs that it reserved. The learner works while the
@@ -73,13 +78,13 @@ class GRPOTorchLearner(TorchLearner):
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
         share = not self.config.attn_implementation.startswith("flash")
-        return pack(rows, self.config.max_tokens_per_micro_batch, share_prefixes=share)
+        return packing.pack(rows, self.config.max_tokens_per_micro_batch, share_prefixes=share)
 
     @torch.no_grad()
     def _logprobs(self, pack: Pack) -> torch.Tensor:
         return self.language_model.forward_train({PACK: pack})[LOGPROBS]
 
-    def _update_minibatch(self, packs: list[Pack], old: list[torch.Tensor | None], sums: dict[str, float]) -> None:
+    def _update_minibatch(self, packs: list[Pack], old: Sequence[torch.Tensor | None], sums: dict[str, float]) -> None:
         optimizer = self.get_optimizer()
         optimizer.zero_grad(set_to_none=True)
         loss_sum = 0.0

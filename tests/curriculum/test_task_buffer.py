@@ -119,6 +119,30 @@ def test_full_buffer_replaces_the_oldest_of_the_lowest():
     assert instance(1) not in buffer and instance(4) in buffer
 
 
+def test_age_moves_with_the_instance_that_fills_a_gap():
+    buffer = TaskBuffer(3)
+    for i in range(3):
+        buffer.insert(instance(i), 0.1)
+    buffer.remove(instance(0))  # the youngest, 2, moves to its slot, and stays the youngest
+    buffer.insert(instance(3), 0.2)
+    buffer.insert(instance(4), 0.1)
+    assert instance(1) not in buffer and instance(2) in buffer
+
+
+@pytest.mark.parametrize("uniform", [0.0, np.nextafter(1, 0)])
+@pytest.mark.parametrize("scores", [[0.0, 0.1], [0.1, 0.0], [0.0, 0.0, 0.1, 0.0, 0.0], [0.0, 0.1, 0.2, 0.0, 0.05, 0.0]])
+def test_the_ends_of_the_unit_interval_draw_no_instance_of_score_zero(scores, uniform):
+    class Ends:
+        def random(self):
+            return uniform
+
+    buffer = TaskBuffer(7)
+    for i, score in enumerate(scores):
+        buffer.insert(instance(i), score)
+    drawn = buffer.sample(Ends())  # type: ignore[arg-type]
+    assert buffer.scores[buffer.instances.index(drawn)] > 0
+
+
 def test_identity_is_task_history_and_iterate():
     buffer = TaskBuffer(4)
     buffer.insert(instance(0, kind="diverge", depth=1), 0.1)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
+from rllib_exit.chat import ChatTokenizer
+from rllib_exit.env_runners.episodes import PromptTooLongError, RolloutFailure, roll_out, run_episode
+from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from tests.scripted_generator import ScriptedGenerator
+from tests.tiny_models import make_tiny_model
+
+
+class CountEnv(SelfImprovementEnv):
+    """Say the next number, three turns long; quality is the fraction said right."""
+
+    def __init__(self, turns: int = 3) -> None:
+        super().__init__([Task("count", "count up")])
+        self.num_turns = turns
+
+    def prompt(self, task: Task) -> list[Message]:
+        return [{"role": "user", "content": "Count up from 1."}]
+
+    def begin(self, task: Task) -> None:
+        self.right = 0
+        self.taken = 0
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        self.taken += 1
+        self.right += response.strip() == str(self.taken)
+        return Outcome(self.right / self.num_turns, feedback="next", done=self.taken == self.num_turns)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def episode(
+    model: str, instance: TaskInstance, script: Callable[[str, int], str], **kwargs: Any
+) -> tuple[Rollout, ScriptedGenerator]:
+    generator = ScriptedGenerator(model, script, **kwargs)
+    rollout = asyncio.run(
+        run_episode(
+            CountEnv(),
+            instance,
+            generator=generator,
+            chat=ChatTokenizer(model),
+            sampling=SamplingParams(max_tokens=16),
+            seed=0,
+        )
+    )
+    return rollout, generator
+
+
+def counter() -> Callable[[str, int], str]:
+    numbers = iter(range(1, 100))
+    return lambda prompt, seed: str(next(numbers))
+
+
+def test_a_base_episode_is_one_segment_whose_mask_covers_what_was_generated(model: str) -> None:
+    rollout, generator = episode(model, TaskInstance("count"), counter())
+    assert rollout.quality == rollout.return_ == 1.0
+    assert [turn.response for turn in rollout.turns] == ["1", "2", "3"]
+    [segment] = rollout.segments
+    tokenizer = generator.chat.tokenizer
+    generated = segment.token_ids[segment.loss_mask]
+    assert tokenizer.decode(generated, skip_special_tokens=True) == "123"
+    # Every prompt that the engine saw is a prefix of the segment: no token was made anew.
+    for prompt in generator.prompts:
+        assert segment.token_ids[: len(prompt)].tolist() == prompt
+    assert (segment.logprobs[segment.loss_mask] == -1).all() and not segment.logprobs[~segment.loss_mask].any()
+
+
+def test_after_a_self_iteration_step_a_new_segment_sees_only_the_new_iterate(model: str) -> None:
+    old = Turn("7", "next", 0.0, depth=1)
+    answers = iter(["1", "2", "3"])
+    rollout, generator = episode(model, TaskInstance("count", iterate=old, kind="improve"), lambda p, s: next(answers))
+    assert len(rollout.segments) == 2
+    decode = generator.chat.tokenizer.decode
+    assert "7" in decode(generator.prompts[0]) and "7" not in decode(rollout.segments[1].token_ids)
+    first, second = rollout.segments
+    assert decode(first.token_ids[first.loss_mask], skip_special_tokens=True) == "1"
+    # The new iterate is context in the second segment, not trained on again.
+    assert decode(second.token_ids[second.loss_mask], skip_special_tokens=True) == "23"
+    assert [turn.depth for turn in rollout.turns] == [2, 0, 0]
+    assert rollout.quality == 1.0
+
+
+def test_a_history_is_replayed_and_not_trained_on(model: str) -> None:
+    history = (Turn("1"), Turn("5"))
+    rollout, _ = episode(model, TaskInstance("count", history), lambda p, s: "3")
+    assert rollout.quality == pytest.approx(2 / 3)
+    assert len(rollout.turns) == 3 and rollout.segments[0].loss_mask.sum() == 2  # "3" and the end of sequence
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_one_that_grows_too_long_truncates(model: str) -> None:
+    with pytest.raises(PromptTooLongError, match="do not fit the context of 20"):
+        episode(model, TaskInstance("count"), counter(), max_model_len=20)
+    prompt = len(ChatTokenizer(model).encode(CountEnv().prompt(Task("count", ""))))
+    rollout, _ = episode(model, TaskInstance("count"), counter(), max_model_len=prompt + 20)
+    assert rollout.truncated and len(rollout.turns) == 1 and rollout.return_ == pytest.approx(1 / 3)
+
+
+def groups(
+    model: str,
+    requests: Sequence[RolloutRequest],
+    script: Callable[[str, int], str],
+    make_env: Callable[[], SelfImprovementEnv] = CountEnv,
+    **kwargs: Any,
+) -> list[RolloutGroup | RolloutFailure]:
+    return asyncio.run(
+        roll_out(
+            requests,
+            4,
+            make_env=make_env,
+            max_concurrent=3,
+            generator=ScriptedGenerator(model, script, **kwargs),
+            chat=ChatTokenizer(model),
+            sampling=SamplingParams(max_tokens=16),
+            policy_version=5,
+        )
+    )
+
+
+def test_roll_out_gives_full_groups_in_order_with_seeds_of_their_own(model: str) -> None:
+    seeds: list[int] = []
+
+    def script(prompt: str, seed: int) -> str:
+        seeds.append(seed)
+        return "1"
+
+    requests = [RolloutRequest(f"{i}", TaskInstance("count"), seed=1 << 20 * i) for i in range(2)]
+    result = groups(model, requests, script)
+    assert [g.request for g in result] == requests
+    assert all(isinstance(g, RolloutGroup) and len(g.rollouts) == 4 and g.policy_version == 5 for g in result)
+    assert len(set(seeds)) == len(seeds) == 2 * 4 * 3
+
+
+def test_a_prompt_too_long_makes_an_empty_group(model: str) -> None:
+    [group] = groups(model, [RolloutRequest("0", TaskInstance("count"))], counter(), max_model_len=20)
+    assert isinstance(group, RolloutGroup) and group.skipped
+
+
+class FlakyEnv(CountEnv):
+    failures = 0
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        if FlakyEnv.failures > 0:
+            FlakyEnv.failures -= 1
+            raise ConnectionError("the grader went away")
+        return super().respond(task, response)
+
+
+def test_an_episode_that_fails_once_is_run_again(model: str) -> None:
+    FlakyEnv.failures = 1
+    [group] = groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", FlakyEnv)
+    assert isinstance(group, RolloutGroup) and len(group.rollouts) == 4
+
+
+@pytest.mark.parametrize("quality", [None, np.nan, 1.5])
+def test_a_reward_that_raises_or_is_nan_fails_the_group_with_one_clear_message(
+    model: str, quality: float | None
+) -> None:
+    class Bad(CountEnv):
+        def respond(self, task: Task, response: str) -> Outcome:
+            if quality is None:
+                raise ZeroDivisionError("in my reward")
+            return Outcome(quality)
+
+    [failure] = groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", Bad)
+    assert isinstance(failure, RolloutFailure)
+    assert "task 'count' failed twice" in failure.message
+    assert ("in my reward" in failure.message) if quality is None else ("must be in [0, 1]" in failure.message)

