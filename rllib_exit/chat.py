@@ -73,19 +73,19 @@ class ChatTokenizer:
     ) -> None:
         self._source = tokenizer
         self._template_kwargs = dict(template_kwargs or {})
+        self.tokenizer: Any = tokenizer
         if isinstance(tokenizer, str | Path):
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        self.tokenizer: Any = tokenizer
-        self.name = str(tokenizer.name_or_path)
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.name = str(self.tokenizer.name_or_path)
         # Encoding with split_special_tokens switches the tokenizer over for that call.
         self._lock = threading.Lock()
         # A group's rollouts share their prompt, and every turn encodes the turns before it again.
         self._template = lru_cache(maxsize=256)(self._render)
         self._content_ids = lru_cache(maxsize=512)(self._encode_content)
 
-        if not tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {self.name} has no chat template: use an instruction-tuned model")
         if self.decode([*self._encode("a", plain=True), *self._encode("a", plain=True)]) != "aa":
             raise ValueError(
@@ -93,7 +93,7 @@ class ChatTokenizer:
                 "pieces: use a model with a byte-level tokenizer (Llama 3, Qwen, SmolLM)"
             )
         self.eos_token_ids: tuple[int, ...] = self._eos_token_ids()
-        self.vocab_size: int = len(tokenizer)
+        self.vocab_size: int = len(self.tokenizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._source, self._template_kwargs)

@@ -4,9 +4,11 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from envs.base import Message
 from rllib_exit import models
 from rllib_exit.models import MINILM, SMOLLM2, ModelNotFoundError, cache_dir, resolve_model
 from tests.tiny_models import make_tiny_model
@@ -160,7 +162,7 @@ def test_the_bundled_language_model_is_converted_well():
     directory = resolve_model(SMOLLM2)
     assert resolve_model(SMOLLM2) == directory
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
         "<|im_start|>",
         "<|im_end|>",
@@ -173,7 +175,7 @@ def test_the_bundled_language_model_is_converted_well():
     assert tokenizer.tokenize("a   12") == ["a", "ĠĠĠ", "1", "2"]  # digits split off first
 
     chat = ChatTokenizer(directory)
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
     ids = chat.encode(messages)
     assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     output = model.generate(
@@ -188,14 +190,16 @@ def test_the_tiny_model(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
 
-    directory = make_tiny_model(tmp_path / "tied")
-    again = make_tiny_model(tmp_path / "again")
-    assert (Path(directory) / "model.safetensors").read_bytes() == (Path(again) / "model.safetensors").read_bytes()
-    assert (Path(directory) / "tokenizer.json").read_bytes() == (Path(again) / "tokenizer.json").read_bytes()
-    for directory, tied in [(directory, True), (make_tiny_model(tmp_path / "untied", tied=False, seed=1), False)]:
-        model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    tied = Path(make_tiny_model(tmp_path / "tied"))
+    again = Path(make_tiny_model(tmp_path / "again"))
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (tied / file).read_bytes() == (again / file).read_bytes()
+    untied = make_tiny_model(tmp_path / "untied", tied=False, seed=1)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    for directory, is_tied in [(tied, True), (untied, False)]:
+        model, info = load(directory, output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == is_tied
         logits = model(torch.tensor([[1, 5, 9]])).logits
         assert logits.shape == (1, 3, 512)
         assert 0.1 < logits.std() < 10

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from enum import Enum
+from typing import Any
 
 READY, YES, NO = b"r", b"1", b"0"
 START_TIMEOUT_S = 120.0
@@ -44,7 +45,7 @@ class MathGrader:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or min(4, len(os.sched_getaffinity(0)))
+        self.workers = workers or min(4, os.cpu_count() or 1)
         # One slot per process. Last in, first out: an idle process is used before a new one is started.
         self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(self.workers):
@@ -125,9 +126,9 @@ class _Worker:
             self.kill()
             raise
 
-    def ask(self, request: dict[str, object]) -> Verdict:
+    def ask(self, request: dict[str, Any]) -> Verdict:
         """Sends one request; TimeoutError past the deadline, EOFError if the process died."""
-        deadline = time.monotonic() + float(request["timeout_s"])  # type: ignore[arg-type]
+        deadline = time.monotonic() + request["timeout_s"]
         data = memoryview(json.dumps(request).encode() + b"\n")
         assert self.process.stdin
         try:
@@ -194,7 +195,8 @@ def _serve() -> None:
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, WORKER_MEMORY_BYTES))
+    if sys.platform == "linux":  # macOS refuses
+        resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, WORKER_MEMORY_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # its default ends the process, whatever it is doing
     _is_correct(r"\frac{1}{2}", "The answer is $0.5$.", literal=False)
     replies.write(READY)

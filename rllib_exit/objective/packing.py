@@ -5,7 +5,6 @@ The G rollouts of a group have one prompt. A pack lays it out once, before what 
 positions go on from the prompt in every rest, so that each row gets the log-probabilities that it gets alone.
 """
 
-# ruff: noqa: N815 -- shape suffixes in the names of a dataclass's fields
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

@@ -130,7 +130,7 @@ def test_age_moves_with_the_instance_that_fills_a_gap():
 
 
 @pytest.mark.parametrize("uniform", [0.0, np.nextafter(1, 0)])
-@pytest.mark.parametrize("scores", [[0.0, 0.1], [0.1, 0.0], [0.0, 0.0, 0.1, 0.0, 0.0], [0.0, 0.1, 0.2, 0.0, 0.05, 0.0]])
+@pytest.mark.parametrize("scores", [[0.0, 0.1], [0.1, 0.0], [0.0, 0.0, 0.1, 0.0, 0.0], [0.02, 0.06, 0.14]])
 def test_the_ends_of_the_unit_interval_draw_no_instance_of_score_zero(scores, uniform):
     class Ends:
         def random(self):

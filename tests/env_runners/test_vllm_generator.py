@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.vllm_generator import VLLMGenerator
+from rllib_exit.grpo.causal_lm_rl_module import PACK, CausalLMRLModule
+from rllib_exit.objective.packing import Row, pack
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+PROMPT = list(range(10, 110))
+
+
+class Engine:
+    """A generator with its event loop."""
+
+    def __init__(self, model: str) -> None:
+        self.loop = asyncio.Runner()
+        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=512)
+
+    def generate(self, *prompts: list[int], seed: int = 0, **sampling: Any) -> list[Generation]:
+        async def run() -> list[Generation]:
+            params = SamplingParams(**{"max_tokens": 16, **sampling})
+            return await asyncio.gather(*(self.generator.generate(p, params, seed + i) for i, p in enumerate(prompts)))
+
+        return self.loop.run(run())
+
+    def update_weights(self, weights: np.ndarray) -> None:
+        self.loop.run(self.generator.update_weights(weights))
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: str) -> Iterator[Engine]:
+    engine = Engine(tiny_model)
+    yield engine
+    engine.loop.run(engine.generator.close())
+    engine.loop.close()
+
+
+def make_module(model: str) -> CausalLMRLModule:
+    return CausalLMRLModule(
+        model_config={
+            "model": model,
+            "dtype": "float32",
+            "temperature": 1.0,
+            "attn_implementation": "sdpa",
+            "gradient_checkpointing": False,
+            "reference": False,
+        }
+    )
+
+
+def learner_logprobs(module: CausalLMRLModule, prompt: list[int], generation: Generation) -> np.ndarray:
+    ids = np.array([*prompt, *generation.token_ids], np.int32)
+    mask = np.arange(len(ids)) >= len(prompt)
+    [packed] = pack([Row(ids, mask, np.zeros(len(ids), np.float32), 1.0, 1.0)], 4096)
+    with torch.no_grad():
+        return module.forward_train({PACK: packed})["logprobs"].numpy()
+
+
+def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, tiny_model: str) -> None:
+    module = make_module(tiny_model)
+    [before] = engine.generate(PROMPT)
+    np.testing.assert_allclose(before.logprobs, learner_logprobs(module, PROMPT, before), atol=2e-4)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in module.model.parameters():  # the embeddings, tied to the output layer, among them
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    assert np.abs(before.logprobs - learner_logprobs(module, PROMPT, before)).max() > 0.05
+
+    engine.update_weights(module.get_state(inference_only=True)["model"])
+    # The same prompt: a prefix cached under the old weights would show.
+    [after] = engine.generate(PROMPT)
+    np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
+
+    engine.update_weights(make_module(tiny_model).get_state(inference_only=True)["model"])
+    [again] = engine.generate(PROMPT)
+    assert again.token_ids == before.token_ids
+    np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
+
+
+def test_seeds_repeat_and_differ(engine: Engine) -> None:
+    first = engine.generate(PROMPT, PROMPT, seed=7)
+    second = engine.generate(PROMPT, PROMPT, seed=7)
+    assert [g.token_ids for g in first] == [g.token_ids for g in second]
+    assert first[0].token_ids != first[1].token_ids
+
+
+def test_log_probabilities_are_those_of_the_tempered_distribution(engine: Engine, tiny_model: str) -> None:
+    module = make_module(tiny_model)
+    module.temperature = 0.5
+    [generation] = engine.generate(PROMPT, temperature=0.5)
+    np.testing.assert_allclose(generation.logprobs, learner_logprobs(module, PROMPT, generation), atol=5e-4)
+
+
+def test_a_response_is_truncated_at_the_limit_or_ends_with_its_stop_string(engine: Engine) -> None:
+    [limited] = engine.generate(PROMPT, max_tokens=4)
+    assert len(limited.token_ids) == 4 and limited.truncated
+    # Any character that the response holds ends it when asked to.
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(engine.generator._engine_args["model"])
+    [long] = engine.generate(PROMPT, max_tokens=32)
+    text = tokenizer.decode(long.token_ids)
+    stop = text[len(text) // 2]
+    [stopped] = engine.generate(PROMPT, max_tokens=32, stop=(stop,))
+    assert not stopped.truncated and len(stopped.token_ids) < 32
+    assert stopped.token_ids == long.token_ids[: len(stopped.token_ids)]
+    assert stop in tokenizer.decode(stopped.token_ids)
+
+
+def test_many_long_seeded_prompts_at_once(engine: Engine) -> None:
+    """Prompts that together exceed one scheduling step once killed the CPU engine."""
+    prompts = [[(7 * i + j) % 200 + 10 for j in range(400)] for i in range(40)]
+    assert len(engine.generate(*prompts, max_tokens=4)) == 40

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from rllib_exit.checkpoints import CheckpointError
+from rllib_exit.grpo.grpo import GRPO, RolloutError
+from rllib_exit.grpo.grpo_config import GRPOConfig
+from tests.scripted_generator import ScriptedGenerator
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class GuessEnv(SelfImprovementEnv):
+    """Name the task's digit; the answer is a function of the prompt and the seed (see ``guess``)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__([Task(f"t{i}", f"Digit {i}?") for i in range(config.get("num_tasks", 10))])
+        self.broken = config.get("broken", False)
+
+    def prompt(self, task: Task) -> list[Message]:
+        return [{"role": "user", "content": task.prompt}]
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        if self.broken:
+            raise ZeroDivisionError("in the reward")
+        return Outcome(float(int(response) % 3 == 0))
+
+
+def guess(prompt: str, seed: int) -> str:
+    return str((seed // 7) % 10)
+
+
+def make_config(model: str, **overrides: Any) -> GRPOConfig:
+    config = (
+        GRPOConfig()
+        .environment(GuessEnv)
+        .language_model(model, dtype="float32", max_model_len=512)
+        .generation(max_response_tokens=8, generator_class=partial(ScriptedGenerator, script=guess))
+        .training(lr=1e-3, prompts_per_batch=6, rollouts_per_prompt=4, learner_threads=1)
+        .curriculum("exit", buffer_size=12, min_buffer_size=4, diversity_metric="edit_distance")
+        .debugging(seed=3)
+    )
+    for name, value in overrides.items():
+        setattr(config, name, value)
+    return config
+
+
+def selections(algo: GRPO, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Records every selection from now on."""
+    seen: list[Any] = []
+    select = algo.replay.curriculum.select
+    monkeypatch.setattr(algo.replay.curriculum, "select", lambda n: seen.append(select(n)) or seen[-1])
+    return seen
+
+
+@pytest.fixture
+def algo(tiny_model: str, ray_session: None) -> Any:
+    algo = make_config(tiny_model).build_algo()
+    yield algo
+    algo.stop()
+
+
+def test_an_iteration_reports_every_metric_of_the_design(algo: GRPO) -> None:
+    algo.train()
+    result = algo.train()
+    assert set(result["curriculum"]) >= {
+        "buffer_size", "buffer_score_min", "buffer_score_mean", "buffer_score_max", "selected_fraction",
+        "improve_fraction", "diverge_fraction", "depth_mean", "starting_turn_mean", "distinct_tasks_total",
+        "distinct_instances_total", "group_variance_mean", "zero_variance_fraction",
+    }  # fmt: skip
+    assert set(result["rollouts"]) >= {
+        "return_mean", "quality_mean", "response_tokens_mean", "truncated_fraction", "invalid_fraction", "tokens_per_s",
+    }  # fmt: skip
+    assert set(result["learner"]) >= {
+        "loss", "kl", "clip_fraction", "entropy", "grad_norm", "logprob_abs_diff_mean", "logprob_abs_diff_max",
+        "tokens_per_s",
+    }  # fmt: skip
+    assert set(result["timers"]) >= {"select", "rollout", "embed", "update", "sync"}
+    assert result["policy_version"] == 2 and result["policy_lag_max"] == 0
+    assert result["curriculum"]["selected_fraction"] > 0 and result["learner"]["grad_norm"] > 0
+    assert all(np.isfinite(value) for part in ("curriculum", "rollouts", "learner") for value in result[part].values())
+
+
+def test_a_restored_run_selects_what_the_uninterrupted_one_does(
+    algo: GRPO, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algo.train()
+    algo.train()
+    checkpoint = algo.save_to_path(tmp_path / "checkpoint")
+    expected = selections(algo, monkeypatch)
+    versions = [algo.train()["policy_version"] for _ in range(2)]
+    restored = GRPO.from_checkpoint(checkpoint)
+    try:
+        seen = selections(restored, monkeypatch)
+        assert [restored.train()["policy_version"] for _ in range(2)] == versions == [3, 4]
+        assert seen == expected
+        assert restored.training_iteration == algo.training_iteration == 4
+        states = [a.replay.curriculum.buffer.get_state() for a in (restored, algo)]
+        assert repr(states[0]) == repr(states[1])
+        weights = [a.learner_group._learner.get_state()["rl_module"]["default_policy"] for a in (restored, algo)]
+        # The optimizer and the reference were restored too: the same updates gave the same weights.
+        assert weights[0].keys() == weights[1].keys() == {"model", "reference"}
+        for name in weights[0]:
+            a, b = (_floats(w[name]) for w in weights)
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    finally:
+        restored.stop()
+
+
+def _floats(blob: np.ndarray) -> np.ndarray:
+    from safetensors.numpy import load
+
+    return np.concatenate([tensor.ravel() for _, tensor in sorted(load(blob.tobytes()).items())])
+
+
+def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: GRPO, tmp_path: Path) -> None:
+    checkpoint = algo.save_to_path(tmp_path / "start")
+    before = _floats(algo.learner_group._learner.get_state()["rl_module"]["default_policy"]["model"])
+    algo.train()
+    algo.restore_from_path(checkpoint)
+    after = _floats(algo.learner_group._learner.get_state()["rl_module"]["default_policy"]["model"])
+    np.testing.assert_array_equal(before, after)
+    assert algo.policy_version == 0
+
+
+def test_a_damaged_checkpoint_is_refused(algo: GRPO, tmp_path: Path) -> None:
+    checkpoint = Path(algo.save_to_path(tmp_path / "checkpoint"))
+    state = next(checkpoint.rglob("module_state.pkl"))
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"module_state\.pkl was changed"):
+        algo.restore_from_path(checkpoint)
+
+
+def test_a_lost_env_runner_costs_no_group(algo: GRPO) -> None:
+    algo.train()
+    runner = algo.env_runner_group._worker_manager.actors()[1]
+    ray.kill(runner, no_restart=False)
+    result = algo.train()
+    assert result["policy_version"] == 2 and result["rollouts"]["skipped_prompts"] == 0
+
+
+def test_a_reward_that_raises_ends_training_with_the_task_and_the_cause(tiny_model: str, ray_session: None) -> None:
+    algo = make_config(tiny_model, env_config={"broken": True}).build_algo()
+    try:
+        with pytest.raises(RolloutError, match=r"task 't\d' failed twice: ZeroDivisionError: in the reward"):
+            algo.train()
+    finally:
+        algo.stop()
+
+
+def test_evaluation_reports_accuracy_and_corrections_by_step(tiny_model: str, ray_session: None) -> None:
+    config = make_config(tiny_model, self_improvement_steps=2)
+    config.evaluation(evaluation_interval=1, evaluation_config=GRPOConfig.overrides(env_config={"num_tasks": 20}))
+    algo = config.build_algo()
+    try:
+        evaluation = algo.train()["evaluation"]
+        assert evaluation["num_tasks"] == 20
+        assert set(evaluation["accuracy"]) == set(evaluation["net_corrections"]) == {"step_0", "step_1", "step_2"}
+        assert evaluation["net_corrections"]["step_0"] == 0
+    finally:
+        algo.stop()
