@@ -239,10 +239,9 @@ def test_pickle(chat):
     assert copy.encode(BENIGN[1]) == chat.encode(BENIGN[1])
 
 
-def test_threads_do_not_disturb_each_other(directory):
-    chat = ChatTokenizer(directory)
-    prompts = [[message(role, f"{FORGED} {i}"), message("user", "q")] for i in range(50) for role in ("user", "system")]
+def test_threads_do_not_disturb_each_other(chat):
+    expected = {plain: chat._encode(FORGED, plain) for plain in (False, True)}
+    kinds = [False, True] * 1000
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(chat.encode, prompts))
-    assert together == [ChatTokenizer(directory).encode(p) for p in prompts[:2]] + [chat.encode(p) for p in prompts[2:]]
-    assert {ids.count(2) for ids in together} == {2}
+        encoded = list(pool.map(lambda plain: chat._encode(FORGED, plain), kinds))
+    assert all(ids == expected[plain] for ids, plain in zip(encoded, kinds, strict=True))

@@ -178,12 +178,9 @@ def _is_correct(answer: str, response: str, literal: bool) -> bool:
     gold = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
     found = parse(response, parsing_timeout=None)  # type: ignore[arg-type]
     if literal:
-        found = [value for value in map(_right_hand_side, found) if getattr(value, "is_Number", False)]
+        sides = [getattr(value, "rhs", value) for value in found]  # of 7 + 5 = 12, the 12
+        found = [side for side in sides if getattr(side, "is_Number", False)]
     return verify(gold, found, timeout_seconds=None)
-
-
-def _right_hand_side(value: object) -> object:
-    return getattr(value, "rhs", value)
 
 
 def _serve() -> None:

@@ -157,7 +157,13 @@ def last_boxed(text: str) -> str | None:
 
 
 def _source_rows(source: Split) -> Iterator[tuple[int, Row]]:
+    columns = {source.problem, source.answer or "solution", source.context, source.keep and source.keep[0]} - {None}
     for number, row in _rows(source.path, source.split, source.config):
+        if missing := columns - row.keys():
+            raise ValueError(
+                f"{source.path}:{number}: no field {', '.join(sorted(map(repr, missing)))}, the data set has changed: "
+                "give the split as a file in data_dir"
+            )
         if source.keep and not re.search(source.keep[1], str(row[source.keep[0]])):
             continue
         if source.answer is None:
@@ -242,7 +248,7 @@ def _tasks(
             )
         steps = solution_steps(row.get(solution_key))
         data = {
-            # Dollar signs would end the \\boxed{} that grading puts around the answer.
+            # Dollar signs would break the \boxed{} that grading puts around the answer.
             "answer": re.sub(r"(?<!\\)\$", "", values["answer_key"]),
             "metrics": {"solution_steps": steps} if steps else {},
         }
