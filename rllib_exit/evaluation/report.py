@@ -71,12 +71,13 @@ def table(curves: Mapping[str, Curve], title: str | None = None) -> Table:
     for name in curves:
         result.add_column(f"{name}\naccuracy %", justify="right")
         result.add_column("net\ncorrections", justify="right")
-    first, last = list(curves.values())[0], list(curves.values())[-1]
+    compared = list(curves.values())
+    first, last = compared[0], compared[-1]
     if len(curves) > 1:
         result.add_column("gain\npoints", justify="right")
     for k in range(len(first.accuracy)):
         cells = [str(k)]
-        for curve in curves.values():
+        for curve in compared:
             accuracy_se = None if curve.accuracy_se is None else 100 * curve.accuracy_se
             cells.append(_cell(100 * curve.accuracy, accuracy_se, k, ".1f"))
             sign = "+.0f" if len(curve.net_corrections_SK) == 1 else "+.1f"
@@ -96,6 +97,7 @@ def plot(curves: Mapping[str, Curve], path: str | Path, title: str | None = None
     """Draws accuracy by step, with a band of one standard error, into an image file."""
     # Without pyplot there is no global state, and no display is looked for.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -107,7 +109,7 @@ def plot(curves: Mapping[str, Curve], path: str | Path, title: str | None = None
             axes.fill_between(steps, accuracy - se, accuracy + se, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_xlabel("self-improvement step k")
     axes.set_ylabel("accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     if title:

@@ -52,9 +52,9 @@ class GRPO(Algorithm):
 
     def setup(self, config: Any) -> None:
         # The environment first: its errors cost nothing before actors and models are made.
-        task_ids = list(make_env(self.config.env, self.config.env_config).tasks)
+        self._tasks = make_env(self.config.env, self.config.env_config).tasks
         rng = np.random.default_rng(self.config.seed)
-        self.replay = ExItReplay(ExIt(self.config.curriculum_config(), task_ids, rng))
+        self.replay = ExItReplay(ExIt(self.config.curriculum_config(), list(self._tasks), rng))
         self.embedder = Embedder(self.config.embedding_model) if self._embeds and self.config.embedding_model else None
         super().setup(config)
 
@@ -223,6 +223,10 @@ class GRPO(Algorithm):
             values[name] = np.mean([rollout.metrics[name] for rollout in rollouts if name in rollout.metrics])
         for name, value in values.items():
             self._log(("rollouts", name), value)
+        # How hard the selected tasks are, in the domain's own terms (paper section 5.4).
+        metrics = [self._tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups]
+        for name in sorted({name for task in metrics for name in task}):
+            self._log(("curriculum", f"{name}_mean"), np.mean([task[name] for task in metrics if name in task]))
         self._log("policy_version", self.policy_version)
         # The weights of this iteration were made after its rollouts: on-policy is a lag of 0.
         self._log("policy_lag_max", self.policy_version - 1 - min(group.policy_version for group in groups))

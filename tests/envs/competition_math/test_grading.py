@@ -116,7 +116,7 @@ def test_a_process_that_dies_twice_is_an_error(grader: MathGrader, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(grading._Worker, "ask", dies)
-        with pytest.raises(GradingError, match="died twice.*'12'.*'13'"):
+        with pytest.raises(GradingError, match=r"died twice.*'12'.*'13'"):
             grader.grade("12", "13")
     assert grader.grade("12", "12") is Verdict.CORRECT
 
@@ -136,7 +136,7 @@ def test_an_interrupted_question_leaves_no_answer_behind(grader: MathGrader, mon
 
 def test_a_process_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with MathGrader(workers=1) as grader, pytest.raises(GradingError, match="did not start .exit status"):
+    with MathGrader(workers=1) as grader, pytest.raises(GradingError, match=r"did not start .exit status"):
         grader.grade("12", "12")
 
 

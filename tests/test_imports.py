@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "envs.competition_math.env",
+        "rllib_exit.curriculum.exit",
+        "rllib_exit.objective.advantages",
+        "rllib_exit.rollouts",
+    ],
+)
+def test_pure_modules_load_neither_ray_nor_torch_nor_vllm(module: str) -> None:
+    script = f"import sys, {module}\nprint(*{{'ray', 'torch', 'vllm', 'transformers'}} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []

@@ -1,0 +1,31 @@
+"""An environment of your own: ``rllib train file tuned_examples/own_env.py``."""
+
+from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from rllib_exit.grpo.grpo_config import GRPOConfig
+
+WORDS = ["apple", "bread", "chair", "dream", "eagle", "flame", "grape", "house"]
+
+
+class FirstLetterEnv(SelfImprovementEnv):
+    """Name the first letter of a word; shorter answers are better."""
+
+    def __init__(self, env_config: dict) -> None:
+        super().__init__([Task(id=word, prompt=f"What is the first letter of '{word}'?") for word in WORDS])
+
+    def prompt(self, task: Task) -> list[Message]:
+        return [{"role": "user", "content": task.prompt}]
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        right = task.id[0] in response.lower().replace(task.id, "").split()
+        return Outcome(quality=right / (1 + len(response.split())), feedback="Be brief.")
+
+
+config = (
+    GRPOConfig()
+    .environment(FirstLetterEnv)
+    .language_model("bundled:smollm2-135m-instruct", max_model_len=512)
+    .generation(max_response_tokens=16)
+    .training(lr=3e-5, prompts_per_batch=8, rollouts_per_prompt=8, kl_coeff=0.0, max_tokens_per_micro_batch=512)
+    .curriculum("exit", buffer_size=32, min_buffer_size=8, diversity_metric="edit_distance")
+)
+stop = {"training_iteration": 5}
