@@ -189,6 +189,8 @@ def export(
             model.to(getattr(torch, dtype)).save_pretrained(staging)
             AutoTokenizer.from_pretrained(model_path).save_pretrained(staging)
             staging.chmod(0o755)
+            for file in staging.iterdir():  # the weights were written for their owner alone
+                file.chmod(0o644)
             staging.rename(directory)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -348,7 +350,7 @@ def _train_with_tune(
     (trial,) = analysis.trials
     directory = Path(str(trial.path))
     if trial.status != "TERMINATED":
-        _raise_trial_error(trial, directory, file, verbose)
+        _raise_trial_error(trial, directory, verbose)
     _say_summary(progress, directory)
 
 
@@ -511,17 +513,17 @@ def _say_summary(progress: _Progress, directory: Path) -> None:
     _say(f"evaluate it: rllib evaluate {checkpoint} --baseline")
 
 
-def _raise_trial_error(trial: Any, directory: Path, file: Path, verbose: bool) -> NoReturn:
+def _raise_trial_error(trial: Any, directory: Path, verbose: bool) -> NoReturn:
     error = trial.get_pickled_error()
     if verbose and error is not None:
         err.print(str(error), markup=False, soft_wrap=True)
     lines = [f"training failed: {_message(error) if error is not None else trial.status}"]
-    if trial.error_file:
-        lines.append(f"traceback: {trial.error_file}")
+    if (directory / "error.txt").is_file():
+        lines.append(f"traceback: {directory / 'error.txt'}")
     try:
         checkpoint = checkpoints.newest(directory)
         lines.append(f"saved: {checkpoint}, after iteration {_iteration(checkpoint)}")
-        lines.append(f"go on from it: rllib train file {file} --resume {checkpoint}")
+        lines.append(f"go on from it: the same command with --resume {checkpoint}")
     except checkpoints.CheckpointError:
         lines.append("no checkpoint was written before that")
     raise TrainingError("\n".join(lines))
@@ -731,12 +733,15 @@ def _quiet(verbose: bool) -> None:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's new output prints a header even at verbose=0
-        for name in ("ray.rllib", "ray.tune"):  # importing Ray resets "ray" itself
-            logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         warnings.filterwarnings("ignore")
+        import ray  # noqa: F401  (importing it resets the levels)
+
+        # What Tune logs as an error comes back as the trial's error, and is told then.
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class VLLMGenerator:
         }
         self._max_model_len = max_model_len
         self._engine: Any = None
+        self._start_error: Exception | None = None
         self._request_ids = itertools.count()
 
     @property
@@ -50,26 +51,36 @@ class VLLMGenerator:
         return self._max_model_len
 
     def _start(self) -> Any:
+        # Starting takes long: what failed once is not tried again for every request.
+        if self._start_error is not None:
+            raise self._start_error
         if self._engine is None:
-            from vllm.platforms import current_platform
-
-            if current_platform.is_cpu():
-                # Eager mode with an explicit KV cache starts in seconds. The learner shares the cores:
-                # the engine's threads must not spin while they wait.
-                self._engine_args.setdefault("enforce_eager", True)
-                # A seeded request whose prompt is prefilled in chunks kills the CPU engine ("CPU Generator
-                # does not use offset").
-                self._engine_args.setdefault("enable_chunked_prefill", False)
-                self._engine_args.setdefault("max_num_batched_tokens", max(4096, self._max_model_len))
-                self._engine_args.setdefault("kv_cache_memory_bytes", 1 << 30)
-                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-                os.environ.setdefault("KMP_BLOCKTIME", "0")
-                os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            from vllm import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
-
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args))
+            try:
+                self._engine = self._make_engine()
+            except Exception as error:
+                self._start_error = error
+                raise
         return self._engine
+
+    def _make_engine(self) -> Any:
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            # Eager mode with an explicit KV cache starts in seconds. The learner shares the cores:
+            # the engine's threads must not spin while they wait.
+            self._engine_args.setdefault("enforce_eager", True)
+            # A seeded request whose prompt is prefilled in chunks kills the CPU engine ("CPU Generator
+            # does not use offset").
+            self._engine_args.setdefault("enable_chunked_prefill", False)
+            self._engine_args.setdefault("max_num_batched_tokens", max(4096, self._max_model_len))
+            self._engine_args.setdefault("kv_cache_memory_bytes", 1 << 30)
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            os.environ.setdefault("KMP_BLOCKTIME", "0")
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args))
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         """Samples one response.

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+from envs.base import TaskInstance
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_readmes_environment_is_the_file_that_it_names() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block == (ROOT / "tuned_examples" / "own_env.py").read_text()
+
+
+def test_the_readmes_environment_works_and_its_config_is_valid() -> None:
+    example = runpy.run_path(str(ROOT / "tuned_examples" / "own_env.py"))
+    env = example["FirstLetterEnv"]({})
+    env.reset(options={"instance": TaskInstance("apple")})
+    assert env.step("a")[1] == 0.5
+    example["config"].validate()
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"`((?:envs|rllib_exit|tuned_examples|benchmarks|docs)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
