@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import gc
 import importlib.util
 import json
 import logging
@@ -434,7 +435,7 @@ class _Progress:
             console=out,
             disable=not out.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=self.total, numbers="")
+        self._task = self._bar.add_task("loading models, first iteration", total=self.total, numbers="")
         self._bar.start()
         return self
 
@@ -603,6 +604,7 @@ def _evaluate(path: Path, config: Any, limit: int | None, seeds: int, baseline: 
     if seeds > 1 and config.temperature == 0:
         _say("temperature is 0: all seeds give the same; set it in the run's evaluation_config")
     runs = asyncio.run(_run_self_improvement(config, task_ids, weights, seeds, baseline))
+    gc.collect()  # vLLM's engine prints a traceback if it is collected as late as at exit
 
     curves = {}
     for name, chains_by_seed in runs.items():
@@ -735,7 +737,9 @@ def _quiet(verbose: bool) -> None:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's new output prints a header even at verbose=0
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        os.environ.setdefault("TQDM_DISABLE", "1")
         warnings.filterwarnings("ignore")
         import ray  # noqa: F401  (importing it resets the levels)
 

@@ -58,6 +58,18 @@ class GRPO(Algorithm):
         self.embedder = Embedder(self.config.embedding_model) if self._embeds and self.config.embedding_model else None
         super().setup(config)
 
+    def step(self) -> dict[str, Any]:
+        """As RLlib's; an iteration whose rollouts cannot be had first saves the state that it began with."""
+        before = self.replay.get_state()
+        try:
+            return super().step()
+        except RolloutError as error:
+            self.replay.set_state(before)
+            checkpoint = self.save_to_path(
+                Path(str(self.logdir)) / f"checkpoint_before_failure_{self.training_iteration}"
+            )
+            raise RolloutError(f"{error}\n\nthe last complete iteration is saved in {checkpoint}") from error
+
     def training_step(self) -> None:
         """One iteration: select, roll out, advantages, update, sync, curriculum update."""
         with self._timed("select"):
@@ -226,7 +238,8 @@ class GRPO(Algorithm):
         # How hard the selected tasks are, in the domain's own terms (paper section 5.4).
         metrics = [self._tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups]
         for name in sorted({name for task in metrics for name in task}):
-            self._log(("curriculum", f"{name}_mean"), np.mean([task[name] for task in metrics if name in task]))
+            values_of = [task[name] for task in metrics if name in task]
+            self._log(("curriculum", f"{name}_mean"), float(np.mean(values_of)))
         self._log("policy_version", self.policy_version)
         # The weights of this iteration were made after its rollouts: on-policy is a lag of 0.
         self._log("policy_lag_max", self.policy_version - 1 - min(group.policy_version for group in groups))

@@ -22,13 +22,13 @@ class GuessEnv(SelfImprovementEnv):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__([Task(f"t{i}", f"Digit {i}?") for i in range(config.get("num_tasks", 10))])
-        self.broken = config.get("broken", False)
+        self.broken_if = config.get("broken_if")
 
     def prompt(self, task: Task) -> list[Message]:
         return [{"role": "user", "content": task.prompt}]
 
     def respond(self, task: Task, response: str) -> Outcome:
-        if self.broken:
+        if self.broken_if and Path(self.broken_if).exists():
             raise ZeroDivisionError("in the reward")
         return Outcome(float(int(response) % 3 == 0))
 
@@ -52,7 +52,7 @@ def make_config(model: str, **overrides: Any) -> GRPOConfig:
     return config
 
 
-def selections(algo: GRPO, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def selections(algo: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Records every selection from now on."""
     seen: list[Any] = []
     select = algo.replay.curriculum.select
@@ -62,12 +62,12 @@ def selections(algo: GRPO, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def algo(tiny_model: str, ray_session: None) -> Any:
-    algo = make_config(tiny_model).build_algo()
+    algo: Any = make_config(tiny_model).build_algo()
     yield algo
     algo.stop()
 
 
-def test_an_iteration_reports_every_metric_of_the_design(algo: GRPO) -> None:
+def test_an_iteration_reports_every_metric_of_the_design(algo: Any) -> None:
     algo.train()
     result = algo.train()
     assert set(result["curriculum"]) >= {
@@ -89,14 +89,14 @@ def test_an_iteration_reports_every_metric_of_the_design(algo: GRPO) -> None:
 
 
 def test_a_restored_run_selects_what_the_uninterrupted_one_does(
-    algo: GRPO, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    algo: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     algo.train()
     algo.train()
     checkpoint = algo.save_to_path(tmp_path / "checkpoint")
     expected = selections(algo, monkeypatch)
     versions = [algo.train()["policy_version"] for _ in range(2)]
-    restored = GRPO.from_checkpoint(checkpoint)
+    restored: Any = GRPO.from_checkpoint(checkpoint)
     try:
         seen = selections(restored, monkeypatch)
         assert [restored.train()["policy_version"] for _ in range(2)] == versions == [3, 4]
@@ -120,7 +120,7 @@ def _floats(blob: np.ndarray) -> np.ndarray:
     return np.concatenate([tensor.ravel() for _, tensor in sorted(load(blob.tobytes()).items())])
 
 
-def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: GRPO, tmp_path: Path) -> None:
+def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: Any, tmp_path: Path) -> None:
     checkpoint = algo.save_to_path(tmp_path / "start")
     before = _floats(algo.learner_group._learner.get_state()["rl_module"]["default_policy"]["model"])
     algo.train()
@@ -130,7 +130,7 @@ def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: GRPO, tmp_p
     assert algo.policy_version == 0
 
 
-def test_a_damaged_checkpoint_is_refused(algo: GRPO, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(algo: Any, tmp_path: Path) -> None:
     checkpoint = Path(algo.save_to_path(tmp_path / "checkpoint"))
     state = next(checkpoint.rglob("module_state.pkl"))
     content = bytearray(state.read_bytes())
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_refused(algo: GRPO, tmp_path: Path) -> None:
         algo.restore_from_path(checkpoint)
 
 
-def test_a_lost_env_runner_costs_no_group(algo: GRPO) -> None:
+def test_a_lost_env_runner_costs_no_group(algo: Any) -> None:
     algo.train()
     runner = algo.env_runner_group._worker_manager.actors()[1]
     ray.kill(runner, no_restart=False)
@@ -148,11 +148,23 @@ def test_a_lost_env_runner_costs_no_group(algo: GRPO) -> None:
     assert result["policy_version"] == 2 and result["rollouts"]["skipped_prompts"] == 0
 
 
-def test_a_reward_that_raises_ends_training_with_the_task_and_the_cause(tiny_model: str, ray_session: None) -> None:
-    algo = make_config(tiny_model, env_config={"broken": True}).build_algo()
+def test_a_reward_that_raises_ends_training_with_the_task_the_cause_and_a_checkpoint(
+    tiny_model: str, ray_session: None, tmp_path: Path
+) -> None:
+    switch = tmp_path / "broken"
+    algo: Any = make_config(tiny_model, env_config={"broken_if": str(switch)}).build_algo()
     try:
-        with pytest.raises(RolloutError, match=r"task 't\d' failed twice: ZeroDivisionError: in the reward"):
+        algo.train()
+        before = algo.replay.get_state()
+        switch.touch()
+        with pytest.raises(RolloutError, match=r"task 't\d' failed twice: ZeroDivisionError: in the reward") as error:
             algo.train()
+        checkpoint = str(error.value).rsplit(" ", 1)[-1]
+        switch.unlink()
+        algo.train()
+        algo.restore_from_path(checkpoint)
+        assert algo.training_iteration == 1 and algo.policy_version == 1
+        assert repr(algo.replay.get_state()) == repr(before)
     finally:
         algo.stop()
 
@@ -160,7 +172,7 @@ def test_a_reward_that_raises_ends_training_with_the_task_and_the_cause(tiny_mod
 def test_evaluation_reports_accuracy_and_corrections_by_step(tiny_model: str, ray_session: None) -> None:
     config = make_config(tiny_model, self_improvement_steps=2)
     config.evaluation(evaluation_interval=1, evaluation_config=GRPOConfig.overrides(env_config={"num_tasks": 20}))
-    algo = config.build_algo()
+    algo: Any = config.build_algo()
     try:
         evaluation = algo.train()["evaluation"]
         assert evaluation["num_tasks"] == 20
