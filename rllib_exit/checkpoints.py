@@ -78,7 +78,7 @@ def newest(path: str | Path) -> Path:
         except CheckpointError:
             continue
         return checkpoint
-    raise CheckpointError(f"no whole checkpoint under {path}: it has {len(found)} damaged and no other ones")
+    raise CheckpointError(f"no whole checkpoint under {path}" + (f": {len(found)} are damaged" if found else ""))
 
 
 def _files(path: Path) -> list[Path]:

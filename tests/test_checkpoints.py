@@ -60,7 +60,7 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
     (new / "deep" / "file").write_text("damaged")
     assert newest(tmp_path) == old
     (old / "deep" / "file").unlink()
-    with pytest.raises(CheckpointError, match="2 damaged"):
+    with pytest.raises(CheckpointError, match="2 are damaged"):
         newest(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         newest(tmp_path / "nowhere")

@@ -113,10 +113,11 @@ class VLLMGenerator:
         raise RuntimeError("vLLM ended a request without an output")
 
     async def update_weights(self, weights: np.ndarray) -> None:
-        engine = self._start()
+        self._start()
+        # No local name for the engine: a frame that outlives it would end it as late as at exit.
         with shared_file(weights) as path:
-            await engine.collective_rpc("load_weights_file", args=(path,))
-        if not await engine.reset_prefix_cache():
+            await self._engine.collective_rpc("load_weights_file", args=(path,))
+        if not await self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests were still running")
 
     async def close(self) -> None:

@@ -55,20 +55,21 @@ class GRPO(Algorithm):
         self._tasks = make_env(self.config.env, self.config.env_config).tasks
         rng = np.random.default_rng(self.config.seed)
         self.replay = ExItReplay(ExIt(self.config.curriculum_config(), list(self._tasks), rng))
+        self.policy_version = 0
         self.embedder = Embedder(self.config.embedding_model) if self._embeds and self.config.embedding_model else None
         super().setup(config)
 
     def step(self) -> dict[str, Any]:
         """As RLlib's; an iteration whose rollouts cannot be had first saves the state that it began with."""
-        before = self.replay.get_state()
+        before, version = self.replay.get_state(), self.policy_version
         try:
             return super().step()
         except RolloutError as error:
-            self.replay.set_state(before)
-            checkpoint = self.save_to_path(
-                Path(str(self.logdir)) / f"checkpoint_before_failure_{self.training_iteration}"
-            )
-            raise RolloutError(f"{error}\n\nthe last complete iteration is saved in {checkpoint}") from error
+            # Before the update the weights are the last iteration's; so must the curriculum be.
+            if self.policy_version == version:
+                self.replay.set_state(before)
+            checkpoint: Any = self.save()
+            raise RolloutError(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
 
     def training_step(self) -> None:
         """One iteration: select, roll out, advantages, update, sync, curriculum update."""

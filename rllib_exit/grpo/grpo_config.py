@@ -327,6 +327,8 @@ class GRPOConfig(AlgorithmConfig):
         Raises:
             ValueError: Names the field, its value and the mend.
         """
+        # Before RLlib's own checks, which would answer with schedules.
+        self._check("lr", _is_number(self.lr) and self.lr >= 0, "use a number of 0 or more")
         super().validate()
         self._check("model_name", isinstance(self.model_name, str), "name a model with .language_model(...)")
         self._check("dtype", self.dtype in ("float32", "bfloat16"), "use 'float32' or 'bfloat16'")
@@ -350,7 +352,7 @@ class GRPOConfig(AlgorithmConfig):
             self.minibatch_size is None or _is_int(self.minibatch_size, 1),
             "use None (the whole batch) or a number of rollouts",
         )
-        for name in ("lr", "kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
+        for name in ("kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
             self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "use a number of 0 or more")
         self._check("clip_param", _is_number(self.clip_param) and 0 < self.clip_param < 1, "use a number in (0, 1)")
         for name in ("clip_param_high", "mismatch_clip", "grad_clip"):
