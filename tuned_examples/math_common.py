@@ -62,7 +62,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .language_model("bundled:smollm2-135m-instruct", max_model_len=512)
         .generation(max_response_tokens=24, engine_args={"max_num_seqs": 128})
         .training(
-            lr=3e-5,
+            lr=5e-5,
             prompts_per_batch=16,
             rollouts_per_prompt=8,
             kl_coeff=0.0,

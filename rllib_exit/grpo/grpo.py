@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -120,28 +121,37 @@ class GRPO(Algorithm):
         results: dict[int, Any] = {}
         lost_rounds = 0
         while len(results) < len(items):
+            runners = self._wait_for_env_runners(group)
             waiting = [i for i in range(len(items)) if i not in results]
-            runners = group.healthy_env_runner_ids()
-            shares = [waiting[i :: len(runners)] for i in range(len(runners))]
-            calls = [(runner, share) for runner, share in zip(runners, shares, strict=True) if share]
+            share_of = {runner: waiting[n :: len(runners)] for n, runner in enumerate(runners)}
             answers: Any = group._worker_manager.foreach_actor(
-                [method] * len(calls),
-                kwargs=[{argument: [items[i] for i in share], **kwargs} for _, share in calls],
-                remote_actor_ids=[runner for runner, _ in calls],
+                [method] * len(runners),
+                kwargs=[{argument: [items[i] for i in share], **kwargs} for share in share_of.values()],
+                remote_actor_ids=runners,
                 # The lists above must not be filtered; a runner lost since answers with an error.
                 healthy_only=False,
             )
-            share_of = dict(calls)
-            before = len(results)
-            for answer in answers:
-                if answer.ok:
-                    results.update(zip(share_of[answer.actor_id], answer.get(), strict=True))
-            lost_rounds = 0 if len(results) > before else lost_rounds + 1
-            if lost_rounds >= MAX_LOST_ROUNDS:
+            done = {answer.actor_id: answer.get() for answer in answers if answer.ok}
+            for runner, values in done.items():
+                results.update(zip(share_of[runner], values, strict=True))
+            lost_rounds = 0 if done else lost_rounds + 1
+            if lost_rounds == MAX_LOST_ROUNDS:
                 raise RolloutError(f"all env runners were lost {lost_rounds} times in a row; see their logs")
-            if len(results) < len(items):
-                self.restore_env_runners(group)
         return [results[i] for i in range(len(items))]
+
+    def _wait_for_env_runners(self, group: EnvRunnerGroup) -> list[int]:
+        """The healthy env runners, those included that Ray has restarted, with the current weights."""
+        deadline = time.monotonic() + self.config.env_runner_restore_timeout_s
+        while True:
+            self.restore_env_runners(group)
+            if runners := group.healthy_env_runner_ids():
+                return runners
+            if time.monotonic() > deadline:
+                raise RolloutError(
+                    f"no env runner came back within env_runner_restore_timeout_s "
+                    f"({self.config.env_runner_restore_timeout_s} s)"
+                )
+            time.sleep(0.5)
 
     @property
     def _embeds(self) -> bool:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_exit.grpo.batch import TrainBatch
 from rllib_exit.grpo.causal_lm_rl_module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
@@ -168,14 +169,14 @@ class GRPOTorchLearner(TorchLearner):
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = super().get_state(*args, **kwargs)
-        state["num_updates"], state["num_batches"] = self._num_updates, self._num_batches
+        state.update(num_updates=self._num_updates, num_batches=self._num_batches)
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        # The stock learner keeps its weights if the state's are older: a rollback must load them too.
-        if COMPONENT_RL_MODULE in state:
-            self._weights_seq_no = 0
+        # The stock learner ignores weights and versions older than its own: a rollback has both.
+        self._weights_seq_no = 0
         super().set_state(state)
+        self._weights_seq_no = state[WEIGHTS_SEQ_NO]
         self._num_updates = state.get("num_updates", self._num_updates)
         self._num_batches = state.get("num_batches", self._num_batches)
 
