@@ -107,10 +107,11 @@ def test_a_response_is_truncated_at_the_limit_or_ends_with_its_stop_string(engin
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(engine.generator._engine_args["model"])
-    [long] = engine.generate(PROMPT, max_tokens=32)
+    prompt = tokenizer.encode("one two three")
+    [long] = engine.generate(prompt, max_tokens=32)
     text = tokenizer.decode(long.token_ids)
     stop = text[len(text) // 2]
-    [stopped] = engine.generate(PROMPT, max_tokens=32, stop=(stop,))
+    [stopped] = engine.generate(prompt, max_tokens=32, stop=(stop,))
     assert not stopped.truncated and len(stopped.token_ids) < 32
     assert stopped.token_ids == long.token_ids[: len(stopped.token_ids)]
     assert stop in tokenizer.decode(stopped.token_ids)
