@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -141,16 +142,14 @@ class GRPO(Algorithm):
 
     def _wait_for_env_runners(self, group: EnvRunnerGroup) -> list[int]:
         """The healthy env runners, those included that Ray has restarted, with the current weights."""
-        deadline = time.monotonic() + self.config.env_runner_restore_timeout_s
+        timeout = self.config.env_runner_restore_timeout_s or math.inf
+        deadline = time.monotonic() + timeout
         while True:
             self.restore_env_runners(group)
             if runners := group.healthy_env_runner_ids():
                 return runners
             if time.monotonic() > deadline:
-                raise RolloutError(
-                    f"no env runner came back within env_runner_restore_timeout_s "
-                    f"({self.config.env_runner_restore_timeout_s} s)"
-                )
+                raise RolloutError(f"no env runner came back within env_runner_restore_timeout_s ({timeout} s)")
             time.sleep(0.5)
 
     @property
