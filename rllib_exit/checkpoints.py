@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from rllib_exit.files import atomic_directory
 
 MANIFEST = "manifest.json"
 
@@ -23,26 +22,16 @@ class CheckpointError(ValueError):
 
 
 @contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_checkpoint(path: str | Path) -> Iterator[Path]:
     """A directory to write into; it appears at ``path``, with a manifest, when the context ends without error.
 
     Raises:
-        FileExistsError: If there is a non-empty directory at ``path``.
+        OSError: If there is a non-empty directory at ``path``.
     """
-    path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
+    with atomic_directory(path) as staging:
         yield staging
-        sums = {str(file.relative_to(staging)): _sha256_synced(file) for file in _files(staging)}
-        manifest = staging / MANIFEST
-        manifest.write_text(json.dumps(sums, indent=1))
-        _sha256_synced(manifest)
-        staging.chmod(0o755)
-        os.rename(staging, path)
-        _sync_directory(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        sums = {str(f.relative_to(staging)): _sha256(f) for f in sorted(staging.rglob("*")) if f.is_file()}
+        (staging / MANIFEST).write_text(json.dumps(sums, indent=1))
 
 
 def verify(path: str | Path) -> None:
@@ -81,24 +70,6 @@ def newest(path: str | Path) -> Path:
     raise CheckpointError(f"no whole checkpoint under {path}" + (f": {len(found)} are damaged" if found else ""))
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file())
-
-
 def _sha256(file: Path) -> str:
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _sha256_synced(file: Path) -> str:
-    with open(file, "rb") as f:
-        os.fsync(f.fileno())
-    return _sha256(file)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

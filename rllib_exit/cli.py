@@ -13,10 +13,8 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from rllib_exit import checkpoints
+from rllib_exit.files import atomic_directory
 from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 
 if TYPE_CHECKING:
@@ -183,18 +182,9 @@ def export(
             odd = sorted(weights.keys() ^ parameters.keys())
             raise ValueError(f"{path} was trained on another model than {model_path}: {odd[:3]} are not in both")
         model.load_state_dict(weights, strict=False)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place and then renamed: a model that is there is whole.
-        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-        try:
+        with atomic_directory(directory) as staging:
             model.to(getattr(torch, dtype)).save_pretrained(staging)
             AutoTokenizer.from_pretrained(model_path).save_pretrained(staging)
-            staging.chmod(0o755)
-            for file in staging.iterdir():  # the weights were written for their owner alone
-                file.chmod(0o644)
-            staging.rename(directory)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         _say(f"exported {path} to {directory}")
 
 

@@ -12,9 +12,10 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from rllib_exit.files import atomic_directory, staging_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -131,30 +132,13 @@ def _make_once(target: Path, make: Callable[[Path], None]) -> None:
     with FileLock(target.with_name(f".{target.name}.lock")):  # the system frees it if we die
         if target.is_dir():
             return
-        prefix = f".{target.name}.tmp-"
-        for left_by_crash in target.parent.glob(f"{prefix}*"):  # we hold the lock: nobody is writing it
+        for left_by_crash in target.parent.glob(f"{staging_prefix(target)}*"):  # we hold the lock: nobody writes it
             shutil.rmtree(left_by_crash)
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-        try:
+        with atomic_directory(target) as temporary:
             make(temporary)
-            temporary.chmod(0o755)
-            for path in (*temporary.rglob("*"), temporary):
+            for path in temporary.rglob("*"):
                 if path.is_file():
                     path.chmod(0o644)
-                _fsync(path)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _convert_smollm2(gguf: Path, directory: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rllib_exit.checkpoints import MANIFEST, CheckpointError, atomic_directory, newest, verify
+from rllib_exit.checkpoints import MANIFEST, CheckpointError, atomic_checkpoint, newest, verify
 
 
 def write(path: Path, content: str = "state") -> Path:
-    with atomic_directory(path) as staging:
+    with atomic_checkpoint(path) as staging:
         (staging / "deep").mkdir()
         (staging / "deep" / "file").write_text(content)
     return path
@@ -34,7 +34,7 @@ def test_it_may_replace_an_empty_directory_but_no_other(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a") as staging:
+    with pytest.raises(RuntimeError), atomic_checkpoint(tmp_path / "a") as staging:
         (staging / "file").write_text("half")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
@@ -68,9 +68,9 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_no_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom rllib_exit.checkpoints import atomic_directory\n"
+        "import sys\nfrom pathlib import Path\nfrom rllib_exit.checkpoints import atomic_checkpoint\n"
         "for i in range(10**6):\n"
-        "    with atomic_directory(Path(sys.argv[1]) / str(i)) as staging:\n"
+        "    with atomic_checkpoint(Path(sys.argv[1]) / str(i)) as staging:\n"
         "        for j in range(5):\n"
         "            (staging / str(j)).write_bytes(bytes(100_000))\n"
     )

@@ -18,7 +18,7 @@ from rllib_exit import checkpoints, cli
 from rllib_exit.cli import app, override
 from rllib_exit.grpo.grpo_config import GRPOConfig
 from rllib_exit.scale import SCALE_VARIABLE, current_scale, scale_and_reason
-from tests.scripted_generator import ScriptedGenerator
+from tests.fakes import ScriptedGenerator
 
 
 class DigitEnv(SelfImprovementEnv):
@@ -80,7 +80,7 @@ def write_checkpoint(path: Path, config: GRPOConfig, weights: dict[str, np.ndarr
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(cloudpickle.dumps(value))  # pyright: ignore[reportPrivateImportUsage]
 
-    with checkpoints.atomic_directory(path) as staging:
+    with checkpoints.atomic_checkpoint(path) as staging:
         dump(staging / "class_and_ctor_args.pkl", {"ctor_args_and_kwargs": ((config.get_state(),), {})})
         dump(staging / "algorithm_state.pkl", {"training_iteration": 3})
         module = staging / "learner_group/learner/rl_module/default_policy/module_state.pkl"
@@ -334,7 +334,7 @@ def test_a_checkpoint_is_needed(command: str, tmp_path: Path, tiny_model: str):
 
 
 def test_another_programs_checkpoint_is_refused(tmp_path: Path):
-    with checkpoints.atomic_directory(tmp_path / "other") as staging:
+    with checkpoints.atomic_checkpoint(tmp_path / "other") as staging:
         (staging / "file").write_text("x")
     assert "no checkpoint of a training run" in message(run("evaluate", tmp_path / "other"))
 

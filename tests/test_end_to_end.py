@@ -44,7 +44,7 @@ SCRIPTED = (
     + """
 from functools import partial
 
-from tests.scripted_generator import ScriptedGenerator
+from tests.fakes import ScriptedGenerator
 
 
 def script(prompt, seed):

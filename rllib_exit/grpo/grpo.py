@@ -269,7 +269,7 @@ class GRPO(Algorithm):
         """Saves a checkpoint, atomically and with a manifest, into a directory that is new or empty."""
         if path is None or "://" in str(path) or kwargs.get("filesystem") is not None:
             return super().save_to_path(path, **kwargs)
-        with checkpoints.atomic_directory(path) as staging:
+        with checkpoints.atomic_checkpoint(path) as staging:
             super().save_to_path(staging, **kwargs)
         return str(path)
 

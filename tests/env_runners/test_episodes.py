@@ -12,7 +12,7 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import PromptTooLongError, RolloutFailure, roll_out, run_episode
 from rllib_exit.env_runners.generator import SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
-from tests.scripted_generator import ScriptedGenerator
+from tests.fakes import ScriptedGenerator
 from tests.tiny_models import make_tiny_model
 
 

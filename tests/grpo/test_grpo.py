@@ -12,7 +12,7 @@ from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from rllib_exit.checkpoints import CheckpointError
 from rllib_exit.grpo.grpo import GRPO, RolloutError
 from rllib_exit.grpo.grpo_config import GRPOConfig
-from tests.scripted_generator import ScriptedGenerator
+from tests.fakes import ScriptedGenerator
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
