@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 
-.PHONY: quickstart test check format bench clean
+.PHONY: quickstart test check format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
