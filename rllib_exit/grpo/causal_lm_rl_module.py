@@ -69,28 +69,27 @@ class CausalLMRLModule(TorchRLModule):
         return self._score(self.reference, pack)[LOGPROBS]
 
     def _score(self, model: Any, pack: Pack) -> dict[str, torch.Tensor]:
-        device = model.device
         autocast = self.compute_dtype != torch.float32
-        with torch.autocast(device.type, dtype=self.compute_dtype, enabled=autocast):
+        with torch.autocast(model.device.type, dtype=self.compute_dtype, enabled=autocast):
             logits = model(
-                input_ids=pack.token_ids_T[None].to(device),
-                position_ids=pack.position_ids_T[None].to(device),
-                attention_mask=self._attention_mask(pack, device),
+                input_ids=pack.token_ids_T[None],
+                position_ids=pack.position_ids_T[None],
+                attention_mask=self._attention_mask(pack),
                 # Only the positions that predict a generated token go through the output layer.
-                logits_to_keep=pack.sources_N.to(device),
+                logits_to_keep=pack.sources_N,
             ).logits[0]
         logits = logits.float() / self.temperature
         logprobs_NV = logits.log_softmax(-1)
-        logprobs_N = logprobs_NV.gather(-1, pack.targets_N.to(device)[:, None])[:, 0]
+        logprobs_N = logprobs_NV.gather(-1, pack.targets_N[:, None])[:, 0]
         with torch.no_grad():
             entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
         return {LOGPROBS: logprobs_N, ENTROPY: entropy_N}
 
-    def _attention_mask(self, pack: Pack, device: torch.device) -> torch.Tensor | None:
+    def _attention_mask(self, pack: Pack) -> torch.Tensor | None:
         # Flash attention finds a pack's documents by its position ids.
         if self.model_config["attn_implementation"].startswith("flash"):
             return None
-        return pack.attention_mask().to(device)
+        return pack.attention_mask()
 
     @torch.no_grad()
     def update_reference(self, rate: float) -> None:

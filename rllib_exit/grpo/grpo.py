@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -241,15 +241,13 @@ class GRPO(Algorithm):
             "skipped_prompts": sum(group.skipped for group in groups),
             "tokens_per_s": sum(tokens) / max(seconds, 1e-9),
         }
-        for name in sorted({name for rollout in rollouts for name in rollout.metrics}):
-            values[name] = np.mean([rollout.metrics[name] for rollout in rollouts if name in rollout.metrics])
+        values.update(_means([rollout.metrics for rollout in rollouts]))
         for name, value in values.items():
             self._log(("rollouts", name), value)
         # How hard the selected tasks are, in the domain's own terms (paper section 5.4).
         metrics = [self._tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups]
-        for name in sorted({name for task in metrics for name in task}):
-            values_of = [task[name] for task in metrics if name in task]
-            self._log(("curriculum", f"{name}_mean"), float(np.mean(values_of)))
+        for name, value in _means(metrics).items():
+            self._log(("curriculum", f"{name}_mean"), value)
         self._log("policy_version", self.policy_version)
         # The weights of this iteration were made after its rollouts: on-policy is a lag of 0.
         self._log("policy_lag_max", self.policy_version - 1 - min(group.policy_version for group in groups))
@@ -283,6 +281,12 @@ class GRPO(Algorithm):
             checkpoints.verify(path)
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights(self.env_runner_group)
+
+
+def _means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every name over the records that have it."""
+    names = sorted({name for record in records for name in record})
+    return {name: float(np.mean([record[name] for record in records if name in record])) for name in names}
 
 
 def _solution(group: RolloutGroup, rollout: Rollout) -> str:

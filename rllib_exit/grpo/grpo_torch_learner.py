@@ -82,7 +82,8 @@ class GRPOTorchLearner(TorchLearner):
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
         share = not self.config.attn_implementation.startswith("flash")
-        return packing.pack(rows, self.config.max_tokens_per_micro_batch, share_prefixes=share)
+        packs = packing.pack(rows, self.config.max_tokens_per_micro_batch, share_prefixes=share)
+        return [pack.to(self.language_model.model.device) for pack in packs]
 
     @torch.no_grad()
     def _logprobs(self, pack: Pack) -> torch.Tensor:
@@ -125,16 +126,15 @@ class GRPOTorchLearner(TorchLearner):
         """The pack's share of the minibatch's loss; adds to ``batch["sums"]`` what is reported."""
         pack: Pack = batch[PACK]
         logprobs_N = fwd_out[LOGPROBS]
-        device = logprobs_N.device
         old_logprobs_N = batch["old_logprobs"]
         reference = self.language_model.reference_logprobs(pack) if config.kl_coeff else None
         loss, stats = grpo_loss(
             logprobs_N,
             logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N,
-            pack.rollout_logprobs_N.to(device),
+            pack.rollout_logprobs_N,
             reference,
-            pack.advantages_N.to(device),
-            pack.weights_N.to(device),
+            pack.advantages_N,
+            pack.weights_N,
             clip_param=config.clip_param,
             clip_param_high=config.clip_param_high,
             kl_coeff=config.kl_coeff,
