@@ -7,7 +7,7 @@ generated; a new one begins whenever the next prompt is not a token-for-token ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,3 +106,9 @@ class RolloutGroup:
     def qualities_G(self) -> np.ndarray:
         """(G,) float64, in [0, 1]."""
         return np.array([rollout.quality for rollout in self.rollouts])
+
+
+def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every name over the records that have it."""
+    names = sorted({name for record in records for name in record})
+    return {name: float(np.mean([record[name] for record in records if name in record])) for name in names}

@@ -8,13 +8,14 @@ up nobody.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from envs.base import SelfImprovementEnv, TaskInstance
+from envs.base import SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import Generation, Generator, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
@@ -81,10 +82,22 @@ async def run_episode(
     chat: ChatTokenizer,
     sampling: SamplingParams,
     seed: int,
+    steps: int = 0,
 ) -> Rollout:
     """Rolls out one episode from an instance.
 
     An episode whose context runs out after its first turn ends there, truncated, with the quality it has.
+
+    Args:
+        env: The environment, used by this episode alone.
+        instance: Where the episode starts.
+        generator: The engine.
+        chat: The model's tokenizer.
+        sampling: How to sample a response.
+        seed: Of the first response; every further one takes the next.
+        steps: Improvement steps on the response to every turn but the first, whose step the instance
+            says. Only the last iterate goes to the environment. An iterate that leaves no room for
+            another step stands.
 
     Raises:
         PromptTooLongError: If the first prompt leaves no room for ``sampling.max_tokens``.
@@ -93,9 +106,12 @@ async def run_episode(
     segments = _Segments()
     # What the engine generated enters later prompts as the same ids, whatever its text would encode to.
     ids_of: dict[str, tuple[int, ...]] = {}
+    seeds = itertools.count(seed)
     valid, truncated, done, outcome = True, False, False, None
-    while not done:
-        messages = env.messages()
+
+    async def respond(iterate: Turn | None = None) -> tuple[str, bool] | None:
+        """The text of a response and whether the token limit cut it; None where the context has no room."""
+        messages = env.messages(iterate)
         known = {
             i: ids_of[m["content"]]
             for i, m in enumerate(messages)
@@ -108,17 +124,26 @@ async def run_episode(
                     f"task {instance.task_id!r}: a prompt of {len(prompt)} tokens and a response of up to "
                     f"{sampling.max_tokens} do not fit the context of {generator.max_model_len}"
                 )
+            return None
+        segments.prompt(prompt)
+        generation = await generator.generate(prompt, sampling, next(seeds))
+        segments.generated(generation)
+        text = chat.decode(generation.token_ids)
+        ids_of[text] = generation.token_ids
+        return text, generation.truncated
+
+    while not done:
+        answer = await respond()
+        if answer is None:
             truncated = True
             break
-        segments.prompt(prompt)
-        generation = await generator.generate(prompt, sampling, seed + len(env.turns))
-        segments.generated(generation)
-        response = chat.decode(generation.token_ids)
-        ids_of[response] = generation.token_ids
+        for k in range(steps if outcome else 0):
+            answer = await respond(Turn(answer[0], depth=k)) or answer
+        response, cut = answer
         _, _, done, _, info = await asyncio.to_thread(env.step, response)
         outcome = info["outcome"]
         valid &= outcome.valid
-        truncated |= generation.truncated
+        truncated |= cut
     assert outcome is not None
     return_ = env.episode_return(outcome.quality)
     return Rollout(segments.close(), env.turns, return_, outcome.quality, valid, truncated, dict(outcome.metrics))

@@ -1,9 +1,13 @@
-"""K-step self-improvement at inference time (paper section 5.3): answer, then improve K times."""
+"""K-step self-improvement at inference time (paper section 5.3): answer, then improve K times.
+
+In a domain of several turns, k steps are taken on every turn and only the last iterate is executed, so that
+each k = 0…K is an episode of its own. The first turn's iterates are one chain: iterate k starts episode k.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,22 +16,26 @@ from envs.base import SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import PromptTooLongError, run_episode
 from rllib_exit.env_runners.generator import Generator, SamplingParams
+from rllib_exit.rollouts import Rollout, means
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The iterates of one task.
+    """One task after 0, 1, …, K self-improvement steps on every turn.
+
+    Where the context has no room for a further step on the first turn, the last episode stands.
 
     Attributes:
         task_id: The task.
-        qualities: Of the iterate after step 0, 1, …, K. Where the context has no room for a further
-            step, the last iterate stands.
-        responses: The iterates.
+        qualities: Of the K+1 episodes.
+        turns: Of the K+1 episodes, last iterates only.
+        metrics: The domain's numbers for the K+1 episodes.
     """
 
     task_id: str
     qualities: tuple[float, ...]
-    responses: tuple[str, ...]
+    turns: tuple[tuple[Turn, ...], ...] = ()
+    metrics: tuple[Mapping[str, float], ...] = ()
 
 
 async def self_improve(
@@ -41,7 +49,7 @@ async def self_improve(
     sampling: SamplingParams,
     seed: int = 0,
 ) -> list[Chain | None]:
-    """Answers every task, then improves on the latest iterate ``steps`` times.
+    """Answers every task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
 
     Returns:
         One chain per task, in order; None where the first prompt does not fit the context.
@@ -52,29 +60,34 @@ async def self_improve(
     async def chain(index: int, task_id: str) -> Chain | None:
         async with slots:
             env = idle.pop() if idle else await asyncio.to_thread(make_env)
-            qualities: list[float] = []
-            responses: list[str] = []
-            iterate: Turn | None = None
+            episodes: list[Rollout] = []
             for k in range(steps + 1):
+                iterate = episodes[-1].turns[0] if episodes else None
                 instance = TaskInstance(task_id, iterate=iterate, kind="improve" if iterate else "base")
                 try:
-                    # Seeds of their own for every task and step.
-                    step_seed = seed + 1000 * (index * (steps + 1) + k)
-                    rollout = await run_episode(
-                        env, instance, generator=generator, chat=chat, sampling=sampling, seed=step_seed
+                    episode = await run_episode(
+                        env,
+                        instance,
+                        generator=generator,
+                        chat=chat,
+                        sampling=sampling,
+                        # The responses of an episode take consecutive seeds: leave room between.
+                        seed=seed + 10_000 * (index * (steps + 1) + k),
+                        steps=k,
                     )
                 except PromptTooLongError:
-                    if iterate is None:
-                        idle.append(env)
-                        return None
-                    qualities += [qualities[-1]] * (steps + 1 - k)
-                    responses += [responses[-1]] * (steps + 1 - k)
                     break
-                iterate = rollout.turns[-1]
-                qualities.append(rollout.quality)
-                responses.append(iterate.response)
+                episodes.append(episode)
             idle.append(env)
-            return Chain(task_id, tuple(qualities), tuple(responses))
+            if not episodes:
+                return None
+            episodes += [episodes[-1]] * (steps + 1 - len(episodes))
+            return Chain(
+                task_id,
+                tuple(episode.quality for episode in episodes),
+                tuple(episode.turns for episode in episodes),
+                tuple(episode.metrics for episode in episodes),
+            )
 
     return list(await asyncio.gather(*(chain(i, task_id) for i, task_id in enumerate(task_ids))))
 
@@ -91,3 +104,10 @@ def net_corrections_by_step(chains: Sequence[Chain]) -> np.ndarray:
     """
     right = np.array([chain.qualities for chain in chains]) == 1.0
     return right.sum(axis=0) - right[:, 0].sum()
+
+
+def metrics_by_step(chains: Sequence[Chain]) -> dict[str, np.ndarray]:
+    """(K+1,) for every metric of the domain, its mean after each step over the episodes that report it."""
+    by_step = [means([chain.metrics[k] for chain in chains]) for k in range(len(chains[0].metrics))]
+    names = sorted({name for step in by_step for name in step})
+    return {name: np.array([step.get(name, np.nan) for step in by_step]) for name in names}

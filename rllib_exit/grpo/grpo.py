@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from rllib_exit.curriculum.exit import ExIt
 from rllib_exit.embeddings import Embedder
 from rllib_exit.env_runners.episodes import RolloutFailure
 from rllib_exit.env_runners.llm_env_runner import make_env
-from rllib_exit.evaluation.self_improvement import accuracy_by_step, net_corrections_by_step
+from rllib_exit.evaluation.self_improvement import accuracy_by_step, metrics_by_step, net_corrections_by_step
 from rllib_exit.grpo.batch import TrainBatch, make_batches
 from rllib_exit.grpo.grpo_config import GRPOConfig
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, means
 
 CURRICULUM = "curriculum"
 # Rounds without any result from any env runner before an iteration is given up.
@@ -196,8 +196,8 @@ class GRPO(Algorithm):
         """K-step self-improvement on every task of ``evaluation_config``'s environment.
 
         Returns:
-            ``num_tasks``, and ``accuracy`` and ``net_corrections`` with one entry per step,
-            ``step_0`` to ``step_K``.
+            ``num_tasks``, and ``accuracy``, ``net_corrections`` and the domain's metrics with one entry
+            per step, ``step_0`` to ``step_K``.
         """
         group = self.eval_env_runner_group or self.env_runner_group
         self._sync_weights(group)
@@ -215,6 +215,7 @@ class GRPO(Algorithm):
             "num_tasks": len(chains),
             "accuracy": by_step(accuracy_by_step(chains)),
             "net_corrections": by_step(net_corrections_by_step(chains)),
+            **{name: by_step(values) for name, values in metrics_by_step(chains).items()},
         }
 
     @classmethod
@@ -241,12 +242,12 @@ class GRPO(Algorithm):
             "skipped_prompts": sum(group.skipped for group in groups),
             "tokens_per_s": sum(tokens) / max(seconds, 1e-9),
         }
-        values.update(_means([rollout.metrics for rollout in rollouts]))
+        values.update(means([rollout.metrics for rollout in rollouts]))
         for name, value in values.items():
             self._log(("rollouts", name), value)
         # How hard the selected tasks are, in the domain's own terms (paper section 5.4).
         metrics = [self._tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups]
-        for name, value in _means(metrics).items():
+        for name, value in means(metrics).items():
             self._log(("curriculum", f"{name}_mean"), value)
         self._log("policy_version", self.policy_version)
         # The weights of this iteration were made after its rollouts: on-policy is a lag of 0.
@@ -281,12 +282,6 @@ class GRPO(Algorithm):
             checkpoints.verify(path)
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights(self.env_runner_group)
-
-
-def _means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every name over the records that have it."""
-    names = sorted({name for record in records for name in record})
-    return {name: float(np.mean([record[name] for record in records if name in record])) for name in names}
 
 
 def _solution(group: RolloutGroup, rollout: Rollout) -> str:

@@ -14,7 +14,7 @@ from rllib_exit.evaluation.self_improvement import Chain
 
 def curve(*qualities_by_seed: Sequence[Sequence[float]]) -> Curve:
     return Curve.of(
-        [[Chain(f"t{i}", tuple(qualities), ()) for i, qualities in enumerate(seed)] for seed in qualities_by_seed]
+        [[Chain(f"t{i}", tuple(qualities)) for i, qualities in enumerate(seed)] for seed in qualities_by_seed]
     )
 
 
