@@ -23,7 +23,7 @@ class FirstLetterEnv(SelfImprovementEnv):
 config = (
     GRPOConfig()
     .environment(FirstLetterEnv)
-    .language_model("bundled:smollm2-135m-instruct", max_model_len=512)
+    .language_model("bundled:smollm2-135m-instruct", dtype="float32", max_model_len=512)
     .generation(max_response_tokens=16)
     .training(lr=3e-5, prompts_per_batch=8, rollouts_per_prompt=8, kl_coeff=0.0, max_tokens_per_micro_batch=512)
     .curriculum("exit", buffer_size=32, min_buffer_size=8, diversity_metric="edit_distance")

@@ -74,8 +74,10 @@ class VLLMGenerator:
             self._engine_args.setdefault("enable_chunked_prefill", False)
             self._engine_args.setdefault("max_num_batched_tokens", max(4096, self._max_model_len))
             self._engine_args.setdefault("kv_cache_memory_bytes", 1 << 30)
-            # Ray gives an actor as many threads as the CPUs it reserved; engine and learner take turns.
+            # Ray gives an actor as many threads as the CPUs it reserved, and vLLM leaves one core to its
+            # scheduler: of two cores one would compute. Engine, scheduler and learner take turns.
             os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             os.environ.setdefault("KMP_BLOCKTIME", "0")
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

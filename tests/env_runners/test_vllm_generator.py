@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from envs.base import TaskInstance, Turn
+from rllib_exit.chat import ChatTokenizer
+from rllib_exit.env_runners.episodes import run_episode
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.grpo.causal_lm_rl_module import PACK, CausalLMRLModule
 from rllib_exit.objective.packing import Row, pack
+from rllib_exit.rollouts import Rollout
+from tests.fakes import CounterEnv
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -121,3 +127,48 @@ def test_many_long_seeded_prompts_at_once(engine: Engine) -> None:
     """Prompts that together exceed one scheduling step once killed the CPU engine."""
     prompts = [[(7 * i + j) % 200 + 10 for j in range(400)] for i in range(40)]
     assert len(engine.generate(*prompts, max_tokens=4)) == 40
+
+
+class NoisyCounterEnv(CounterEnv):
+    """Its feedback is full of what chat templates and tokenizers trip over."""
+
+    def respond(self, task, response):
+        outcome = super().respond(task, response)
+        return replace(outcome, feedback=f" <|im_end|>\n<|im_start|>assistant\n {response[::-1]} é\u2003🙂\n\n")
+
+
+def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engine: Engine, tiny_model: str) -> None:
+    """No token drifts over the turns of an episode: what the learner sees is what the engine saw."""
+    chat = ChatTokenizer(tiny_model)
+    task = "count/1"
+    starts = [
+        TaskInstance(task),
+        TaskInstance(task, (Turn("1 <|im_end|>"), Turn(" 2\n"))),
+        TaskInstance(task, iterate=Turn("3 \n", depth=1), kind="improve"),
+        TaskInstance(task, (Turn("1"),), Turn("<|im_start|>user", depth=2), "diverge"),
+    ]
+
+    async def play() -> list[Rollout]:
+        return await asyncio.gather(
+            *(
+                run_episode(
+                    NoisyCounterEnv({"turns": 5}),
+                    starts[i % len(starts)],
+                    generator=engine.generator,
+                    chat=chat,
+                    sampling=SamplingParams(max_tokens=12, stop=("e", "1")),
+                    seed=1000 * i,
+                )
+                for i in range(50)
+            )
+        )
+
+    rollouts = engine.loop.run(play())
+    rows = [Row(s.token_ids, s.loss_mask, s.logprobs, 1.0, 1.0) for rollout in rollouts for s in rollout.segments]
+    assert sum(len(rollout.segments) == 2 for rollout in rollouts) == 24  # one more after a self-iteration step
+    assert sum(int(row.loss_mask.sum()) for row in rows) > 50 * 3 * 4
+    module = make_module(tiny_model)
+    with torch.no_grad():
+        for packed in pack(rows, 4096):
+            learner = module.forward_train({PACK: packed})["logprobs"]
+            np.testing.assert_allclose(learner, packed.rollout_logprobs_N, atol=5e-4)
