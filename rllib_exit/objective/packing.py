@@ -1,13 +1,14 @@
-"""Padding-free packs, in which rows with the same prompt share it.
+"""Padding-free packs, in which rows share the prefixes that they have in common.
 
-The G rollouts of a group have one prompt. A pack lays it out once, before what follows it in each row:
-``[prompt][rest of row 1][rest of row 2]…``. The attention mask lets a rest see its prompt and itself, and
-positions go on from the prompt in every rest, so that each row gets the log-probabilities that it gets alone.
+The G rollouts of a group have one prompt, and prompts of one domain begin with the same instructions. Sorted
+by their tokens, rows with a common prefix are neighbours: a pack lays out of each row only what the row before
+it does not have, so that its tokens form a prefix tree. The attention mask lets a token see its ancestors in
+the tree, and positions count along the branch, so that each row gets the log-probabilities that it gets alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -33,21 +34,16 @@ class Row:
     advantage: float
     loss_weight: float
 
-    @property
-    def prompt_tokens(self) -> int:
-        """The number of tokens before the first trained one."""
-        return int(np.argmax(self.loss_mask))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """Rows laid out in one sequence of T tokens, of which N are trained.
+    """Rows laid out in one sequence of T tokens, with N trained tokens.
 
     Attributes:
         token_ids_T: (T,) int64.
-        position_ids_T: (T,) int64, each token's position in its row.
-        document_T: (T,) int64, which document a token belongs to: a prompt, a rest, or a whole row.
-        parent_T: (T,) int64, the document that it may see besides: its prompt's, or its own.
+        position_ids_T: (T,) int64, each token's position in its rows.
+        first_row_T: (T,) int64, the first of the pack's rows that a token belongs to, counted within the pack.
+        last_row_T: (T,) int64, the last one: a token belongs to all rows from the first to the last.
         sources_N: (N,) int64, the flat position whose logits predict the trained token.
         targets_N: (N,) int64, the trained tokens.
         rows_N: (N,) int64, the index of the row that each belongs to, in ``pack``'s input.
@@ -58,8 +54,8 @@ class Pack:
 
     token_ids_T: Tensor
     position_ids_T: Tensor
-    document_T: Tensor
-    parent_T: Tensor
+    first_row_T: Tensor
+    last_row_T: Tensor
     sources_N: Tensor
     targets_N: Tensor
     rows_N: Tensor
@@ -68,10 +64,10 @@ class Pack:
     rollout_logprobs_N: Tensor
 
     def attention_mask(self) -> Tensor:
-        """(1, 1, T, T) bool, True where query i may attend to key j: none after it, of its documents."""
-        key_document_1T = self.document_T[None, :]
-        visible_TT = (key_document_1T == self.document_T[:, None]) | (key_document_1T == self.parent_T[:, None])
-        return visible_TT.tril_()[None, None]
+        """(1, 1, T, T) bool, True where query i may attend to key j: an ancestor of i, or i itself."""
+        row_T1 = self.first_row_T[:, None]
+        visible_TT = (self.first_row_T <= row_T1) & (row_T1 <= self.last_row_T)
+        return visible_TT.logical_and_(self.position_ids_T <= self.position_ids_T[:, None])[None, None]
 
     def to(self, device: torch.device | str) -> Pack:
         """The same pack on another device."""
@@ -79,9 +75,7 @@ class Pack:
 
 
 def pack(rows: Sequence[Row], max_tokens: int, share_prefixes: bool = True) -> list[Pack]:
-    """Packs rows by first-fit decreasing. Rows without trained tokens are dropped.
-
-    Rows that share a prompt stay together where they fit; else the prompt is repeated in several packs.
+    """Packs rows in the order of their tokens, one pack after the other. Rows without trained tokens are dropped.
 
     Args:
         rows: What to pack.
@@ -97,88 +91,72 @@ def pack(rows: Sequence[Row], max_tokens: int, share_prefixes: bool = True) -> l
     for i in trained:
         if rows[i].loss_mask[0]:
             raise ValueError(f"row {i} trains its first token, which nothing predicts: give it a prompt")
-
-    groups: dict[object, list[int]] = {}
-    for i in trained:
-        row = rows[i]
-        groups.setdefault(row.token_ids[: row.prompt_tokens].tobytes() if share_prefixes else i, []).append(i)
-    units: list[list[int]] = []  # each: the rows that share one copy of their prompt
-    for group in groups.values():
-        prompt = rows[group[0]].prompt_tokens
-        rests = [len(rows[i].token_ids) - prompt for i in group]
-        units += [[group[j] for j in members] for members in _first_fit_decreasing(rests, max_tokens - prompt)]
-    sizes = [_num_tokens([rows[i] for i in unit]) for unit in units]
-    return [_build(rows, [units[u] for u in members]) for members in _first_fit_decreasing(sizes, max_tokens)]
+    # Big-endian bytes sort as the token ids do.
+    trained.sort(key=lambda i: rows[i].token_ids.astype(">u4").tobytes())
+    return [_build(rows, members) for members in _fill(rows, trained, max_tokens, share_prefixes)]
 
 
-def _num_tokens(unit: Sequence[Row]) -> int:
-    """Of one prompt and the rests of the rows."""
-    return sum(len(row.token_ids) for row in unit) - (len(unit) - 1) * unit[0].prompt_tokens
+def _fill(
+    rows: Sequence[Row], order: Iterable[int], max_tokens: int, share_prefixes: bool
+) -> Iterator[list[tuple[int, int]]]:
+    """The rows of each pack, with how many tokens each shares with the row before it."""
+    members: list[tuple[int, int]] = []
+    num_tokens = 0
+    for i in order:
+        length = len(rows[i].token_ids)
+        shared = _common_prefix(rows[members[-1][0]], rows[i]) if members and share_prefixes else 0
+        if members and num_tokens + length - shared > max_tokens:
+            yield members
+            members, num_tokens, shared = [], 0, 0
+        members.append((i, shared))
+        num_tokens += length - shared
+    if members:
+        yield members
 
 
-def _first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of ``sizes`` by bin; a size above the capacity has a bin of its own."""
-    bins: list[list[int]] = []
-    free = np.empty(len(sizes), dtype=np.int64)  # of each bin
-    for i in np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable").tolist():
-        fits = free[: len(bins)] >= sizes[i]
-        b = int(np.argmax(fits)) if fits.any() else len(bins)
-        if b == len(bins):
-            bins.append([])
-            free[b] = capacity
-        bins[b].append(i)
-        free[b] -= sizes[i]
-    return bins
+def _common_prefix(a: Row, b: Row) -> int:
+    length = min(len(a.token_ids), len(b.token_ids))
+    different = a.token_ids[:length] != b.token_ids[:length]
+    return int(different.argmax()) if different.any() else length
 
 
-def _build(rows: Sequence[Row], units: Sequence[Sequence[int]]) -> Pack:
-    tokens: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    documents: list[tuple[int, int, int]] = []  # document, parent, length
+def _build(rows: Sequence[Row], members: Sequence[tuple[int, int]]) -> Pack:
+    num_tokens = sum(len(rows[i].token_ids) - shared for i, shared in members)
+    token_ids_T, position_ids_T, first_row_T, last_row_T = np.empty((4, num_tokens), np.int64)
     sources: list[np.ndarray] = []
-    order: list[int] = []
-    num_tokens = num_documents = 0
-    for unit in units:
-        prompt, prompt_start, prompt_document = rows[unit[0]].prompt_tokens, num_tokens, num_documents
-        tokens.append(rows[unit[0]].token_ids[:prompt])
-        positions.append(np.arange(prompt))
-        documents.append((prompt_document, prompt_document, prompt))
-        num_tokens += prompt
-        for nth, i in enumerate(unit, start=1):
-            row = rows[i]
-            length = len(row.token_ids)
-            # A row that shares its prompt with no other is one document, as it is without sharing.
-            document = prompt_document + (nth if len(unit) > 1 else 0)
-            tokens.append(row.token_ids[prompt:])
-            positions.append(np.arange(prompt, length))
-            documents.append((document, prompt_document, length - prompt))
-            # A token is predicted from the one before it in its row; before a rest, that ends the prompt.
-            previous = np.flatnonzero(row.loss_mask) - 1
-            sources.append(previous + np.where(previous < prompt, prompt_start, num_tokens - prompt))
-            order.append(i)
-            num_tokens += length - prompt
-            num_documents = document + 1
+    branch = np.empty(0, np.int64)  # the flat positions of the current row's tokens
+    end = 0
+    for n, (i, shared) in enumerate(members):
+        length = len(rows[i].token_ids)
+        new = slice(end, end := end + length - shared)
+        branch = np.concatenate([branch[:shared], np.arange(new.start, new.stop)])
+        token_ids_T[new] = rows[i].token_ids[shared:]
+        position_ids_T[new] = np.arange(shared, length)
+        first_row_T[new] = n
+        last_row_T[branch] = n
+        # A token is predicted from the one before it in its row.
+        sources.append(branch[np.flatnonzero(rows[i].loss_mask) - 1])
 
+    order = [i for i, _ in members]
     packed = [rows[i] for i in order]
-    document_D, parent_D, length_D = np.array(documents).T
-    counts = [int(row.loss_mask.sum()) for row in packed]
+    counts = [len(positions) for positions in sources]
 
     def per_token(values: Iterable[float]) -> Tensor:
         return torch.from_numpy(np.repeat(np.fromiter(values, dtype=np.float32), counts))
 
-    def masked(arrays: Iterable[np.ndarray], dtype: type) -> Tensor:
+    def trained(arrays: Iterable[np.ndarray], dtype: type) -> Tensor:
         pieces = [array[row.loss_mask] for array, row in zip(arrays, packed, strict=True)]
         return torch.from_numpy(np.concatenate(pieces).astype(dtype, copy=False))
 
     return Pack(
-        token_ids_T=torch.from_numpy(np.concatenate(tokens).astype(np.int64, copy=False)),
-        position_ids_T=torch.from_numpy(np.concatenate(positions)),
-        document_T=torch.from_numpy(np.repeat(document_D, length_D)),
-        parent_T=torch.from_numpy(np.repeat(parent_D, length_D)),
+        token_ids_T=torch.from_numpy(token_ids_T),
+        position_ids_T=torch.from_numpy(position_ids_T),
+        first_row_T=torch.from_numpy(first_row_T),
+        last_row_T=torch.from_numpy(last_row_T),
         sources_N=torch.from_numpy(np.concatenate(sources)),
-        targets_N=masked((row.token_ids for row in packed), np.int64),
+        targets_N=trained((row.token_ids for row in packed), np.int64),
         rows_N=torch.from_numpy(np.repeat(np.array(order), counts)),
         advantages_N=per_token(row.advantage for row in packed),
         weights_N=per_token(row.loss_weight for row in packed),
-        rollout_logprobs_N=masked((row.logprobs for row in packed), np.float32),
+        rollout_logprobs_N=trained((row.logprobs for row in packed), np.float32),
     )

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,19 @@ VOCAB = 64
 
 
 def make_rows(rng, num_groups=3, group_size=4, max_prompt=12, max_rest=14):
-    """Groups that share a prompt; the rests hold generated tokens and tool results."""
+    """Groups that share a prompt, which begins like the others; the rests hold generated tokens and tool results.
+
+    Some rests begin alike, are equal, or are the beginning of another.
+    """
     rows = []
+    instructions = rng.integers(0, VOCAB, rng.integers(1, max_prompt + 1))
     for _ in range(num_groups):
-        prompt = rng.integers(0, VOCAB, rng.integers(1, max_prompt + 1))
+        prompt = np.concatenate([instructions, rng.integers(0, VOCAB, rng.integers(0, max_prompt + 1))])
+        favourite = rng.integers(0, VOCAB, max_rest)
         for _ in range(rng.integers(1, group_size + 1)):
             rest = rng.integers(0, VOCAB, rng.integers(1, max_rest + 1))
+            alike = rng.integers(0, len(rest) + 1) if rng.random() < 0.5 else 0
+            rest[:alike] = favourite[:alike]
             mask = np.concatenate([np.zeros(len(prompt), bool), [True], rng.random(len(rest) - 1) < 0.7])
             tokens = np.concatenate([prompt, rest]).astype(np.int32)
             logprobs = np.where(mask, rng.normal(-1, 0.3, len(mask)), 0).astype(np.float32)
@@ -27,13 +36,9 @@ def make_rows(rng, num_groups=3, group_size=4, max_prompt=12, max_rest=14):
 
 
 def spans(pack_: Pack):
-    """For each row of a pack, the flat positions of its tokens: a rest, or a whole row, with its parent."""
-    document_T, parent_T = pack_.document_T, pack_.parent_T
-    prompts = set(parent_T[document_T != parent_T].tolist())
-    ends = [d for d in document_T.unique().tolist() if d not in prompts]
-    for i, d in zip(dict.fromkeys(pack_.rows_N.tolist()), ends, strict=True):
-        parent = parent_T[document_T == d][0]
-        yield i, ((document_T == d) | (document_T == parent)).nonzero()[:, 0]
+    """For each row of a pack, the flat positions of its tokens."""
+    for n, i in enumerate(dict.fromkeys(pack_.rows_N.tolist())):
+        yield i, ((pack_.first_row_T <= n) & (n <= pack_.last_row_T)).nonzero()[:, 0]
 
 
 layouts = (st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5), st.integers(1, 80), st.booleans())
@@ -52,7 +57,6 @@ def test_every_row_sees_exactly_itself(seed, num_groups, group_size, max_tokens,
         assert not mask_TT.triu(1).any() and mask_TT.diagonal().all()
         in_pack = list(spans(pack_))
         assert num_tokens <= max_tokens or len(in_pack) == 1
-        assert (pack_.document_T >= pack_.parent_T).all() and pack_.document_T.max() < num_tokens
         for i, span in in_pack:
             row = rows[i]
             seen.append(i)
@@ -92,13 +96,20 @@ def test_a_group_pays_for_its_prompt_once():
     assert [len(p.token_ids_T) for p in pack(rows, 5)] == [12] * 4  # too long for any pack
 
 
-def test_a_row_alone_is_one_document():
-    row = Row(np.arange(6, dtype=np.int32), np.arange(6) >= 3, np.zeros(6, np.float32), 1.0, 1.0)
-    other = Row(np.arange(1, 5, dtype=np.int32), np.arange(4) >= 2, np.zeros(4, np.float32), 1.0, 1.0)
-    for share_prefixes in (True, False):
-        (pack_,) = pack([row, other], 100, share_prefixes)
-        assert pack_.document_T.tolist() == pack_.parent_T.tolist() == [0] * 6 + [1] * 4
-        assert pack_.position_ids_T.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
+def test_packs_are_prefix_trees():
+    def row(*tokens: int) -> Row:
+        length = len(tokens)
+        return Row(np.array(tokens, np.int32), np.arange(length) == length - 1, np.zeros(length, np.float32), 1.0, 1.0)
+
+    rows = [row(1, 2, 3, 5), row(9, 8), row(1, 2, 3, 4, 7), row(1, 6), row(1, 2, 3, 5)]
+    (pack_,) = pack(rows, 100)
+    assert pack_.token_ids_T.tolist() == [1, 2, 3, 4, 7, 5, 6, 9, 8]
+    assert pack_.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 1, 0, 1]
+    assert pack_.rows_N.tolist() == [2, 0, 4, 3, 1]
+    assert pack_.sources_N.tolist() == [3, 2, 2, 0, 7]
+    assert pack_.last_row_T.tolist() == [3, 2, 2, 0, 0, 2, 3, 4, 4]
+    (whole,) = pack(rows, 100, share_prefixes=False)
+    assert len(whole.token_ids_T) == sum(len(row.token_ids) for row in rows)
 
 
 def test_rows_without_trained_tokens_are_dropped():
@@ -120,10 +131,10 @@ def test_rejects_a_trained_first_token_and_no_room():
 @given(*layouts[:3])
 @settings(max_examples=50, deadline=None)
 def test_packs_are_full(seed, num_groups, group_size):
-    """First-fit leaves at most one pack half empty."""
+    """No two packs that follow each other would fit into one."""
     rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
     fills = [len(p.token_ids_T) for p in pack(rows, 60, share_prefixes=False)]
-    assert sum(fill <= 30 for fill in fills) <= 1
+    assert all(a + b > 60 for a, b in itertools.pairwise(fills))
 
 
 def test_to_moves_every_tensor():
