@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def train(strategy: str, seed: int, iterations: int, evaluate_every: int, output: Path) -> None:
-    """One run; a line of JSON per evaluation, the first of the untrained model."""
+    """One run; a line of JSON per iteration, line 0 of the untrained model, with an evaluation on some."""
     os.environ["RLLIB_EXIT_SCALE"] = "cpu"
     sys.path.insert(0, str(ROOT / "tuned_examples"))
     import ray
@@ -38,12 +38,13 @@ def train(strategy: str, seed: int, iterations: int, evaluate_every: int, output
         start = time.perf_counter()
         result = algo.train() if iteration else {}
         seconds += time.perf_counter() - start
+        line: dict[str, Any] = {"iteration": iteration, "train_seconds": seconds}
+        line.update({part: result.get(part) for part in ("rollouts", "learner", "curriculum", "timers")})
+        print(strategy, seed, iteration, f"{seconds:.0f} s", (line["rollouts"] or {}).get("return_mean"), flush=True)
         if iteration % evaluate_every == 0:
-            line = {"iteration": iteration, "train_seconds": seconds, "evaluation": algo.evaluate()}
-            for part in ("rollouts", "learner", "curriculum"):
-                line[part] = result.get(part)
-            lines.append(json.dumps(line, default=float))
-            print(strategy, seed, iteration, f"{seconds:.0f} s", line["evaluation"]["accuracy"], flush=True)
+            line["evaluation"] = algo.evaluate()
+            print(line["evaluation"]["accuracy"], flush=True)
+        lines.append(json.dumps(line, default=float))
     algo.stop()
     output.write_text("\n".join(lines) + "\n")
 
@@ -58,7 +59,8 @@ def plot(output: Path) -> None:
     runs: dict[str, dict[int, list[dict[str, Any]]]] = defaultdict(dict)
     for file in sorted(output.glob("*-seed*.jsonl")):
         strategy, seed = file.stem.rsplit("-seed", 1)
-        runs[strategy][int(seed)] = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        runs[strategy][int(seed)] = [line for line in lines if "evaluation" in line]
     if not runs:
         raise SystemExit(f"no runs in {output}")
 

@@ -132,10 +132,10 @@ class UnicodeText(gym.spaces.Text):
 class SelfImprovementEnv(gym.Env[str, str], ABC):
     """A domain of self-improvement tasks.
 
-    A domain implements ``prompt`` and ``respond``, and, if it keeps state between turns, ``begin``. An
-    episode starts from ``reset(options={"instance": TaskInstance})``; without the option, from a task
-    drawn uniformly. The chat that the policy answers is ``messages()``; the observation is the text of
-    its last message.
+    A domain implements ``prompt`` and ``respond``; ``begin``, if it keeps state between turns; ``reward``, if that
+    is not the quality; ``demonstration``, if good responses are known. An episode starts from
+    ``reset(options={"instance": TaskInstance})``; without the option, from a task drawn uniformly. The chat that
+    the policy answers is ``messages()``; the observation is the text of its last message.
 
     Args:
         tasks: The base tasks, with unique ids.
@@ -181,6 +181,17 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
                 ``base`` and ``diverge``.
         """
         return quality
+
+    def demonstration(self, task: Task) -> Sequence[str]:
+        """The responses of one good episode of the task, in order; what ``rllib sft`` trains on.
+
+        Raises:
+            NotImplementedError: If the domain has none.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no demonstrations: implement demonstration(task), which returns the "
+            "responses of one good episode"
+        )
 
     # The environment.
 

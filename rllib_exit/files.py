@@ -15,6 +15,18 @@ def staging_prefix(path: Path) -> str:
     return f".{path.name}.tmp-"
 
 
+def new_directory(path: str | Path) -> Path:
+    """The absolute path of a directory that is yet to be written; asked for before the work for it begins.
+
+    Raises:
+        FileExistsError: If there is something at ``path``, other than an empty directory.
+    """
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is not empty: name a new directory")
+    return path
+
+
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A directory to write into; it is synced and appears at ``path`` when the context ends without error.

@@ -63,7 +63,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .language_model("bundled:smollm2-135m-instruct", dtype="float32", max_model_len=512)
         .generation(max_response_tokens=24, engine_args={"max_num_seqs": 128})
         .training(
-            lr=5e-5,
+            lr=7e-5,
             prompts_per_batch=16,
             rollouts_per_prompt=8,
             kl_coeff=0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
@@ -78,6 +78,12 @@ class CompetitionMathEnv(SelfImprovementEnv):
             quality=float(verdict is Verdict.CORRECT),
             metrics={"grading_timeout": float(verdict is Verdict.TIMED_OUT)},
         )
+
+    def demonstration(self, task: Task) -> Sequence[str]:
+        """The answer; of arithmetic alone, since other problems call for a worked solution."""
+        if not self.arithmetic:
+            return super().demonstration(task)
+        return [task.data["answer"]]
 
 
 def _load(options: Mapping[str, Any]) -> tuple[Task, ...]:

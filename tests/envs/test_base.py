@@ -202,6 +202,12 @@ def test_task_sets_that_cannot_be_used(ids: list[str], message: str):
         Bare()
 
 
+def test_a_domain_need_not_have_demonstrations():
+    env = CounterEnv()
+    with pytest.raises(NotImplementedError, match="CounterEnv has no demonstrations: implement demonstration"):
+        env.demonstration(env.tasks["count/1"])
+
+
 @pytest.mark.parametrize(
     ("iterate", "kind"), [(None, "improve"), (None, "diverge"), (Turn("1"), "base"), (None, "better")]
 )

@@ -43,6 +43,19 @@ def test_an_arithmetic_episode(response: str, quality: float):
     assert info["outcome"].metrics == {"grading_timeout": 0.0}
 
 
+def test_an_arithmetic_answer_is_its_demonstration():
+    env = CompetitionMathEnv()
+    env.reset(options={"instance": SEVEN_PLUS_FIVE})
+    [response] = env.demonstration(env.task)
+    assert env.step(response)[1] == 1.0
+
+
+def test_a_competition_problem_has_no_demonstration():
+    env = CompetitionMathEnv({"tasks": "train", "data_dir": str(DATA)})
+    with pytest.raises(NotImplementedError, match="CompetitionMathEnv has no demonstrations"):
+        env.demonstration(env.tasks["train/1"])
+
+
 def test_a_competition_episode():
     env = CompetitionMathEnv({"tasks": "train", "data_dir": str(DATA), "system_prompt": "You are a mathematician."})
     env.reset(options={"instance": TaskInstance("train/1")})

@@ -1,0 +1,137 @@
+"""The config of a command: what a Python file configures, with ``--set``'s overrides."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+if TYPE_CHECKING:
+    from rllib_exit.grpo.grpo_config import GRPOConfig
+
+Scale = Annotated[
+    str, typer.Option(help="Which config the file makes: auto, cpu or paper. auto: paper where there are GPUs.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: lr=1e-6, env_config.limit=10. Repeatable."),
+]
+
+
+def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any]]:
+    """Runs a Python file and takes its ``config`` and ``stop``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has no usable ``config`` or ``stop``.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist")
+
+    import ray.cloudpickle
+
+    from rllib_exit.grpo.grpo_config import GRPOConfig
+
+    # Modules beside the file can be imported, as from a script.
+    sys.path.insert(0, str(file.parent.absolute()))
+    spec = importlib.util.spec_from_file_location(f"rllib_file_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is not a Python file: its name must end with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    # The workers cannot import the file: what it defines, its env for one, goes to them by value.
+    ray.cloudpickle.register_pickle_by_value(module)
+
+    config, stop = getattr(module, "config", None), getattr(module, "stop", {})
+    if not isinstance(config, GRPOConfig):
+        has = "no `config`" if config is None else f"a `config` of type {type(config).__name__}"
+        raise ValueError(f"{file} has {has}: set `config = GRPOConfig()...` in it")
+    if not isinstance(stop, Mapping):
+        raise ValueError(
+            f"{file} has a `stop` of type {type(stop).__name__}: use a dict like {{'training_iteration': 10}}"
+        )
+    return config, dict(stop)
+
+
+def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
+    """A copy of the config with ``--set``'s settings.
+
+    Args:
+        config: The config.
+        settings: ``key=value`` each; a value is a JSON or YAML literal.
+
+    Raises:
+        ValueError: If a setting is malformed or names no field.
+    """
+    config = config.copy(copy_frozen=False)
+    pairs = [_parse_setting(setting) for setting in settings]
+    # A strategy sets other fields to its preset: what was asked for besides comes after it.
+    for key, value in sorted(pairs, key=lambda pair: pair[0] != "strategy"):
+        name, *path = key.split(".")
+        names = [name for name in vars(config) if not name.startswith("_")]
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=3) or [other for other in names if name in other][:3]
+            mend = f"did you mean {' or '.join(close)}?" if close else "see GRPOConfig for the fields there are"
+            raise ValueError(f"--set {key}: the config has no field {name!r}; {mend}")
+        if name == "strategy" and not path:
+            config.curriculum(value)
+        elif path:
+            setattr(config, name, _replaced(getattr(config, name), path, value, key))
+        else:
+            setattr(config, name, value)
+    return config
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {setting}: write it as key=value")
+    try:
+        return key, json.loads(text)  # YAML takes 1e-6 for a string
+    except json.JSONDecodeError:
+        pass
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting}: the value is no JSON or YAML literal ({error})") from error
+
+
+def _replaced(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """A copy of a nested dict with the value at the path."""
+    if not path:
+        return value
+    if old is None:
+        old = {}
+    if not isinstance(old, Mapping):
+        raise ValueError(f"--set {key}: it reaches into {old!r}, which is no dict")
+    return {**old, path[0]: _replaced(old.get(path[0]), path[1:], value, key)}
+
+
+def check(config: GRPOConfig) -> None:
+    """Finds a config's mistakes before any actor is started; makes its model's path absolute.
+
+    Raises:
+        ValueError: If a field is wrong, or the model is not to be had.
+    """
+    from rllib_exit.env_runners.llm_env_runner import make_env
+    from rllib_exit.models import resolve_model
+
+    config.copy(copy_frozen=False).validate()
+    make_env(config.env, config.env_config)
+    if config.evaluation_interval:
+        evaluation: Any = config.get_evaluation_config_object()
+        make_env(evaluation.env, evaluation.env_config)
+    for name in ("model_name", "embedding_model"):
+        model = getattr(config, name)
+        if model is not None:
+            path = resolve_model(model)
+            if Path(model).expanduser().is_dir():
+                setattr(config, name, path)

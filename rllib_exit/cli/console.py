@@ -1,0 +1,90 @@
+"""What the user of a command sees: its output, and errors as messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the workers' logs, and tracebacks of errors.")]
+
+
+class CommandError(RuntimeError):
+    """A command failed; the message is what the user is told."""
+
+
+def say(text: str) -> None:
+    """Prints a line."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "40 s", "1 min 05 s" or "2 h 03 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def quiet(verbose: bool) -> None:
+    """Sets up the process before Ray, torch and vLLM are loaded: what they log is hidden, unless verbose."""
+    # Paths in a config are relative to where the command is run, not to the trial's directory.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Ctrl-C is ours: Tune's own handler would end the run without a checkpoint.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    if not verbose:
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's new output prints a header even at verbose=0
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        warnings.filterwarnings("ignore")
+        import ray.rllib  # noqa: F401  (importing it resets the levels)
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+        # What Tune logs as an error comes back as the trial's error, and is told then.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def clear_errors(verbose: bool) -> Iterator[None]:
+    """Turns what a user can mend into one red message and exit code 1; the rest keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted", style="red")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, CommandError) as error:
+        if verbose:
+            err.print_exception()
+        err.print(error_message(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def error_message(error: BaseException) -> str:
+    """What to tell the user: of an error in a Ray worker, its cause's message."""
+    cause = getattr(error, "cause", None)
+    while isinstance(cause, BaseException):
+        error, cause = cause, getattr(cause, "cause", None)
+    text = str(error).strip()
+    if type(error).__module__.startswith("ray."):
+        # An actor that died in its constructor carries a traceback as text: its last line is the error.
+        return text.splitlines()[-1] if text else type(error).__name__
+    # After an empty line come details, such as a rollout's traceback.
+    text = text.split("\n\n")[0]
+    return (
+        text if isinstance(error, ValueError | OSError | CommandError) and text else f"{type(error).__name__}: {text}"
+    )

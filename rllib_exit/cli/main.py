@@ -1,0 +1,43 @@
+"""The command line ``rllib``: its commands are one module each, beside this one.
+
+Ray, torch and their like are imported inside the commands, so that ``rllib --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from rllib_exit.cli.evaluate import evaluate
+from rllib_exit.cli.export import export
+from rllib_exit.cli.grafana import grafana
+from rllib_exit.cli.rollouts import rollouts
+from rllib_exit.cli.sft import sft
+from rllib_exit.cli.train import train_file
+
+app = typer.Typer(
+    help="Fine-tunes language models with GRPO and Exploratory Iteration on Ray RLlib.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+train = typer.Typer(help="Trains.", no_args_is_help=True)
+
+
+@train.callback()
+def _train() -> None:
+    # A group of one command would become that command.
+    pass
+
+
+app.add_typer(train, name="train")
+train.command("file")(train_file)
+app.command()(evaluate)
+app.command()(export)
+app.command()(sft)
+app.command()(rollouts)
+app.command()(grafana)
+
+
+def main() -> None:
+    """The console script ``rllib``."""
+    app()

@@ -1,0 +1,79 @@
+"""Reads what a training run wrote: the config, weights and progress in its checkpoints."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rllib_exit import checkpoints
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rllib_exit.grpo.grpo_config import GRPOConfig
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest whole checkpoint at or under a path.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if not path.exists() or (path / "config.json").is_file():
+        raise checkpoints.CheckpointError(
+            f"{path} is no checkpoint of a run"
+            + (": it does not exist" if not path.exists() else ", but a model")
+            + "; a model alone has no tasks or sampling: give a run's checkpoint or directory, "
+            "and --baseline for the model before training"
+        )
+    return checkpoints.newest(path)
+
+
+def load_config(checkpoint: Path) -> GRPOConfig:
+    """The config of the run that wrote a checkpoint. Checkpoints hold pickles: load only what you trust.
+
+    Raises:
+        CheckpointError: If it is not a checkpoint of a GRPO run.
+    """
+    from rllib_exit.grpo.grpo_config import GRPOConfig
+
+    # Envs that a run's file imported from beside it, if the command is run there.
+    sys.path.insert(0, str(Path.cwd()))
+    state = _unpickle(checkpoint / "class_and_ctor_args.pkl")["ctor_args_and_kwargs"][0][0]
+    config = GRPOConfig.from_state(dict(state))
+    if not isinstance(config, GRPOConfig):
+        raise checkpoints.CheckpointError(f"{checkpoint} is of a run with {type(config).__name__}, not GRPOConfig")
+    return config
+
+
+def load_weights(checkpoint: Path) -> np.ndarray:
+    """(bytes,) uint8, the policy's weights in a checkpoint as a float32 safetensors file.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    module = checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy" / "module_state.pkl"
+    return _unpickle(module)["model"]
+
+
+def load_iteration(checkpoint: Path) -> int:
+    """How many iterations were done when a checkpoint was written.
+
+    Raises:
+        CheckpointError: If it does not say.
+    """
+    return _unpickle(checkpoint / "algorithm_state.pkl")["training_iteration"]
+
+
+def _unpickle(file: Path) -> Any:
+    if not file.is_file():
+        raise checkpoints.CheckpointError(f"{file.parent} is no checkpoint of a training run: it has no {file.name}")
+    with open(file, "rb") as f:
+        try:
+            return pickle.load(f)
+        except ModuleNotFoundError as error:
+            raise checkpoints.CheckpointError(
+                f"{file} needs the module {error.name!r}: install it, or run in the directory that holds it"
+            ) from error

@@ -1,0 +1,162 @@
+"""``rllib sft``: a supervised warm start on the environment's demonstrations."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rllib_exit.cli.config import Scale, Settings, check, load_file, override
+from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say
+from rllib_exit.files import atomic_directory, new_directory
+from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
+from rllib_exit.versions import versions
+
+if TYPE_CHECKING:
+    from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
+    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.rollouts import Rollout
+
+SHOWN = 10  # skipped demonstrations
+
+
+def sft(
+    file: Annotated[Path, typer.Argument(help="Python file with `config`, as `rllib train file` takes it.")],
+    output: Annotated[Path, typer.Option(help="New or empty directory for the model.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the demonstrations.")] = 3,
+    lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Demonstrations per update.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the demonstrations' order.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on the first N tasks.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; by default the file's learner_threads, or all.")
+    ] = None,
+    scale: Scale = "auto",
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
+    """Fine-tunes the model on demonstrations of the env, where it is too weak for `rllib train` to begin with.
+
+    Trains on what `demonstration(task)` of the file's env returns, in one process, on a GPU if there is one. Writes
+    a Hugging Face model and sft.json, a record of the training.
+    """
+    with clear_errors(verbose):
+        os.environ[SCALE_VARIABLE] = scale
+        output = new_directory(output)
+        quiet(verbose)
+        taken, reason = scale_and_reason()
+        say(f"scale: {taken} ({reason})")
+        config = override(load_file(file)[0], settings or [])
+        check(config)
+        episodes, skipped = _demonstrations(config, limit)
+        module, loss_by_epoch = _train(
+            config, episodes, threads, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed
+        )
+        record = {
+            "file": str(file.absolute()),
+            "model": config.model_name,
+            "env": getattr(config.env, "__name__", str(config.env)),
+            "env_config": dict(config.env_config),
+            "options": {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "limit": limit},
+            "demonstrations": len(episodes),
+            "quality_mean": _mean_quality(episodes),
+            "loss_by_epoch": loss_by_epoch,
+            "skipped": skipped,
+            "versions": versions(),
+        }
+        with atomic_directory(output) as staging:
+            _save(module, config, staging)
+            (staging / "sft.json").write_text(json.dumps(record, indent=1, default=str))
+        say(f"loss by epoch: {'  '.join(f'{loss:.4f}' for loss in loss_by_epoch)}")
+        say(f"written: {output}")
+        say(f"train it: rllib train file {file} --set model_name={output}")
+
+
+def _demonstrations(config: GRPOConfig, limit: int | None) -> tuple[list[Rollout], dict[str, str]]:
+    """The episodes, and why a task has none; says both."""
+    from rllib_exit.chat import ChatTokenizer
+    from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
+    from rllib_exit.sft import play_demonstrations
+
+    env = make_env(config.env, config.env_config)
+    played, skipped = asyncio.run(
+        play_demonstrations(
+            env,
+            list(env.tasks)[:limit],
+            chat=ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs),
+            sampling=sampling_params(config),
+            max_model_len=config.max_model_len,
+        )
+    )
+    if not played:
+        task_id, reason = next(iter(skipped.items()))
+        raise ValueError(f"none of {len(skipped)} demonstrations can be used; that of task {task_id!r}: {reason}")
+    episodes = list(played.values())
+    trained = sum(int(segment.loss_mask.sum()) for episode in episodes for segment in episode.segments)
+    say(f"{len(episodes)} demonstrations, {trained} tokens to learn, mean quality {_mean_quality(episodes):.3f}")
+    if skipped:
+        say(f"{len(skipped)} demonstrations skipped:")
+        for task_id, reason in islice(skipped.items(), SHOWN):
+            say(f"  {task_id}: {reason}")
+        if len(skipped) > SHOWN:
+            say(f"  and {len(skipped) - SHOWN} more; sft.json names them all")
+    return episodes, skipped
+
+
+def _mean_quality(episodes: list[Rollout]) -> float:
+    return sum(episode.quality for episode in episodes) / len(episodes)
+
+
+def _train(
+    config: GRPOConfig, episodes: list[Rollout], threads: int | None, **options: Any
+) -> tuple[CausalLMRLModule, list[float]]:
+    """The trained module, and the mean loss of every epoch; shows the updates."""
+    import torch
+
+    from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
+    from rllib_exit.memory import keep_freed_memory
+    from rllib_exit.sft import fine_tune
+
+    torch.set_num_threads(threads or config.learner_threads or os.cpu_count() or 1)
+    keep_freed_memory()
+    # The learner's module, with neither reference policy nor adapters, at temperature 1.
+    config = config.copy(copy_frozen=False)
+    config.kl_coeff, config.lora_r, config.temperature = 0.0, None, 1.0
+    module = CausalLMRLModule(model_config=config.get_default_rl_module_spec().model_config)
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    start = time.perf_counter()
+    losses: list[float] = []  # by epoch, summed over the trained tokens
+    tokens: list[int] = []
+    for update in fine_tune(
+        module,
+        [episode.segments for episode in episodes],
+        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+        **options,
+    ):
+        if update.epoch > len(losses):
+            losses.append(0.0)
+            tokens.append(0)
+        losses[-1] += update.loss * update.trained_tokens
+        tokens[-1] += update.trained_tokens
+        left = (time.perf_counter() - start) / update.number * (update.total - update.number)
+        say(
+            f"epoch {update.epoch}/{options['epochs']}  update {update.number}/{update.total}  "
+            f"loss {update.loss:.4f}  {update.tokens_per_s:.0f} tokens/s  {duration(left)} left"
+        )
+    return module, [loss / count for loss, count in zip(losses, tokens, strict=True)]
+
+
+def _save(module: CausalLMRLModule, config: GRPOConfig, directory: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    module.model.config.use_cache = True  # the module trains without a cache
+    module.model.to(getattr(torch, config.dtype)).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(config.model_path).save_pretrained(directory)

@@ -1,0 +1,231 @@
+"""A supervised warm start: fine-tunes a model on the demonstrations of its environment.
+
+No part of the paper's algorithm. It is for a base model that never solves a task: all its groups have the same
+return, so that GRPO has nothing to learn from.
+
+A demonstration is played as an episode, with the demonstrated responses in place of generated ones. So prompts,
+tool results and the ends of responses are, token for token, those of training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from envs.base import Message, SelfImprovementEnv, TaskInstance
+from rllib_exit.chat import ChatTokenizer, replace_surrogates
+from rllib_exit.env_runners.episodes import run_episode
+from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.grpo.causal_lm_rl_module import LOGPROBS, PACK, CausalLMRLModule
+from rllib_exit.objective import packing
+from rllib_exit.objective.packing import Row
+from rllib_exit.rollouts import Rollout, Segment
+
+GRAD_CLIP = 1.0
+WARMUP_FRACTION = 0.1
+
+
+# Demonstrations.
+
+
+async def play_demonstrations(
+    env: SelfImprovementEnv,
+    task_ids: Iterable[str],
+    *,
+    chat: ChatTokenizer,
+    sampling: SamplingParams,
+    max_model_len: int,
+) -> tuple[dict[str, Rollout], dict[str, str]]:
+    """Plays the demonstrations of tasks.
+
+    Left out is a demonstration that raises, that is shorter or longer than its episode, that has a response
+    which the environment calls invalid or the engine would have ended earlier, or that does not fit.
+
+    Args:
+        env: The environment.
+        task_ids: Its tasks.
+        chat: The model's tokenizer.
+        sampling: ``max_tokens`` and ``stop``, as in training.
+        max_model_len: The context's length; as in training, every prompt must leave room for ``max_tokens``.
+
+    Returns:
+        The episodes by task, and why a task has none.
+    """
+    end_of_turn = _end_of_turn(chat)
+    played: dict[str, Rollout] = {}
+    skipped: dict[str, str] = {}
+    for task_id in task_ids:
+        try:
+            responses = env.demonstration(env.tasks[task_id])
+            replay = _Replay(responses, chat, end_of_turn, max_model_len)
+            episode = await run_episode(
+                env, TaskInstance(task_id), generator=replay, chat=chat, sampling=sampling, seed=0
+            )
+            if episode.truncated:
+                raise ValueError(
+                    f"after {replay.given} of {len(responses)} responses, max_model_len ({max_model_len}) has no room "
+                    f"for another prompt and response (max_response_tokens: {sampling.max_tokens})"
+                )
+            if replay.given < len(responses):
+                raise ValueError(f"the episode ends after {replay.given} of {len(responses)} responses")
+            if not episode.valid:
+                raise ValueError("the environment calls a response invalid")
+        except Exception as error:
+            skipped[task_id] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        else:
+            played[task_id] = episode
+    return played, skipped
+
+
+class _Replay:
+    """A generator that gives the responses of a demonstration, ended as an engine ends them."""
+
+    def __init__(self, responses: Sequence[str], chat: ChatTokenizer, end_of_turn: int, max_model_len: int) -> None:
+        if isinstance(responses, str):
+            raise TypeError(f"demonstration() returned the string {responses[:40]!r}: return a list of responses")
+        self.given = 0
+        self._responses = responses
+        self._chat = chat
+        self._end_of_turn = end_of_turn
+        self._max_model_len = max_model_len
+
+    @property
+    def max_model_len(self) -> int:
+        return self._max_model_len
+
+    def start(self) -> None:
+        """Nothing runs."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
+        if self.given == len(self._responses):
+            raise ValueError(f"it has {self.given} responses and the episode goes on")
+        text = replace_surrogates(self._responses[self.given])
+        self.given += 1
+        # As plain text: a response cannot spell a control token.
+        ids: list[int] = self._chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ends = [end for stop in sampling.stop if (end := text.find(stop) + len(stop)) >= len(stop)]
+        if ends and min(ends) < len(text):
+            raise ValueError(f"response {self.given} goes on after the stop string {text[: min(ends)][-20:]!r}")
+        if not ends:
+            ids = [*ids, self._end_of_turn]
+        if len(ids) > sampling.max_tokens:
+            raise ValueError(
+                f"response {self.given} has {len(ids)} tokens, over max_response_tokens ({sampling.max_tokens})"
+            )
+        return Generation(tuple(ids), np.zeros(len(ids), np.float32))
+
+    async def update_weights(self, weights: np.ndarray) -> None:
+        raise NotImplementedError("demonstrations have no weights")
+
+    async def close(self) -> None:
+        """Nothing runs."""
+
+
+def _end_of_turn(chat: ChatTokenizer) -> int:
+    """The token with which an engine ends a response: the one that the template writes after it, if it is one."""
+    user, response = Message(role="user", content="a"), Message(role="assistant", content="a")
+    ids: list[int] = chat.tokenizer("a", add_special_tokens=False)["input_ids"]
+    following = chat.encode([user, response, user], {1: ids})[len(chat.encode([user])) + len(ids)]
+    return following if following in chat.eos_token_ids else chat.tokenizer.eos_token_id
+
+
+# Training.
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer step of :func:`fine_tune`.
+
+    Attributes:
+        epoch: From 1.
+        number: From 1, over all epochs.
+        total: The number of updates in all.
+        loss: The mean cross-entropy of the batch's trained tokens, before the step.
+        trained_tokens: How many there are.
+        tokens_per_s: Prompts included.
+    """
+
+    epoch: int
+    number: int
+    total: int
+    loss: float
+    trained_tokens: int
+    tokens_per_s: float
+
+
+def fine_tune(
+    module: CausalLMRLModule,
+    conversations: Sequence[Sequence[Segment]],
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    max_tokens_per_micro_batch: int,
+    seed: int,
+) -> Iterator[Update]:
+    """Trains on the masked tokens of conversations, in place; one step for every update that is taken.
+
+    AdamW without weight decay; the learning rate rises over the first tenth of the updates and falls to 0 along a
+    cosine; gradients are clipped to norm 1. The loss of a batch is the mean over its trained tokens, however they
+    are packed.
+
+    Args:
+        module: The model.
+        conversations: The segments of each.
+        epochs: Passes over the conversations, each in an order of its own.
+        lr: The highest learning rate.
+        batch_size: Conversations per update; an epoch's last update may have fewer.
+        max_tokens_per_micro_batch: Tokens of one forward and backward pass. Changes nothing but memory and speed.
+        seed: Of the order, and of a model's dropout.
+
+    Raises:
+        ValueError: If an argument is out of range, or an update's loss or gradient is not finite.
+    """
+    for name, value in [("conversations", len(conversations)), ("epochs", epochs), ("batch_size", batch_size)]:
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr is {lr}: use a number above 0")
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    parameters = list(module.parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
+    share_prefixes = not module.model_config["attn_implementation"].startswith("flash")
+    total = epochs * math.ceil(len(conversations) / batch_size)
+    number = 0
+    for epoch in range(1, epochs + 1):
+        order = rng.permutation(len(conversations))
+        for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+            start = time.perf_counter()
+            number += 1
+            segments = [segment for i in batch for segment in conversations[i]]
+            trained = int(sum(segment.loss_mask.sum() for segment in segments))
+            rows = [Row(s.token_ids, s.loss_mask, s.logprobs, 1.0, 1 / trained) for s in segments]
+            optimizer.zero_grad(set_to_none=True)
+            loss = 0.0
+            for pack in packing.pack(rows, max_tokens_per_micro_batch, share_prefixes):
+                pack = pack.to(module.model.device)
+                pack_loss = -(module.forward_train({PACK: pack})[LOGPROBS] * pack.weights_N).sum()
+                pack_loss.backward()
+                loss += float(pack_loss.detach())
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP))
+            if not math.isfinite(loss + norm):
+                raise ValueError(f"update {number}: the loss is {loss} and the gradient's norm {norm}: lower lr ({lr})")
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _schedule(number, total)
+            optimizer.step()
+            tokens = sum(len(segment.token_ids) for segment in segments)
+            yield Update(epoch, number, total, loss, trained, tokens / (time.perf_counter() - start))
+
+
+def _schedule(number: int, total: int) -> float:
+    """The learning rate of an update, as a fraction of the highest one."""
+    warmup = math.ceil(total * WARMUP_FRACTION)
+    if number <= warmup:
+        return number / warmup
+    return 0.5 * (1 + math.cos(math.pi * (number - warmup) / (total - warmup + 1)))

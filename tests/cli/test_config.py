@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rllib_exit.cli.config import load_file, override
+from rllib_exit.grpo.grpo_config import GRPOConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "value"),
+    [
+        ("lr=1e-4", "lr", 1e-4),
+        ("prompts_per_batch=3", "prompts_per_batch", 3),
+        ("kl_coeff=0", "kl_coeff", 0),
+        ("overlong_filtering=true", "overlong_filtering", True),
+        ("overlong_filtering=True", "overlong_filtering", True),
+        ("mismatch_clip=null", "mismatch_clip", None),
+        ("dtype=float32", "dtype", "float32"),
+        ("model_name=org/name=x", "model_name", "org/name=x"),
+        ("adam_betas=[0.9, 1e-1]", "adam_betas", [0.9, 0.1]),
+        ("env_config={tasks: train}", "env_config", {"tasks": "train"}),
+        ("env_config.limit=10", "env_config", {"limit": 10}),
+        ("evaluation_config.env_config.limit=10", "evaluation_config", {"env_config": {"limit": 10}}),
+    ],
+)
+def test_set_parses_literals(setting: str, name: str, value: Any):
+    config = override(GRPOConfig(), [setting])
+    assert getattr(config, name) == value
+    assert type(getattr(config, name)) is type(value)
+
+
+def test_set_leaves_the_files_config_alone():
+    config = GRPOConfig().environment(env_config={"limit": 1, "tasks": "train"})
+    changed = override(config, ["env_config.limit=2", "env_config.split=test"])
+    assert changed.env_config == {"limit": 2, "tasks": "train", "split": "test"}
+    assert config.env_config == {"limit": 1, "tasks": "train"}
+
+
+def test_set_strategy_takes_its_preset_whatever_the_order():
+    config = override(GRPOConfig(), ["self_iteration_prob=0.25", "strategy=improve"])
+    assert (config.strategy, config.self_iteration_prob, config.diversity_bonus) == ("improve", 0.25, False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("prompts_per_bach=3", "did you mean prompts_per_batch"),
+        ("iteration_prob=1", "self_iteration_prob"),
+        ("lr", "key=value"),
+        ("lr.x=3", "no dict"),
+        ("env_config={a: [", "no JSON or YAML literal"),
+        ("strategy=exot", "use one of grpo"),
+    ],
+)
+def test_set_explains_mistakes(setting: str, said: str):
+    with pytest.raises(ValueError) as error:
+        override(GRPOConfig(), [setting])
+    assert said in str(error.value)
+
+
+def test_files_import_their_neighbours(tmp_path: Path, tiny_model: str):
+    (tmp_path / "cli_neighbour.py").write_text("STOP = {'training_iteration': 2}")
+    path = tmp_path / "example.py"
+    path.write_text(
+        "from cli_neighbour import STOP as stop\nfrom tests.cli.helpers import make_config\n"
+        f"config = make_config({tiny_model!r})\n"
+    )
+    config, stop = load_file(path)
+    assert stop == {"training_iteration": 2}
+    assert config.model_name == tiny_model

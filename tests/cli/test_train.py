@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rllib_exit.cli.train import _reached
+from tests.cli.helpers import message, run
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--set", "prompt_per_batch=3"], "did you mean prompts_per_batch"),
+        (["--set", "rollouts_per_prompt=1"], "rollouts_per_prompt is 1"),
+        (["--set", "model_name=no-such-model"], "'no-such-model'"),
+        (["--set", "env_config.num_tasks=0"], "no tasks"),
+        (["--scale", "big"], "scale is 'big'"),
+        (["--resume", "no/such/directory"], "no/such/directory"),
+    ],
+)
+def test_train_explains_mistakes(file: Path, args: list[str], said: str):
+    assert said in message(run("train", "file", file, *args))
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no `config`"),
+        ("config = {'lr': 1}", "type dict"),
+        ("from rllib_exit.grpo.grpo_config import GRPOConfig\nconfig, stop = GRPOConfig(), 3", "`stop` of type int"),
+        ("from rllib_exit.scale import current_scale\nraise ValueError(current_scale())", "cpu"),
+    ],
+)
+def test_train_explains_what_is_wrong_with_the_file(tmp_path: Path, content: str, said: str):
+    path = tmp_path / "example.py"
+    path.write_text(content)
+    assert said in message(run("train", "file", path, "--scale", "cpu"))
+
+
+def test_train_wants_a_file_that_exists(tmp_path: Path):
+    assert "does not exist" in message(run("train", "file", tmp_path / "none.py"))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_resume_that_would_train_nothing_is_an_error(file: Path, checkpoint: Path):
+    result = run("train", "file", file, "--resume", checkpoint.parent.parent, "--stop-iters", "3")
+    assert "raise --stop-iters" in message(result)
+
+
+def test_stop_reaches_into_results():
+    result = {"training_iteration": 4, "rollouts": {"return_mean": 0.5}}
+    assert _reached({"training_iteration": 4}, result)
+    assert _reached({"training_iteration": 9, "rollouts/return_mean": 0.4}, result)
+    assert not _reached({"rollouts/return_mean": 0.6}, result)
+    with pytest.raises(ValueError, match="rollouts/reward"):
+        _reached({"rollouts/reward": 0.6}, result)
