@@ -1,0 +1,147 @@
+"""``rllib search``: greedy search for a script that scores well in an MLE-bench competition."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+
+from rllib_exit.cli.config import Settings, check, override
+from rllib_exit.cli.console import Verbose, clear_errors, out, quiet, say
+from rllib_exit.cli.runs import cast, find_checkpoint, load_config, load_weights
+
+if TYPE_CHECKING:
+    from rllib_exit.evaluation.greedy_search import SearchDirectory
+
+
+def search(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint, or a directory above some: the newest is taken. Or a model, as in a config."
+        ),
+    ],
+    competition: Annotated[Path, typer.Option(help="The competition's directory, in mle-bench's layout.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the search in all, each one response.")] = 16,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; by default under `search`, beside the checkpoint or in `results`."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> None:
+    """Improves a script step by step: the best one so far, or the last one if it failed.
+
+    Sampling and the scripts' limits are those of the run's evaluation_config, for a model alone the defaults of
+    GRPOConfig and MLEBenchEnv; --set changes them. Keeps the best script, its submission and search.png after every
+    step. The same command goes on where the last one stopped.
+    """
+    with clear_errors(verbose):
+        quiet(verbose)
+        from envs.mle_bench.competitions import load_competition
+
+        config, checkpoint = _load_config(model)
+        config = override(config, settings or [])
+        name = load_competition(competition).id
+        ranges = config.env_config.get("score_ranges") or {}
+        ranges = {name: ranges[name]} if name in ranges else {}
+        config.env_config = {**config.env_config, "competitions": str(competition), "score_ranges": ranges}
+        check(config)
+        if output is None:
+            above = checkpoint.parent if checkpoint else Path("results")
+            output = above / "search" / (checkpoint.name if checkpoint else Path(model).name) / name
+        _search(config, checkpoint, name, steps, output, seed)
+
+
+def _load_config(model: str) -> tuple[Any, Path | None]:
+    """The evaluation's config on MLE-bench, and the checkpoint; None for a model alone."""
+    from envs.mle_bench.env import MLEBenchEnv
+    from rllib_exit.grpo.grpo_config import GRPOConfig
+
+    path, checkpoint = Path(model).expanduser(), None
+    if path.is_dir() and not (path / "config.json").is_file():
+        checkpoint = find_checkpoint(path)
+        config: Any = load_config(checkpoint).get_evaluation_config_object()
+    else:
+        config = GRPOConfig().language_model(model).curriculum("grpo").get_evaluation_config_object()
+    if not (isinstance(config.env, type) and issubclass(config.env, MLEBenchEnv)):
+        config.env, config.env_config = MLEBenchEnv, {}  # another domain's options mean nothing here
+    return config, checkpoint
+
+
+def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output: Path, seed: int) -> None:
+    from rllib_exit.evaluation import greedy_search as search
+
+    directory = search.SearchDirectory(
+        output,
+        {
+            "competition": name,
+            "model": config.model_name,
+            "checkpoint": str(checkpoint.absolute()) if checkpoint else None,
+            "seed": seed,
+            **{key: getattr(config, key) for key in ("dtype", "max_model_len", "max_response_tokens")},
+            **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k")},
+        },
+    )
+    say(f"{name}: {steps} steps, {len(directory.steps)} done before; written to {output}")
+    if config.temperature == 0:
+        say("temperature is 0: a step that does not improve is repeated to the end")
+    if len(directory.steps) < steps:
+        asyncio.run(_run(config, checkpoint, name, steps, directory, seed))
+        gc.collect()  # vLLM's engine prints a traceback if it is collected as late as at exit
+    out.print(search.table(directory.steps))
+    best = search.best_step(directory.steps)
+    say(
+        "no script got a score"
+        if best is None
+        else f"best: step {best.index}, score {best.score:g}: {output / search.BEST_SCRIPT}"
+    )
+
+
+async def _run(
+    config: Any, checkpoint: Path | None, name: str, steps: int, directory: SearchDirectory, seed: int
+) -> None:
+    from rllib_exit.chat import ChatTokenizer
+    from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
+    from rllib_exit.evaluation import greedy_search as search
+
+    env: Any = make_env(config.env, config.env_config)
+    chat = ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs)
+    generator = config.generator_class(
+        config.model_path, dtype=config.dtype, max_model_len=config.max_model_len, engine_args=config.engine_args
+    )
+    try:
+        if checkpoint is not None:
+            await generator.update_weights(cast(load_weights(checkpoint), config.dtype))
+        sampling, shown = sampling_params(config), []
+        with (
+            Live(search.table(shown), console=out, transient=True)
+            if out.is_terminal
+            else contextlib.nullcontext() as live
+        ):
+            async for step in search.greedy_search(
+                env,
+                name,
+                steps,
+                directory=directory,
+                generator=generator,
+                chat=chat,
+                sampling=sampling,
+                seed=seed,
+            ):
+                shown.append(step)
+                if len(shown) == len(directory.steps):  # not one of before
+                    search.plot(shown, directory.path / search.FIGURE, title=name)
+                if live is not None:
+                    live.update(search.table(shown))
+                else:
+                    score = "no score" if step.score is None else f"score {step.score:g}"
+                    say(f"step {step.index + 1}/{steps}  {step.result.replace('_', ' ')}, {score}")
+    finally:
+        await generator.close()
