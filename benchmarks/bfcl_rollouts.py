@@ -1,0 +1,122 @@
+"""What do BFCL's environments cost beside generation? Rolls out concurrent episodes and times the engine.
+
+    python benchmarks/bfcl_rollouts.py --model results/bfcl_sft
+
+Prints, and writes as JSON: the share of the wall time in which the engine had no open request, and the share
+of the episodes' own time (the sum over all of them) that they spent outside the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from envs.base import TaskInstance
+from envs.bfcl.calls import STOP
+from envs.bfcl.env import BFCLEnv
+from rllib_exit.chat import ChatTokenizer
+from rllib_exit.env_runners.episodes import roll_out
+from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.vllm_generator import VLLMGenerator
+from rllib_exit.models import SMOLLM2, resolve_model
+from rllib_exit.rollouts import RolloutGroup, RolloutRequest
+
+ENV_CONFIG = {"split": "train", "trim_schemas": True}
+
+
+class TimedGenerator:
+    """A generator that knows how long it had open requests, and the sum of what they took."""
+
+    def __init__(self, generator: VLLMGenerator) -> None:
+        self.generator = generator
+        self.reset()
+
+    def reset(self) -> None:
+        self.open, self.busy_s, self.requests_s, self.since, self.tokens = 0, 0.0, 0.0, 0.0, 0
+
+    @property
+    def max_model_len(self) -> int:
+        return self.generator.max_model_len
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
+        start = time.perf_counter()
+        if self.open == 0:
+            self.since = start
+        self.open += 1
+        generation = await self.generator.generate(prompt_ids, sampling, seed)
+        end = time.perf_counter()
+        self.open -= 1
+        if self.open == 0:
+            self.busy_s += end - self.since
+        self.requests_s += end - start
+        self.tokens += len(generation.token_ids)
+        return generation
+
+    async def update_weights(self, weights: np.ndarray) -> None:
+        await self.generator.update_weights(weights)
+
+    async def close(self) -> None:
+        await self.generator.close()
+
+
+async def run(args: argparse.Namespace) -> list[dict[str, float]]:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(args.concurrent))
+    model = resolve_model(args.model)
+    generator = TimedGenerator(
+        VLLMGenerator(model, dtype="float32", max_model_len=3072, engine_args={"max_num_seqs": args.concurrent})
+    )
+    chat = ChatTokenizer(model)
+    task_ids = list(BFCLEnv({**ENV_CONFIG, "limit": 8}).tasks)
+    rows = []
+    for repeat in range(args.repeats + 1):
+        generator.reset()
+        start = time.perf_counter()
+        groups = await roll_out(
+            [RolloutRequest(f"{i}", TaskInstance(task), seed=10**6 * repeat + i) for i, task in enumerate(task_ids)],
+            args.concurrent // len(task_ids),
+            make_env=lambda: BFCLEnv(ENV_CONFIG),
+            max_concurrent=args.concurrent,
+            generator=generator,
+            chat=chat,
+            sampling=SamplingParams(max_tokens=64, stop=STOP),
+            policy_version=0,
+        )
+        wall = time.perf_counter() - start
+        rollouts = [rollout for group in groups if isinstance(group, RolloutGroup) for rollout in group.rollouts]
+        row = {
+            "episodes": len(rollouts),
+            "turns": sum(len(rollout.turns) for rollout in rollouts),
+            "tokens": generator.tokens,
+            "wall_s": wall,
+            "engine_idle_fraction": 1 - generator.busy_s / wall,
+        }
+        if repeat:  # the first one warms up
+            rows.append(row)
+            print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+    await generator.close()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--concurrent", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("results/bfcl_rollouts.json"))
+    args = parser.parse_args()
+    rows = asyncio.run(run(args))
+    idle = float(np.median([row["engine_idle_fraction"] for row in rows]))
+    print(f"median share of the wall time without an open request: {100 * idle:.2f} %")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({"arguments": vars(args), "runs": rows, "median": idle}, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()

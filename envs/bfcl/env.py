@@ -1,0 +1,198 @@
+"""Multi-turn tool use on BFCL's multi_turn_base as an environment (paper appendix A.3)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from envs.base import Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
+from envs.bfcl.apis import STATELESS_CLASS, functions, offered
+from envs.bfcl.calls import TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
+from envs.bfcl.grading import contained
+from envs.bfcl.prompt import system_prompt
+from envs.bfcl.tasks import select_tasks
+from envs.bfcl.worker import shared_workers
+from envs.prompts import self_iteration_prompt
+
+DEFAULTS: Mapping[str, Any] = {
+    "split": "train",
+    "classes": None,
+    "limit": None,
+    "seed": 0,
+    "requests": "first",
+    "max_turns": None,
+    "trim_schemas": False,
+    "call_timeout_s": 5.0,
+}
+MAX_TURNS = {"first": 10, "all": 60}
+# Of a name that a response makes up, and of what it is told about its arguments.
+MAX_NAME_CHARS, MAX_ERROR_CHARS = 64, 500
+
+
+@dataclass(frozen=True, slots=True)
+class MadeCall:
+    """A call that was executed to its end, with every argument, and whether it succeeded."""
+
+    call: Call
+    ok: bool
+
+
+class BFCLEnv(SelfImprovementEnv):
+    """User requests, one after the other, each fulfilled by calling functions.
+
+    A response makes calls, finishes the current request or gives up (see ``calls.parse_response``). Calls
+    run in order up to the first that fails; the feedback is a JSON list with a result or an error for each.
+    The quality is 1 if, for every request, the ground-truth calls are among the successful calls made for it
+    and the API objects are in the state that the ground truth leaves; else 0. How the episode ends has no
+    part in it. A response without a valid ending is not valid and ends the episode.
+
+    Metrics: ``first_turn_accuracy``, whether the first user request (BFCL calls it a turn) is solved, that
+    is, its calls are contained and the states are equal at its end; ``requests_solved_fraction``;
+    ``tool_calls``; ``failed_calls``, malformed responses included; at the end of the episode
+    ``official_accuracy``, the verdict of BFCL's own checker.
+
+    Args:
+        config: Options, also as RLlib's ``env_config``; None counts as absent.
+
+            - ``split``: ``train`` (default), ``test``, ``val``, ``train75`` or ``all``.
+            - ``classes``: only tasks that involve no other API classes; all by default.
+            - ``limit``, ``seed``: how many tasks are drawn, all by default, and the draw's seed.
+            - ``requests``: ``first`` (default), as in training, or ``all`` of the user's requests.
+            - ``max_turns``: the most responses; by default 10 for ``first`` and 60 for ``all``.
+            - ``trim_schemas``: short function schemas, for small contexts.
+            - ``call_timeout_s``: how long the calls of one response may take together.
+
+    Raises:
+        ModuleNotFoundError: If ``bfcl-eval`` is not installed.
+        ValueError: If an option is unknown or has an impossible value.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        options = dict(DEFAULTS)
+        for key, value in (config or {}).items():
+            if key not in DEFAULTS:
+                raise ValueError(f"{type(self).__name__} has no option {key!r}: use {', '.join(DEFAULTS)}")
+            if value is not None:
+                options[key] = value
+        for key in ("limit", "max_turns", "call_timeout_s"):
+            if options[key] is not None and not options[key] > 0:
+                raise ValueError(f"{key} is {options[key]!r}: it must be positive")
+        if options["requests"] not in MAX_TURNS:
+            raise ValueError(f"requests is {options['requests']!r}: use {' or '.join(MAX_TURNS)}")
+        keys = ("split", "requests", "classes", "limit", "seed")
+        super().__init__(select_tasks(*(options[key] for key in keys)))
+        self.max_turns: int = options["max_turns"] or MAX_TURNS[options["requests"]]
+        self.trim_schemas: bool = options["trim_schemas"]
+        self.call_timeout_s: float = options["call_timeout_s"]
+
+    def prompt(self, task: Task) -> list[Message]:
+        system = system_prompt(task.data["classes"], task.data["excluded"], self.trim_schemas)
+        return [{"role": "system", "content": system}, {"role": "user", "content": task.prompt}]
+
+    def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
+        """The request to iterate. It shows no feedback: at test time iterates are not executed."""
+        return self_iteration_prompt(kind)
+
+    def demonstration(self, task: Task) -> Sequence[str]:
+        """The responses of the ground truth: one call at a time, then the end of each request."""
+        return [
+            response
+            for solution in task.data["ground_truth"]
+            for response in (*map(format_calls, solution), TASK_FINISHED)
+        ]
+
+    def begin(self, task: Task) -> None:
+        self._functions = offered(task.data["classes"], task.data["excluded"])
+        self._ground_truth = [
+            [bind(call, functions()[call.name].signature) for call in solution]
+            for solution in task.data["ground_truth"]
+        ]
+        self._made: list[list[MadeCall]] = [[] for _ in self._ground_truth]
+        self._request = 0  # the index of the current one
+        self._responses = 0
+        self._tool_calls = 0
+        self._failed_calls = 0
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        action = parse_response(response)
+        self._responses += 1
+        feedback, done = None, self._responses >= self.max_turns
+        match action.kind:
+            case ActionKind.CALLS:
+                feedback = self._execute(task, action.calls)
+            case ActionKind.MALFORMED:
+                self._failed_calls += 1
+                feedback = json.dumps([{"error": action.problem}])
+            case ActionKind.FINISHED:
+                self._request += 1
+                if self._request < len(self._ground_truth):
+                    feedback = task.data["requests"][self._request]
+                else:
+                    done = True
+            case ActionKind.ERROR | ActionKind.UNENDED:
+                done = True
+        quality, metrics = self._grade(task, done)
+        return Outcome(quality, feedback, done, valid=action.kind is not ActionKind.UNENDED, metrics=metrics)
+
+    def _execute(self, task: Task, requested: Sequence[Call]) -> str:
+        """Runs calls up to the first that fails; returns what the policy sees."""
+        bound, error = [], ""
+        for call in requested:
+            try:
+                bound.append(self._bind(call))
+            except ValueError as problem:
+                error = json.dumps({"error": str(problem)[:MAX_ERROR_CHARS]})
+                break
+        made = [made.call for request in self._made for made in request]
+        results = shared_workers().execute(task.data, _stateful(made), bound, self.call_timeout_s) if bound else []
+        self._made[self._request] += [
+            MadeCall(call, result.ok) for call, result in zip(bound, results, strict=False) if result.finished
+        ]
+        texts = [result.text for result in results]
+        failed = bool(results) and not results[-1].ok
+        if error and not failed:
+            texts.append(error)
+            failed = True
+        self._tool_calls += len(texts)
+        self._failed_calls += failed
+        texts += ['{"error": "not run, as the call before it failed"}'] * (len(requested) - len(texts))
+        return f"[{', '.join(texts)}]"
+
+    def _bind(self, call: Call) -> Call:
+        if call.name not in self._functions:
+            name = call.name[:MAX_NAME_CHARS]
+            close = difflib.get_close_matches(name, self._functions, n=1)
+            raise ValueError(f"unknown function {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        return bind(call, self._functions[call.name].signature)
+
+    def _grade(self, task: Task, done: bool) -> tuple[float, dict[str, float]]:
+        """The quality and metrics if the episode ended here."""
+        solved = [
+            contained(solution, [made.call for made in request if made.ok])
+            for solution, request in zip(self._ground_truth, self._made, strict=True)
+        ]
+        quality = all(solved)
+        made = [[made.call for made in request] for request in self._made]
+        if any(solved):
+            pairs = ([*map(_stateful, made)], [*map(_stateful, self._ground_truth)])
+            equal = shared_workers().compare(task.data, *pairs, self.call_timeout_s)
+            quality = quality and equal[-1]
+            solved = [calls_made and same for calls_made, same in zip(solved, equal, strict=True)]
+        metrics = {
+            "first_turn_accuracy": float(solved[0]),
+            "requests_solved_fraction": sum(solved) / len(solved),
+            "tool_calls": float(self._tool_calls),
+            "failed_calls": float(self._failed_calls),
+        }
+        if done:
+            verdict = shared_workers().official_verdict(task.data, made, self._ground_truth, self.call_timeout_s)
+            metrics["official_accuracy"] = float(verdict)
+        return float(quality), metrics
+
+
+def _stateful(made: Sequence[Call]) -> list[Call]:
+    """The calls that can change a state."""
+    return [call for call in made if functions()[call.name].api != STATELESS_CLASS]
