@@ -1,0 +1,285 @@
+"""The numbers that training reports: one list, from which Ray's gauges and the Grafana dashboard are made."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+# Grafana's names of units.
+NUMBER, FRACTION, SECONDS = "short", "percentunit", "s"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of an iteration's result.
+
+    Attributes:
+        path: Its keys in the result, joined by slashes.
+        description: What it says, in ASCII.
+        unit: Grafana's name of its unit.
+        panel: The dashboard's panel that it shares with others; by default it has its own.
+        by_step: Whether it is one number for each step of self-improvement, under ``step_0``, ``step_1``, …
+    """
+
+    path: str
+    description: str
+    unit: str = NUMBER
+    panel: str = ""
+    by_step: bool = False
+
+    @property
+    def row(self) -> str:
+        """The dashboard's row."""
+        row, slash, _ = self.path.partition("/")
+        return row if slash else "policy"
+
+    @property
+    def name(self) -> str:
+        """The last key of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def gauge(self) -> str:
+        """The name of its gauge in Ray; Prometheus has it with ``ray_`` before it."""
+        return "rllib_exit_" + re.sub(r"\W", "_", self.path, flags=re.ASCII)
+
+
+METRICS = (
+    Metric("curriculum/buffer_size", "Instances in the task buffer."),
+    Metric("curriculum/buffer_score_min", "Lowest learnability score in the task buffer.", panel="buffer_score"),
+    Metric("curriculum/buffer_score_mean", "Mean learnability score in the task buffer.", panel="buffer_score"),
+    Metric("curriculum/buffer_score_max", "Highest learnability score in the task buffer.", panel="buffer_score"),
+    Metric("curriculum/selected_fraction", "Prompts selected from the task buffer.", FRACTION, "kinds of prompts"),
+    Metric("curriculum/improve_fraction", "Prompts that improve an iterate.", FRACTION, "kinds of prompts"),
+    Metric("curriculum/diverge_fraction", "Prompts that diverge from an iterate.", FRACTION, "kinds of prompts"),
+    Metric("curriculum/depth_mean", "Self-iteration steps behind the iterates; 0 for a base task."),
+    Metric("curriculum/starting_turn_mean", "Turn at which the episodes start."),
+    Metric("curriculum/distinct_tasks_total", "Base tasks seen so far.", panel="distinct"),
+    Metric("curriculum/distinct_instances_total", "Task instances seen so far.", panel="distinct"),
+    Metric("curriculum/group_variance_mean", "Learnability: variance of the quality within a group."),
+    Metric("curriculum/zero_variance_fraction", "Groups that teach nothing: all of one quality.", FRACTION),
+    Metric("curriculum/skipped_fraction", "Groups whose prompt does not fit the context.", FRACTION),
+    Metric("rollouts/return_mean", "Mean return; what advantages are made of."),
+    Metric("rollouts/quality_mean", "Mean final quality; what learnability is made of.", FRACTION),
+    Metric("rollouts/response_tokens_mean", "Tokens that the policy generated per rollout."),
+    Metric("rollouts/truncated_fraction", "Rollouts cut by a limit of tokens.", FRACTION, "cut or invalid"),
+    Metric("rollouts/invalid_fraction", "Rollouts with an invalid response.", FRACTION, "cut or invalid"),
+    Metric("rollouts/skipped_prompts", "Prompts that do not fit the context."),
+    Metric("rollouts/retried_episodes", "Episodes begun once more because the first attempt failed."),
+    Metric("rollouts/lost_env_runners", "Env runners lost and restarted."),
+    Metric("rollouts/tokens_per_s", "Tokens generated per second."),
+    Metric("learner/loss", "Loss of the update."),
+    Metric("learner/kl", "KL divergence from the reference policy, per token."),
+    Metric("learner/clip_fraction", "Tokens whose ratio was clipped.", FRACTION),
+    Metric("learner/entropy", "Entropy of the policy, per token."),
+    Metric("learner/grad_norm", "Norm of the gradient before clipping."),
+    Metric(
+        "learner/logprob_abs_diff_mean",
+        "Mean |log-probability of the learner - of the engine|.",
+        panel="logprob_abs_diff",
+    ),
+    Metric(
+        "learner/logprob_abs_diff_max",
+        "Largest |log-probability of the learner - of the engine|.",
+        panel="logprob_abs_diff",
+    ),
+    Metric("learner/lr", "Learning rate."),
+    Metric("learner/skipped_updates", "Updates left out because of a non-finite loss or gradient."),
+    Metric("learner/tokens_per_s", "Tokens trained on per second."),
+    Metric("timers/select", "Selecting the prompts.", SECONDS, "parts of an iteration"),
+    Metric("timers/rollout", "Rolling out.", SECONDS, "parts of an iteration"),
+    Metric("timers/embed", "Advantages and the diversity bonus.", SECONDS, "parts of an iteration"),
+    Metric("timers/update", "Updating the policy.", SECONDS, "parts of an iteration"),
+    Metric("timers/sync", "Giving the weights to the env runners.", SECONDS, "parts of an iteration"),
+    Metric("policy_version", "Updates made so far."),
+    Metric("policy_lag_max", "How many updates the oldest rollouts of the batch were behind."),
+    Metric("evaluation/accuracy", "Mean quality after each step of self-improvement.", FRACTION, by_step=True),
+    Metric("evaluation/net_corrections", "Tasks put right minus tasks put wrong since step 0.", by_step=True),
+    Metric("evaluation/num_tasks", "Tasks evaluated on."),
+)
+# Where a domain's own numbers stand besides the listed ones.
+DOMAIN_ROWS = ("curriculum", "rollouts", "evaluation")
+
+
+def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str], float]]:
+    """The listed metrics that a result holds, then the domain's own.
+
+    Yields:
+        The metric, its tag ``step`` if it is by step, and its value.
+    """
+    listed = {metric.path for metric in METRICS}
+    for metric in (*METRICS, *(metric for metric in _domain_metrics(result) if metric.path not in listed)):
+        value: Any = result
+        for key in metric.path.split("/", 1):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if metric.by_step and isinstance(value, Mapping):
+            for step, number in value.items():
+                if isinstance(number, Real):
+                    yield metric, {"step": str(step).removeprefix("step_")}, float(number)
+        elif isinstance(value, Real):
+            yield metric, {}, float(value)
+
+
+def _domain_metrics(result: Mapping[str, Any]) -> Iterator[Metric]:
+    for row in DOMAIN_ROWS:
+        for name, value in result.get(row, {}).items():
+            yield Metric(f"{row}/{name}", "A number of the domain.", by_step=isinstance(value, Mapping))
+
+
+class Gauges:
+    """Ray's gauges of the metrics, which Prometheus scrapes from the nodes.
+
+    Ray forgets a gauge soon after it was set. So a thread sets them all again every second, until ``close``.
+
+    Args:
+        run: The value of the tag ``run``.
+        strategy: The value of the tag ``strategy``.
+    """
+
+    def __init__(self, run: str, strategy: str) -> None:
+        # Ray's gauges take ASCII.
+        self._tags = {"run": run.encode("ascii", "replace").decode(), "strategy": strategy}
+        self._gauges: dict[str, Any] = {}
+        self._values: dict[tuple[str, ...], tuple[Any, float, dict[str, str]]] = {}
+        self._closed = threading.Event()
+        threading.Thread(target=self._keep, name="gauges", daemon=True).start()
+
+    def set(self, result: Mapping[str, Any]) -> None:
+        """Sets the gauge of every metric that an iteration's result holds; the others keep their values."""
+        from ray.util.metrics import Gauge
+
+        for metric, tags, value in readings(result):
+            key, tags = (metric.gauge, *tags.values()), {**self._tags, **tags}
+            if metric.gauge not in self._gauges:
+                self._gauges[metric.gauge] = Gauge(metric.gauge, metric.description, tuple(tags))
+            self._values[key] = self._gauges[metric.gauge], value, tags
+        self._set_all()
+
+    def close(self) -> None:
+        """Lets Ray forget the gauges."""
+        self._closed.set()
+
+    def _set_all(self) -> None:
+        for gauge, value, tags in list(self._values.values()):
+            gauge.set(value, tags)
+
+    def _keep(self) -> None:
+        import ray
+
+        # Ray exports a gauge once a second at most, and forgets it after two exports without it.
+        while not self._closed.wait(1.0) and ray.is_initialized():
+            self._set_all()
+
+
+# The dashboard: a grid of 24 columns.
+_WIDTH, _HEIGHT = 8, 7
+_DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_RUNS = 'run=~"$run"'
+
+
+def grafana_dashboard() -> dict[str, Any]:
+    """A dashboard of every metric in Grafana's JSON model; the Prometheus data source and the run are variables."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for row in dict.fromkeys(metric.row for metric in METRICS):
+        panels.append(_panel("row", row, y=y, height=1, width=24) | {"collapsed": False, "panels": []})
+        y += 1
+        shown = _row_panels(row)
+        for i, panel in enumerate(shown):
+            x, line = i % (24 // _WIDTH) * _WIDTH, i // (24 // _WIDTH)
+            panels.append(_panel("timeseries", x=x, y=y + line * _HEIGHT, **panel))
+        y += -(-len(shown) * _WIDTH // 24) * _HEIGHT
+    for number, panel in enumerate(panels, 1):
+        panel["id"] = number
+    return {
+        "uid": "rllib-exit",
+        "title": "rllib-exit",
+        "tags": ["rllib-exit"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,  # one crosshair for all panels
+        "refresh": "30s",
+        "time": {"from": "now-6h", "to": "now"},
+        "timezone": "browser",
+        "annotations": {"list": []},
+        "templating": {"list": [_data_source_variable(), _run_variable()]},
+        "panels": panels,
+    }
+
+
+def _row_panels(row: str) -> list[dict[str, Any]]:
+    metrics = [metric for metric in METRICS if metric.row == row]
+    panels = []
+    for title in dict.fromkeys(metric.panel or metric.name for metric in metrics):
+        shown = [metric for metric in metrics if title == (metric.panel or metric.name)]
+        legends = [
+            "{{run}}" + (f" {m.name}" if m.panel else "") + (" step {{step}}" if m.by_step else "") for m in shown
+        ]
+        queries = [(f"ray_{m.gauge}{{{_RUNS}}}", legend) for m, legend in zip(shown, legends, strict=True)]
+        description = "\n\n".join(f"{m.name}: {m.description}" if m.panel else m.description for m in shown)
+        panels.append({"title": title, "description": description, "queries": queries, "unit": shown[0].unit})
+    if row in DOMAIN_ROWS:
+        listed = "|".join(f"ray_{metric.gauge}" for metric in metrics)
+        query = f'{{__name__=~"ray_rllib_exit_{row}_.+", __name__!~"{listed}", {_RUNS}}}'
+        legend = "{{run}} {{__name__}}" + (" step {{step}}" if row == "evaluation" else "")
+        description = "The numbers that the environment reports."
+        panels.append({"title": "domain", "description": description, "queries": [(query, legend)]})
+    return panels
+
+
+def _panel(
+    kind: str,
+    title: str,
+    *,
+    x: int = 0,
+    y: int,
+    width: int = _WIDTH,
+    height: int = _HEIGHT,
+    description: str = "",
+    queries: list[tuple[str, str]] | None = None,
+    unit: str = NUMBER,
+) -> dict[str, Any]:
+    panel: dict[str, Any] = {"type": kind, "title": title, "gridPos": {"x": x, "y": y, "w": width, "h": height}}
+    if queries is not None:
+        panel |= {
+            "description": description,
+            "datasource": _DATA_SOURCE,
+            "targets": [
+                {"refId": chr(ord("A") + i), "datasource": _DATA_SOURCE, "expr": query, "legendFormat": legend}
+                for i, (query, legend) in enumerate(queries)
+            ],
+            # A run that has ended leaves gaps, not a line into its next start.
+            "fieldConfig": {"defaults": {"unit": unit, "custom": {"spanNulls": False}}, "overrides": []},
+            "options": {
+                "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+                "tooltip": {"mode": "multi", "sort": "none"},
+            },
+        }
+    return panel
+
+
+def _data_source_variable() -> dict[str, Any]:
+    return {"name": "datasource", "label": "data source", "type": "datasource", "query": "prometheus", "refresh": 1}
+
+
+def _run_variable() -> dict[str, Any]:
+    query = "label_values(ray_rllib_exit_policy_version, run)"
+    return {
+        "name": "run",
+        "label": "run",
+        "type": "query",
+        "datasource": _DATA_SOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": "run"},
+        "refresh": 2,  # with the time range
+        "sort": 2,  # newest names first
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
