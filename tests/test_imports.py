@@ -9,7 +9,10 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
+        "envs.bfcl.env",
         "envs.competition_math.env",
+        "envs.mle_bench.env",
+        "envs.sandbox.sandbox",
         "rllib_exit.curriculum.exit",
         "rllib_exit.objective.advantages",
         "rllib_exit.rollouts",

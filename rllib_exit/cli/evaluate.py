@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_exit.cli.console import Verbose, clear_errors, duration, out, quiet, say
-from rllib_exit.cli.runs import find_checkpoint, load_config, load_iteration, load_weights
+from rllib_exit.cli.runs import cast, find_checkpoint, load_config, load_iteration, load_weights
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ async def _run_self_improvement(
     try:
         for name in ["baseline", "trained"] if baseline else ["trained"]:
             if name == "trained":
-                await generator.update_weights(_cast(weights, config.dtype))
+                await generator.update_weights(cast(weights, config.dtype))
             runs[name] = []
             for seed in range(seeds):
                 start = time.perf_counter()
@@ -149,12 +149,3 @@ async def _run_self_improvement(
     finally:
         await generator.close()
     return runs
-
-
-def _cast(weights: np.ndarray, dtype: str) -> np.ndarray:
-    import numpy as np
-    import torch
-    from safetensors.torch import load, save
-
-    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load(weights.tobytes()).items()}
-    return np.frombuffer(save(tensors), np.uint8)

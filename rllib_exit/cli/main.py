@@ -11,6 +11,7 @@ from rllib_exit.cli.evaluate import evaluate
 from rllib_exit.cli.export import export
 from rllib_exit.cli.grafana import grafana
 from rllib_exit.cli.rollouts import rollouts
+from rllib_exit.cli.search import search
 from rllib_exit.cli.sft import sft
 from rllib_exit.cli.train import train_file
 
@@ -34,6 +35,7 @@ train.command("file")(train_file)
 app.command()(evaluate)
 app.command()(export)
 app.command()(sft)
+app.command()(search)
 app.command()(rollouts)
 app.command()(grafana)
 

@@ -54,8 +54,9 @@ def load_weights(checkpoint: Path) -> np.ndarray:
     Raises:
         CheckpointError: If it has none.
     """
-    module = checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy" / "module_state.pkl"
-    return _unpickle(module)["model"]
+    from rllib_exit.grpo.learner_group import load_policy
+
+    return load_policy(checkpoint, load_config(checkpoint))
 
 
 def load_iteration(checkpoint: Path) -> int:
@@ -77,3 +78,13 @@ def _unpickle(file: Path) -> Any:
             raise checkpoints.CheckpointError(
                 f"{file} needs the module {error.name!r}: install it, or run in the directory that holds it"
             ) from error
+
+
+def cast(weights: np.ndarray, dtype: str) -> np.ndarray:
+    """A safetensors file's tensors in another dtype, as the engine takes them."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load, save
+
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load(weights.tobytes()).items()}
+    return np.frombuffer(save(tensors), np.uint8)

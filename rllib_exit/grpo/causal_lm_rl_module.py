@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import nn
 
+from rllib_exit.grpo import lora as adapters
+from rllib_exit.grpo.sharding.collectives import rank
+from rllib_exit.grpo.sharding.ddp import DDPModel
+from rllib_exit.grpo.sharding.sharded_model import ShardedModel, cast_parameters
+from rllib_exit.grpo.sharding.weights import collect_weights
 from rllib_exit.models import resolve_model
 from rllib_exit.objective.packing import Pack
 
@@ -20,9 +27,15 @@ PACK = "pack"
 class CausalLMRLModule(TorchRLModule):
     """The policy and, if there is a KL term, the reference policy.
 
-    Weights are fp32 masters; with ``dtype`` bfloat16 the forward pass runs under autocast and the
-    reference policy is kept in bfloat16. ``model_config`` has the keys ``model`` (a name),
-    ``dtype``, ``temperature``, ``attn_implementation``, ``gradient_checkpointing`` and ``reference``.
+    Weights are fp32 masters; with ``dtype`` bfloat16 the forward pass is in bfloat16 and so are the weights that
+    are not trained. ``model_config`` has the keys ``model`` (a name), ``dtype``, ``temperature``,
+    ``attn_implementation``, ``gradient_checkpointing``, ``reference`` and, for adapters, ``lora``: the
+    arguments of :func:`rllib_exit.grpo.lora.add_adapters`. With adapters, the model without them is the
+    reference policy.
+
+    Attributes:
+        model: The policy: a Hugging Face model; in a learner a :class:`ShardedModel` around it.
+        reference: The same for the reference policy, or None.
     """
 
     def setup(self) -> None:
@@ -41,20 +54,28 @@ class CausalLMRLModule(TorchRLModule):
         attn_implementation: str,
         gradient_checkpointing: bool,
         reference: bool,
+        lora: dict[str, Any] | None = None,
     ) -> None:
-        from transformers import AutoModelForCausalLM
-
         self.compute_dtype = getattr(torch, dtype)
         self.temperature = temperature
-        self.model = AutoModelForCausalLM.from_pretrained(
-            resolve_model(model), dtype=torch.float32, attn_implementation=attn_implementation
-        )
+        self._lora = lora is not None
+        self.model: Any = _load_model(resolve_model(model), attn_implementation)
         self.model.config.use_cache = False
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.reference = None
-        if reference:
-            self.reference = copy.deepcopy(self.model).to(self.compute_dtype).requires_grad_(False)
+        self.reference: Any = None
+        if lora:
+            cast_parameters(self.model, self.compute_dtype)
+            self.model = adapters.add_adapters(self.model, **lora)
+        elif reference:
+            self.reference = copy.deepcopy(self.model).requires_grad_(False)
+            cast_parameters(self.reference, self.compute_dtype)
+
+    def shard(self, make: Callable[[nn.Module, bool], ShardedModel]) -> None:
+        """Spreads the models over the learners with ``make(model, trained)``."""
+        self.model = make(self.model, True)
+        if self.reference is not None:
+            self.reference = make(self.reference, False)
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Log-probabilities (N,) of the pack's targets, and the entropies (N,) of their distributions."""
@@ -66,11 +87,12 @@ class CausalLMRLModule(TorchRLModule):
     @torch.no_grad()
     def reference_logprobs(self, pack: Pack) -> torch.Tensor:
         """Log-probabilities (N,) of the pack's targets under the reference policy."""
-        return self._score(self.reference, pack)[LOGPROBS]
+        with adapters.without_adapters(self.model) if self._lora else nullcontext():
+            return self._score(self.model if self._lora else self.reference, pack)[LOGPROBS]
 
     def _score(self, model: Any, pack: Pack) -> dict[str, torch.Tensor]:
-        autocast = self.compute_dtype != torch.float32
-        with torch.autocast(model.device.type, dtype=self.compute_dtype, enabled=autocast):
+        mixed = any(p.dtype != self.compute_dtype for p in model.parameters())
+        with torch.autocast(pack.token_ids_T.device.type, dtype=self.compute_dtype, enabled=mixed):
             logits = model(
                 input_ids=pack.token_ids_T[None],
                 position_ids=pack.position_ids_T[None],
@@ -94,47 +116,34 @@ class CausalLMRLModule(TorchRLModule):
     @torch.no_grad()
     def update_reference(self, rate: float) -> None:
         """Ref ← a·θ + (1 − a)·ref (paper section 2.2)."""
-        if self.reference is not None:
-            for ref, theta in zip(self.reference.parameters(), self.model.parameters(), strict=True):
-                ref.lerp_(theta.to(ref.dtype), rate)
+        if self.reference is None:
+            return
+        for names in self.reference.buckets(list(self.reference.shapes)):
+            theta, ref = self.model.gather("weights", names), self.reference.gather("weights", names)
+            new = {name: old.lerp(theta[name].to(old.dtype), rate) for name, old in ref.items()}
+            self.reference.scatter("weights", new)
 
     def get_state(
         self, components: Any = None, *, not_components: Any = None, inference_only: bool = False, **kwargs: Any
-    ):
-        """The weights as one safetensors blob each, (bytes,) uint8, under their Hugging Face names.
+    ) -> dict[str, Any]:
+        """``model``: the policy's weights as the engine takes them, in the compute dtype.
 
-        With ``inference_only`` the policy's alone, in the compute dtype, as the engine takes them.
+        They are a safetensors file, (bytes,) uint8, with Hugging Face names; None on learners other than the
+        first. Collective where the module is sharded.
         """
-        if inference_only:
-            return {"model": _serialise(self.model, self.compute_dtype)}
-        state = {"model": _serialise(self.model)}
-        if self.reference is not None:
-            state["reference"] = _serialise(self.reference)
-        return state
-
-    def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Restores what :meth:`get_state` gave."""
-        _load(self.model, state["model"])
-        if self.reference is not None and "reference" in state:
-            _load(self.reference, state["reference"])
+        model = self.model
+        if not isinstance(model, ShardedModel):
+            model = DDPModel(model, model.device, None)
+        return {"model": collect_weights(model, self.compute_dtype)}
 
 
-def _serialise(model: torch.nn.Module, dtype: torch.dtype | None = None) -> np.ndarray:
-    from safetensors.torch import save
+def _load_model(path: str, attn_implementation: str) -> Any:
+    """The model with its weights, float32, on rank 0; without memory for them on the other learners."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    # named_parameters names a tied output layer once.
-    tensors = {name: p.detach().to(dtype or p.dtype).contiguous() for name, p in model.named_parameters()}
-    return np.frombuffer(save(tensors), np.uint8)
-
-
-@torch.no_grad()
-def _load(model: torch.nn.Module, blob: np.ndarray) -> None:
-    from safetensors.torch import load
-
-    tensors = load(blob.tobytes())
-    parameters = dict(model.named_parameters())
-    if tensors.keys() != parameters.keys():
-        odd = sorted(tensors.keys() ^ parameters.keys())
-        raise ValueError(f"the saved weights are of another architecture: {odd[:3]} are not in both")
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+    if rank() == 0:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attn_implementation)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(path), dtype=torch.float32, attn_implementation=attn_implementation
+        )

@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from pyarrow.fs import copy_files
+from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
-from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics import TIMERS, WEIGHTS_SEQ_NO
 
 from rllib_exit import checkpoints
 from rllib_exit.connectors.exit_replay import ExItReplay
 from rllib_exit.curriculum.exit import ExIt
 from rllib_exit.embeddings import Embedder
-from rllib_exit.env_runners.episodes import RolloutFailure
-from rllib_exit.env_runners.llm_env_runner import make_env
-from rllib_exit.evaluation.self_improvement import accuracy_by_step, metrics_by_step, net_corrections_by_step
+from rllib_exit.env_runners.dispatcher import Dispatcher
+from rllib_exit.env_runners.llm_env_runner import make_dispatcher, make_env, remote_call
+from rllib_exit.evaluation.self_improvement import (
+    Chain,
+    accuracy_by_step,
+    chain_seed,
+    metrics_by_step,
+    net_corrections_by_step,
+)
 from rllib_exit.grpo.batch import TrainBatch, make_batches
 from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.learner_group import LEARNERS, GRPOLearnerGroup
+from rllib_exit.metrics import Gauges
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
+from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, means
 
 CURRICULUM = "curriculum"
-# Rounds without any result from any env runner before an iteration is given up.
-MAX_LOST_ROUNDS = 3
+SELECTED = "selected_requests"
 
 
 class RolloutError(RuntimeError):
     """Rollouts failed and cannot be had by running them again."""
 
 
+class LearnerError(RuntimeError):
+    """A learner failed, and with it what was learned since the last checkpoint is lost."""
+
+
 class GRPO(Algorithm):
-    """Group-Relative Policy Optimization (paper section 2.2) on a curriculum of task instances (section 4)."""
+    """Group-Relative Policy Optimization (paper section 2.2) on a curriculum of task instances (section 4).
+
+    Faults: the rollouts of a lost env runner are run again, see :class:`Dispatcher`. An episode that fails twice
+    ends training with a :class:`RolloutError`, after a checkpoint. A lost learner ends it with a
+    :class:`LearnerError`; training goes on from the last checkpoint. What was selected and not yet trained on is
+    part of a checkpoint, so that a restored run trains on it again.
+    """
 
     config: GRPOConfig
     evaluation_config: GRPOConfig
     env_runner_group: EnvRunnerGroup
-    learner_group: LearnerGroup
+    learner_group: GRPOLearnerGroup
 
     @classmethod
     def get_default_config(cls) -> GRPOConfig:
@@ -59,24 +82,33 @@ class GRPO(Algorithm):
         self.replay = ExItReplay(ExIt(self.config.curriculum_config(), list(self._tasks), rng))
         self.policy_version = 0
         self.embedder = Embedder(self.config.embedding_model) if self._embeds and self.config.embedding_model else None
+        self._ahead: deque[list[RolloutRequest]] = deque()  # selected and not yet trained on, by iteration
+        self._rolling_out: dict[str, Future[RolloutGroup]] = {}  # by group_id
+        self._rolled_out_at: float | None = None
+        self._num_lost_before = 0
         super().setup(config)
+        self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
+        self._rollout_log = self._make_rollout_log() if self.config.log_rollouts else None
+        self._env_runners = make_dispatcher(self.env_runner_group, self.config)
+        if self.eval_env_runner_group is None:
+            self._evaluation_env_runners = self._env_runners
+        else:
+            self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)
 
     def step(self) -> dict[str, Any]:
-        """As RLlib's; an iteration whose rollouts cannot be had first saves the state that it began with."""
-        before, version = self.replay.get_state(), self.policy_version
+        """As RLlib's; an iteration whose rollouts cannot be had leaves a checkpoint with what it had selected."""
         try:
-            return super().step()
+            result = super().step()
         except RolloutError as error:
-            # Before the update the weights are the last iteration's; so must the curriculum be.
-            if self.policy_version == version:
-                self.replay.set_state(before)
             checkpoint: Any = self.save()
             raise RolloutError(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
+        self._gauges.set(result)
+        return result
 
     def training_step(self) -> None:
         """One iteration: select, roll out, advantages, update, sync, curriculum update."""
         with self._timed("select"):
-            requests = self.replay.select(self.config.prompts_per_batch)
+            requests = self._select()
         with self._timed("rollout"):
             groups = self._roll_out(requests)
         rolled_out = [group for group in groups if not group.skipped]
@@ -95,62 +127,52 @@ class GRPO(Algorithm):
         with self._timed("update"):
             self._update(batches)
         with self._timed("sync"):
-            self._sync_weights(self.env_runner_group)
+            self._sync_weights(self._env_runners)
         self.replay(batch=groups, metrics=self.metrics)
+        self._ahead.popleft()
         self._log_rollouts(groups)
+        if self._rollout_log is not None:
+            self._rollout_log.write(self.iteration + 1, rolled_out, advantages)
+
+    def _select(self) -> list[RolloutRequest]:
+        """This iteration's requests.
+
+        Selects as many iterations ahead as the policy may lag, and has what is selected rolled out: the rollouts of
+        an iteration begin with weights that are at most so many updates old when they are trained on.
+        """
+        while len(self._ahead) <= self.config.max_policy_lag:
+            self._ahead.append(self.replay.select(self.config.prompts_per_batch))
+        for request in itertools.chain.from_iterable(self._ahead):
+            if request.group_id not in self._rolling_out:
+                self._rolling_out[request.group_id] = self._env_runners.submit(
+                    remote_call("roll_out", request), size=self.config.rollouts_per_prompt
+                )
+        return self._ahead[0]
 
     def _roll_out(self, requests: Sequence[RolloutRequest]) -> list[RolloutGroup]:
-        results = self._distribute(self.env_runner_group, "roll_out", "requests", requests)
-        for result in results:
-            if isinstance(result, RolloutFailure):
-                raise RolloutError(f"{result.message}\n\n{result.details}")
-        if all(group.skipped for group in results):
-            raise RolloutError(
-                f"no prompt of this iteration fits the context: max_model_len is {self.config.max_model_len} and "
-                f"max_response_tokens {self.config.max_response_tokens}; raise the one or lower the other"
-            )
-        return results
+        """Waits for the groups of all the requests: what ends first is not preferred."""
+        # If they were begun before, rollouts have been under way since those of the last iteration were in.
+        begun = self._rolled_out_at if self.config.max_policy_lag else None
+        begun = begun or time.perf_counter()
+        try:
+            groups = _results([self._rolling_out[request.group_id] for request in requests])
+            if all(group.skipped for group in groups):
+                raise RolloutError(
+                    f"no prompt of this iteration fits the context: max_model_len is {self.config.max_model_len} and "
+                    f"max_response_tokens {self.config.max_response_tokens}; raise the one or lower the other"
+                )
+        except RolloutError:
+            self._cancel_rollouts()
+            raise
+        for request in requests:
+            del self._rolling_out[request.group_id]
+        self._rolled_out_at = time.perf_counter()
+        self._rollout_s = self._rolled_out_at - begun
+        return groups
 
-    def _distribute(
-        self, group: EnvRunnerGroup, method: str, argument: str, items: Sequence[Any], **kwargs: Any
-    ) -> list[Any]:
-        """Calls a method of the env runners with a share of the items each; runs the shares of lost runners again.
-
-        Returns:
-            One result per item, in the items' order.
-        """
-        results: dict[int, Any] = {}
-        lost_rounds = 0
-        while len(results) < len(items):
-            runners = self._wait_for_env_runners(group)
-            waiting = [i for i in range(len(items)) if i not in results]
-            share_of = {runner: waiting[n :: len(runners)] for n, runner in enumerate(runners)}
-            answers: Any = group._worker_manager.foreach_actor(
-                [method] * len(runners),
-                kwargs=[{argument: [items[i] for i in share], **kwargs} for share in share_of.values()],
-                remote_actor_ids=runners,
-                # The lists above must not be filtered; a runner lost since answers with an error.
-                healthy_only=False,
-            )
-            done = {answer.actor_id: answer.get() for answer in answers if answer.ok}
-            for runner, values in done.items():
-                results.update(zip(share_of[runner], values, strict=True))
-            lost_rounds = 0 if done else lost_rounds + 1
-            if lost_rounds == MAX_LOST_ROUNDS:
-                raise RolloutError(f"all env runners were lost {lost_rounds} times in a row; see their logs")
-        return [results[i] for i in range(len(items))]
-
-    def _wait_for_env_runners(self, group: EnvRunnerGroup) -> list[int]:
-        """The healthy env runners, those included that Ray has restarted, with the current weights."""
-        timeout = self.config.env_runner_restore_timeout_s or math.inf
-        deadline = time.monotonic() + timeout
-        while True:
-            self.restore_env_runners(group)
-            if runners := group.healthy_env_runner_ids():
-                return runners
-            if time.monotonic() > deadline:
-                raise RolloutError(f"no env runner came back within env_runner_restore_timeout_s ({timeout} s)")
-            time.sleep(0.5)
+    def _cancel_rollouts(self) -> None:
+        self._env_runners.cancel()
+        self._rolling_out.clear()
 
     @property
     def _embeds(self) -> bool:
@@ -178,19 +200,26 @@ class GRPO(Algorithm):
             training_data = TrainingData(batch=batches[0])  # type: ignore[arg-type]
         else:
             training_data = TrainingData(batches=list(batches))  # type: ignore[arg-type]
-        results = self.learner_group.update(training_data=training_data)
+        with _learner_errors():
+            results = self.learner_group.update(training_data=training_data)
         self.metrics.aggregate(results, key="learner")
 
-    def _sync_weights(self, group: EnvRunnerGroup) -> None:
+    def _sync_weights(self, env_runners: Dispatcher) -> None:
         """Gives the learner's weights to the env runners and waits until they have them.
 
         RLlib's own sync does not wait, and drops weights while older ones are under way.
         """
-        state = self.learner_group.get_state(
-            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-        )[COMPONENT_LEARNER]
+        with _learner_errors():
+            state = self.learner_group.get_state(
+                components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+            )[COMPONENT_LEARNER]
         self.policy_version = state[WEIGHTS_SEQ_NO]
-        group.foreach_env_runner("set_state", kwargs={"state": ray.put(state)}, local_env_runner=False)
+        weights = ray.put(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]["model"])
+        env_runners.broadcast(remote_call("update_weights", weights, self.policy_version))
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Does nothing: the dispatcher brings lost env runners back, while the others work."""
+        return []
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """K-step self-improvement on every task of ``evaluation_config``'s environment.
@@ -199,11 +228,12 @@ class GRPO(Algorithm):
             ``num_tasks``, and ``accuracy``, ``net_corrections`` and the domain's metrics with one entry
             per step, ``step_0`` to ``step_K``.
         """
-        group = self.eval_env_runner_group or self.env_runner_group
-        self._sync_weights(group)
-        config = self.evaluation_config
+        config, env_runners = self.evaluation_config, self._evaluation_env_runners
+        self._sync_weights(env_runners)
         task_ids = list(make_env(config.env, config.env_config).tasks)
-        results = self._distribute(group, "self_improve", "task_ids", task_ids, config=ray.put(config))
+        seeds = [chain_seed(0, i, config.self_improvement_steps) for i in range(len(task_ids))]
+        calls = [remote_call("self_improve", *work) for work in zip(task_ids, seeds, strict=True)]
+        results: list[Chain | None] = _results([env_runners.submit(call) for call in calls])
         chains = [chain for chain in results if chain is not None]
         if not chains:
             raise RolloutError("no task of the evaluation fits the context")
@@ -229,10 +259,16 @@ class GRPO(Algorithm):
     def _log(self, key: Any, value: float) -> None:
         self.metrics.log_value(key, float(value), reduce="mean", window=1)
 
+    def _make_rollout_log(self) -> RolloutLog:
+        # Tune's storage may be a bucket; without Tune there is none.
+        if self._storage is None:
+            return RolloutLog(Path(str(self.logdir)) / "rollouts")
+        return RolloutLog(Path(self._storage.trial_fs_path) / "rollouts", self._storage.storage_filesystem)
+
     def _log_rollouts(self, groups: Sequence[RolloutGroup]) -> None:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         tokens = [sum(int(segment.loss_mask.sum()) for segment in rollout.segments) for rollout in rollouts]
-        seconds = self.metrics.peek((TIMERS, "rollout"))
+        num_lost = self._env_runners.num_lost
         values = {
             "return_mean": np.mean([rollout.return_ for rollout in rollouts]),
             "quality_mean": np.mean([rollout.quality for rollout in rollouts]),
@@ -240,8 +276,11 @@ class GRPO(Algorithm):
             "truncated_fraction": np.mean([rollout.truncated for rollout in rollouts]),
             "invalid_fraction": np.mean([not rollout.valid for rollout in rollouts]),
             "skipped_prompts": sum(group.skipped for group in groups),
-            "tokens_per_s": sum(tokens) / max(seconds, 1e-9),
+            "tokens_per_s": sum(tokens) / self._rollout_s,
+            "retried_episodes": sum(rollout.attempts - 1 for rollout in rollouts),
+            "lost_env_runners": num_lost - self._num_lost_before,
         }
+        self._num_lost_before = num_lost
         values.update(means([rollout.metrics for rollout in rollouts]))
         for name, value in values.items():
             self._log(("rollouts", name), value)
@@ -256,34 +295,96 @@ class GRPO(Algorithm):
     # State.
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        state = super().get_state(components, not_components=not_components, **kwargs)
+        # The learners' state is too large for a dict: save_to_path writes it, a part at a time.
+        without = [*force_list(not_components), COMPONENT_LEARNER_GROUP]
+        state = super().get_state(components, not_components=without, **kwargs)
         if self._check_component(CURRICULUM, components, not_components):
             state[CURRICULUM] = self.replay.get_state()
+        state[SELECTED] = list(self._ahead)
         return state
 
-    def get_checkpointable_components(self) -> list:
-        return [*super().get_checkpointable_components(), (CURRICULUM, self.replay)]
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if SELECTED in state:
+            self._ahead = deque(state[SELECTED])
 
-    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Saves a checkpoint, atomically and with a manifest, into a directory that is new or empty."""
-        if path is None or "://" in str(path) or kwargs.get("filesystem") is not None:
-            return super().save_to_path(path, **kwargs)
+    def get_checkpointable_components(self) -> list:
+        components = super().get_checkpointable_components()
+        return [*(c for c in components if c[0] != COMPONENT_LEARNER_GROUP), (CURRICULUM, self.replay)]
+
+    def save_to_path(self, path: Any = None, *, filesystem: Any = None, **kwargs: Any) -> str:
+        """Saves a checkpoint, atomically and with a manifest, into a directory that is new or empty.
+
+        Args:
+            path: The directory; a URI, or a path in ``filesystem``, is written to after all is saved. By default
+                a temporary directory.
+            filesystem: A ``pyarrow.fs.FileSystem``.
+            **kwargs: RLlib's.
+        """
+        path = tempfile.mkdtemp() if path is None else path
+        if filesystem is not None or "://" in str(path):
+            with tempfile.TemporaryDirectory() as local:
+                saved = self.save_to_path(Path(local) / "checkpoint", **kwargs)
+                copy_files(saved, str(path), destination_filesystem=filesystem)
+            return str(path)
         with checkpoints.atomic_checkpoint(path) as staging:
             super().save_to_path(staging, **kwargs)
+            self.learner_group.save_to_path(staging / LEARNERS)
         return str(path)
 
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restores a checkpoint.
+    def restore_from_path(self, path: Any, *, filesystem: Any = None, **kwargs: Any) -> None:
+        """Restores a checkpoint, whichever back end and number of learners it was written with.
 
         Raises:
             CheckpointError: If it is incomplete or damaged.
         """
-        if "component" not in kwargs and Path(path).is_dir():
-            checkpoints.verify(path)
-        super().restore_from_path(path, *args, **kwargs)
-        self._sync_weights(self.env_runner_group)
+        if "component" in kwargs:
+            return super().restore_from_path(path, filesystem=filesystem, **kwargs)
+        if filesystem is not None or "://" in str(path):
+            with tempfile.TemporaryDirectory() as local:
+                copy_files(str(path), local, source_filesystem=filesystem)
+                return self.restore_from_path(local, **kwargs)
+        checkpoints.verify(path)
+        self._cancel_rollouts()
+        super().restore_from_path(path, **kwargs)
+        self.learner_group.restore_from_path(Path(path) / LEARNERS)
+        self._sync_weights(self._env_runners)
+
+    def cleanup(self) -> None:
+        self._gauges.close()
+        for env_runners in {self._env_runners, self._evaluation_env_runners}:
+            env_runners.cancel()
+            env_runners.broadcast(remote_call("close"))
+            env_runners.stop()
+        super().cleanup()
 
 
 def _solution(group: RolloutGroup, rollout: Rollout) -> str:
     """What the policy wrote in this rollout, without the history it started from."""
     return "\n".join(turn.response for turn in rollout.turns[group.request.instance.starting_turn :])
+
+
+@contextmanager
+def _learner_errors() -> Iterator[None]:
+    try:
+        yield
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise LearnerError(
+            "a learner failed, and with it what was learned since the last checkpoint is lost; go on from that one.\n\n"
+            f"{type(cause).__name__}: {cause}"
+        ) from error
+
+
+def _results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """What the env runners answer, in order.
+
+    Raises:
+        RolloutError: At the first failure.
+    """
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for error in filter(None, (future.exception() for future in done)):
+        # What was raised in an env runner has Ray's error, which tells where, as its cause.
+        details = f"\n\n{error.__cause__}" if error.__cause__ else ""
+        raise RolloutError(f"{error}{details}") from error
+    return [future.result() for future in futures]

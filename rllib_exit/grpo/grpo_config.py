@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -78,6 +79,17 @@ class GRPOConfig(AlgorithmConfig):
         self.grad_clip = 1.0
         self.learner_threads: int | None = None
 
+        # The learners.
+        self.sharding = "ddp"
+        self.zero_stage = 2
+        self.offload_optimizer = False
+        self.zero_optimization: dict[str, Any] = {}
+        self.lora_r: int | None = None
+        self.lora_alpha = 16.0
+        self.lora_target_modules: str | list[str] = "all-linear"
+
+        self.max_policy_lag = 0
+
         # The curriculum.
         self.strategy = "exit"
         self.self_iteration_prob = CurriculumConfig().self_iteration_prob
@@ -94,6 +106,9 @@ class GRPOConfig(AlgorithmConfig):
         # Evaluation.
         self.self_improvement_steps = 4
 
+        # Reporting.
+        self.log_rollouts = False
+
         # What RLlib's defaults assume of small, fast policies does not hold for language models.
         from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
 
@@ -109,6 +124,8 @@ class GRPOConfig(AlgorithmConfig):
         self.evaluation_sample_timeout_s = 1e9
         self.delay_between_env_runner_restarts_s = 0
         self.restart_failed_env_runners = True
+        self.env_timeout_s: float | None = 900.0
+        self.generation_timeout_s: float | None = 1800.0
 
     def language_model(
         self,
@@ -236,6 +253,89 @@ class GRPOConfig(AlgorithmConfig):
             learner_threads=learner_threads,
         )
 
+    def ddp(self) -> Self:
+        """Has every learner hold the whole model, its gradients and AdamW's moments. This is the default.
+
+        ``.learners(num_learners=…, num_gpus_per_learner=…)`` says how many learners there are. See
+        :mod:`rllib_exit.grpo.sharding.sharded_model` for the back ends, which change memory and speed but
+        not the training.
+        """
+        return self._set(sharding="ddp")
+
+    def fsdp2(self) -> Self:
+        """Has every learner hold its share of each parameter, gradient and moment, by torch's ``fully_shard``."""
+        return self._set(sharding="fsdp2")
+
+    def deepspeed(
+        self,
+        *,
+        zero_stage: int = NotProvided,
+        offload_optimizer: bool = NotProvided,
+        zero_optimization: dict[str, Any] = NotProvided,
+    ) -> Self:
+        """Shards by DeepSpeed's ZeRO.
+
+        Args:
+            zero_stage: What a learner holds only its share of: 0 nothing, 1 the optimizer's state, 2 (the
+                default) gradients too, 3 parameters too.
+            offload_optimizer: Keep the optimizer's state in host memory and update it there.
+            zero_optimization: More of DeepSpeed's ``zero_optimization`` section, such as bucket sizes.
+        """
+        return self._set(
+            sharding="deepspeed",
+            zero_stage=zero_stage,
+            offload_optimizer=offload_optimizer,
+            zero_optimization=zero_optimization,
+        )
+
+    def lora(
+        self, *, r: int | None = NotProvided, alpha: float = NotProvided, target_modules: str | list[str] = NotProvided
+    ) -> Self:
+        """Trains low-rank adapters (LoRA) in place of the weights.
+
+        The engine gets the weights with the adapters merged. The reference policy is the model without them, so
+        it cannot follow the policy: set ``ref_update_rate=0`` or ``kl_coeff=0``. A checkpoint holds the adapters
+        alone.
+
+        Args:
+            r: The adapters' rank; None trains the weights themselves.
+            alpha: Adapters are scaled by alpha / r.
+            target_modules: The linear layers that get one, by the ends of their names, or ``"all-linear"``.
+        """
+        return self._set(lora_r=r, lora_alpha=alpha, lora_target_modules=target_modules)
+
+    def asynchronous(self, *, max_policy_lag: int = 1) -> Self:
+        """Has generation go on while the learner updates.
+
+        The prompts of up to ``max_policy_lag`` iterations are selected, and their rollouts begun, ahead of the
+        iteration that trains on them. What is trained on is what was selected, in that order, however long it took.
+
+        Args:
+            max_policy_lag: The most updates between the weights that a rollout began with and those that are
+                trained on it. 0 is synchronous training, the default.
+        """
+        return self._set(max_policy_lag=max_policy_lag)
+
+    def fault_tolerance(
+        self,
+        *,
+        env_timeout_s: float | None = NotProvided,
+        generation_timeout_s: float | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets what is done about what hangs or dies.
+
+        Args:
+            env_timeout_s: The longest that making, resetting or stepping an environment may take; after that
+                the episode is run once more, in another environment. None for no limit.
+            generation_timeout_s: The longest that a response, or loading new weights, may take; after that the
+                engine counts as hung, and its env runner is restarted. None for no limit.
+            **kwargs: RLlib's own settings: ``env_runner_restore_timeout_s`` is how long a run without any env
+                runner waits for one to come back.
+        """
+        super().fault_tolerance(**kwargs)
+        return self._set(env_timeout_s=env_timeout_s, generation_timeout_s=generation_timeout_s)
+
     def curriculum(
         self,
         strategy: str = NotProvided,
@@ -296,6 +396,17 @@ class GRPOConfig(AlgorithmConfig):
         """
         return self._set(self_improvement_steps=steps)
 
+    def reporting(self, *, log_rollouts: bool = NotProvided, **kwargs: Any) -> Self:
+        """Sets what is reported.
+
+        Args:
+            log_rollouts: Write every rollout to a Parquet file per iteration, under ``rollouts/`` in the trial's
+                directory; see :mod:`rllib_exit.rollout_log`.
+            **kwargs: RLlib's own reporting settings.
+        """
+        super().reporting(**kwargs)
+        return self._set(log_rollouts=log_rollouts)
+
     def _set(self, **settings: Any) -> Self:
         for name, value in settings.items():
             if value is not NotProvided:
@@ -355,10 +466,18 @@ class GRPOConfig(AlgorithmConfig):
         for name in ("kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
             self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "use a number of 0 or more")
         self._check("clip_param", _is_number(self.clip_param) and 0 < self.clip_param < 1, "use a number in (0, 1)")
-        for name in ("clip_param_high", "mismatch_clip", "grad_clip"):
+        for name in ("clip_param_high", "mismatch_clip", "grad_clip", "env_timeout_s", "generation_timeout_s"):
             value = getattr(self, name)
             self._check(name, value is None or (_is_number(value) and value > 0), "use None or a number above 0")
         self._check("ref_update_rate", 0 <= self.ref_update_rate <= 1, "use a number in [0, 1]")
+        self._validate_learners()
+        self._check("log_rollouts", isinstance(self.log_rollouts, bool), "use True or False")
+        self._check("max_policy_lag", _is_int(self.max_policy_lag, 0), "use an integer of 0 or more")
+        self._check(
+            "mismatch_clip",
+            self.mismatch_clip is not None or self.max_policy_lag == 0,
+            "asynchronous training needs importance weights: use a number above 0, such as 2.0",
+        )
         choices = ("sequence_mean", "token_mean", "constant")
         self._check("loss_aggregation", self.loss_aggregation in choices, f"use one of {', '.join(choices)}")
         if not self.in_evaluation:
@@ -376,6 +495,31 @@ class GRPOConfig(AlgorithmConfig):
                 "the diversity bonus embeds solutions: name a model, or use diversity_metric='edit_distance'",
             )
         self._check("num_env_runners", self.in_evaluation or _is_int(self.num_env_runners, 1), "use 1 or more")
+
+    def _validate_learners(self) -> None:
+        choices = ("ddp", "fsdp2", "deepspeed")
+        self._check("sharding", self.sharding in choices, f"use one of {', '.join(choices)}")
+        if self.sharding == "deepspeed":
+            self._check("zero_stage", self.zero_stage in (0, 1, 2, 3), "use 0, 1, 2 or 3")
+            self._check(
+                "zero_stage",
+                self.zero_stage > 0 or self.dtype != "bfloat16",
+                "DeepSpeed's bfloat16 needs float32 masters, which it has from stage 1: use 1, 2, 3 or .ddp()",
+            )
+            self._check(
+                "offload_optimizer",
+                self.zero_stage > 0 or not self.offload_optimizer,
+                "there is nothing to offload at zero_stage 0: use a higher one",
+            )
+            if importlib.util.find_spec("deepspeed") is None:
+                raise ValueError("sharding is 'deepspeed', which is not installed: run `pip install deepspeed==0.19.8`")
+        self._check("lora_r", self.lora_r is None or _is_int(self.lora_r, 1), "use None or an integer of 1 or more")
+        self._check("lora_alpha", _is_number(self.lora_alpha) and self.lora_alpha > 0, "use a number above 0")
+        self._check(
+            "ref_update_rate",
+            self.lora_r is None or self.kl_coeff == 0 or self.ref_update_rate == 0,
+            "with LoRA the reference policy is the model without adapters, which cannot follow: use 0",
+        )
 
     def _check(self, name: str, good: bool, mend: str) -> None:
         if not good:
@@ -398,8 +542,23 @@ class GRPOConfig(AlgorithmConfig):
                 "attn_implementation": self.attn_implementation,
                 "gradient_checkpointing": self.gradient_checkpointing,
                 "reference": self.kl_coeff > 0,
+                "lora": self.lora_arguments,
             },
         )
+
+    @property
+    def lora_arguments(self) -> dict[str, Any] | None:
+        """The arguments of :func:`rllib_exit.grpo.lora.add_adapters`, or None."""
+        if self.lora_r is None:
+            return None
+        return {"r": self.lora_r, "alpha": self.lora_alpha, "target_modules": self.lora_target_modules}
+
+    def build_learner_group(self, *, rl_module_spec: Any = None, placement_group: Any = None, **kwargs: Any) -> Any:
+        """Builds the learners."""
+        from rllib_exit.grpo.learner_group import GRPOLearnerGroup
+
+        spec = rl_module_spec or self.get_multi_rl_module_spec(**kwargs)
+        return GRPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import math
 import os
-import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.distributed import ReduceOp
 
 from rllib_exit.grpo.batch import TrainBatch
 from rllib_exit.grpo.causal_lm_rl_module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.learner_group import POLICY
+from rllib_exit.grpo.sharding.collectives import all_reduce, rank, start_process_group
+from rllib_exit.grpo.sharding.ddp import DDPModel
+from rllib_exit.grpo.sharding.sharded_model import OptimizerConfig, Part, ShardedModel
+from rllib_exit.grpo.sharding.weights import collect_weights, weight_buckets
+from rllib_exit.memory import keep_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
@@ -26,8 +34,19 @@ from rllib_exit.objective.packing import Pack, Row
 logger = logging.getLogger(__name__)
 
 
+# Sums over the tokens that a learner trains on.
+SUMMED = ("loss", "kl", "clipped", "entropy", "logprob_abs_diff", "num_tokens")
+# A pack whose loss is 0, for a learner that has fewer packs than another.
+EMPTY_ROW = Row(np.zeros(2, np.int32), np.array([False, True]), np.zeros(2, np.float32), 0.0, 0.0)
+
+
 class GRPOTorchLearner(TorchLearner):
-    """GRPO's update (paper Eqs. 4 and 5) over packs of rows, with gradients accumulated over the packs."""
+    """GRPO's update (paper Eqs. 4 and 5) over packs of rows, with gradients accumulated over the packs.
+
+    It owns the loop; where parameters, gradients and the optimizer's state lie is the back end's matter, see
+    :mod:`rllib_exit.grpo.sharding.sharded_model`. Losses and metrics do not depend on the back end or on the
+    number of learners. Methods marked collective are called on all learners together.
+    """
 
     config: GRPOConfig
 
@@ -35,9 +54,10 @@ class GRPOTorchLearner(TorchLearner):
         # Ray gives a process as many threads as the CPUs that it reserved. The learner works while the
         # engine waits, so it may use them all.
         torch.set_num_threads(self.config.learner_threads or os.cpu_count() or 1)
-        _keep_freed_memory()
+        keep_freed_memory()
         self._num_updates = 0
         self._num_batches = 0
+        self._lr = self.config.lr
         super().build()
 
     @property
@@ -45,25 +65,69 @@ class GRPOTorchLearner(TorchLearner):
         """The module that is trained."""
         return self.module[DEFAULT_MODULE_ID]  # type: ignore[return-value]
 
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        params = self.get_parameters(self.module[module_id])
-        optimizer = torch.optim.AdamW(
-            params, lr=config.lr, betas=config.adam_betas, weight_decay=config.weight_decay, fused=True
-        )
-        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params)
+    @property
+    def model(self) -> ShardedModel:
+        """The policy."""
+        return self.language_model.model
 
-    def get_parameters(self, module: Any) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in module.parameters() if parameter.requires_grad]
+    def _make_module(self) -> Any:
+        if self.config.sharding != "ddp":
+            start_process_group(self._torch_device)
+        module = super()._make_module()
+        language_model: Any = module[DEFAULT_MODULE_ID]
+        language_model.shard(self._shard)
+        return module
+
+    def _shard(self, module: nn.Module, trained: bool) -> ShardedModel:
+        config, device = self.config, self._torch_device
+        optimizer = None
+        if trained:
+            max_norm = config.grad_clip if config.grad_clip is not None else math.inf
+            optimizer = OptimizerConfig(config.adam_betas, config.weight_decay, max_norm)
+        dtype = getattr(torch, config.dtype)
+        if config.sharding == "fsdp2":
+            from rllib_exit.grpo.sharding.fsdp2 import FSDP2Model
+
+            return FSDP2Model(module, device, optimizer, dtype)
+        # Below stage 3 ZeRO leaves parameters whole: it has nothing to do for a model that is not trained.
+        if config.sharding == "deepspeed" and (trained or config.zero_stage == 3):
+            from rllib_exit.grpo.sharding.deepspeed import DeepSpeedModel
+
+            return DeepSpeedModel(
+                module,
+                device,
+                optimizer,
+                compute_dtype=dtype,
+                zero_stage=config.zero_stage,
+                offload_optimizer=config.offload_optimizer,
+                zero_optimization=config.zero_optimization,
+            )
+        return DDPModel(module, device, optimizer)
+
+    @property
+    def _torch_device(self) -> torch.device:
+        return torch.device(self._device)
+
+    # The back end does what these do in RLlib.
+
+    def _map_module_to_device(self, module: Any) -> None:
+        pass
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        pass
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        pass
 
     def _log_trainable_parameters(self) -> None:
         """Logged once, they would be NaN in every later result."""
 
     def update(self, *, training_data: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Runs ``num_epochs`` passes over a :class:`TrainBatch`, one optimizer step per minibatch."""
+        """Runs ``num_epochs`` passes over a :class:`TrainBatch`, one optimizer step per minibatch. Collective."""
         start = time.perf_counter()
         batch: TrainBatch = training_data.batch
         self._weights_seq_no += 1
-        minibatches = [self._pack(rows) for rows in batch.minibatches]
+        minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
         # π_old is the policy at the start. With a single update it is the current one, for free.
         single = self.config.num_epochs * len(minibatches) == 1
         old = None if single else [[self._logprobs(p) for p in packs] for packs in minibatches]
@@ -76,49 +140,49 @@ class GRPOTorchLearner(TorchLearner):
         if self._num_batches % self.config.ref_update_interval == 0:
             self.language_model.update_reference(self.config.ref_update_rate)
 
-        seconds = time.perf_counter() - start
-        self._log(sums, sum(len(row.token_ids) for rows in batch.minibatches for row in rows) / seconds)
+        tokens = sum(len(row.token_ids) for rows in batch.minibatches for row in rows)
+        self._log(sums, tokens, time.perf_counter() - start)
         return self.metrics.reduce()
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
         share = not self.config.attn_implementation.startswith("flash")
         packs = packing.pack(rows, self.config.max_tokens_per_micro_batch, share_prefixes=share)
-        return [pack.to(self.language_model.model.device) for pack in packs]
+        return [pack.to(self._torch_device) for pack in packs]
+
+    def _equalise(self, minibatches: list[list[Pack]]) -> list[list[Pack]]:
+        """Adds empty packs, so that every learner makes as many passes: with sharded parameters each is collective."""
+        numbers = all_reduce([len(packs) for packs in minibatches], self._torch_device, ReduceOp.MAX)
+        empty = self._pack((EMPTY_ROW,))
+        return [packs + empty * (int(n) - len(packs)) for packs, n in zip(minibatches, numbers, strict=True)]
 
     @torch.no_grad()
     def _logprobs(self, pack: Pack) -> torch.Tensor:
         return self.language_model.forward_train({PACK: pack})[LOGPROBS]
 
     def _update_minibatch(self, packs: list[Pack], old: Sequence[torch.Tensor | None], sums: dict[str, float]) -> None:
-        optimizer = self.get_optimizer()
-        optimizer.zero_grad(set_to_none=True)
-        loss_sum = 0.0
-        for pack, old_logprobs_N in zip(packs, old, strict=True):
-            loss = self.compute_loss_for_module(
-                module_id=DEFAULT_MODULE_ID,
-                config=self.config,
-                batch={PACK: pack, "old_logprobs": old_logprobs_N, "sums": sums},
-                fwd_out=self.language_model.forward_train({PACK: pack}),
-            )
-            loss.backward()
-            loss_sum += float(loss.detach())
-        sums["loss"] += loss_sum
         sums["minibatches"] += 1
         if not packs:
             return
-        max_norm = self.config.grad_clip if self.config.grad_clip is not None else float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.get_parameters(self.language_model), max_norm))
-        # One non-finite gradient makes the norm non-finite.
-        if not (torch.isfinite(torch.tensor([norm, loss_sum]))).all():
-            logger.warning("skipped an update: loss %s, gradient norm %s", loss_sum, norm)
+        for pack, old_logprobs_N in zip(packs, old, strict=True):
+            # Before the policy's pass: with adapters both are passes of one model.
+            reference = self.language_model.reference_logprobs(pack) if self.config.kl_coeff else None
+            loss = self.compute_loss_for_module(
+                module_id=DEFAULT_MODULE_ID,
+                config=self.config,
+                batch={PACK: pack, "old_logprobs": old_logprobs_N, "reference_logprobs": reference, "sums": sums},
+                fwd_out=self.language_model.forward_train({PACK: pack}),
+            )
+            self.model.backward(loss)
+        lr = self.config.lr * min(1.0, (self._num_updates + 1) / max(1, self.config.lr_warmup_steps))
+        # The norm is that of all learners together, and so is what follows from it.
+        norm = self.model.step(lr)
+        if not math.isfinite(norm):
+            logger.warning("skipped an update: gradient norm %s", norm)
             sums["skipped_updates"] += 1
-            optimizer.zero_grad(set_to_none=True)
             return
         sums["grad_norm"] += norm
         self._num_updates += 1
-        warmup = max(1, self.config.lr_warmup_steps)
-        self._set_optimizer_lr(optimizer, self.config.lr * min(1.0, self._num_updates / warmup))
-        optimizer.step()
+        self._lr = lr
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -127,12 +191,11 @@ class GRPOTorchLearner(TorchLearner):
         pack: Pack = batch[PACK]
         logprobs_N = fwd_out[LOGPROBS]
         old_logprobs_N = batch["old_logprobs"]
-        reference = self.language_model.reference_logprobs(pack) if config.kl_coeff else None
         loss, stats = grpo_loss(
             logprobs_N,
             logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N,
             pack.rollout_logprobs_N,
-            reference,
+            batch["reference_logprobs"],
             pack.advantages_N,
             pack.weights_N,
             clip_param=config.clip_param,
@@ -140,7 +203,10 @@ class GRPOTorchLearner(TorchLearner):
             kl_coeff=config.kl_coeff,
             mismatch_clip=config.mismatch_clip,
         )
+        if not pack.weights_N.any():
+            return loss  # an empty pack
         sums = batch["sums"]
+        sums["loss"] += float(loss.detach())
         sums["entropy"] += float(fwd_out[ENTROPY].sum())
         for name, value in stats.items():
             if name.endswith("_max"):
@@ -149,47 +215,85 @@ class GRPOTorchLearner(TorchLearner):
                 sums[name] += float(value)
         return loss
 
-    def _log(self, sums: dict[str, float], tokens_per_s: float) -> None:
-        tokens = max(sums["num_tokens"], 1.0)
-        updates = max(sums["minibatches"] - sums["skipped_updates"], 1.0)
+    def _log(self, sums: dict[str, float], tokens: int, seconds: float) -> None:
+        """Logs the same on every learner: RLlib's mean over the learners is then that of all their tokens."""
+        *totals, tokens_total = all_reduce([*(sums[name] for name in SUMMED), tokens], self._torch_device, ReduceOp.SUM)
+        total = dict(zip(SUMMED, totals, strict=True))
+        worst, slowest = all_reduce([sums["logprob_abs_diff_max"], seconds], self._torch_device, ReduceOp.MAX)
+        num_tokens = max(total["num_tokens"], 1.0)
         values = {
-            "loss": sums["loss"] / max(sums["minibatches"], 1.0),
-            "kl": sums["kl"] / tokens,
-            "clip_fraction": sums["clipped"] / tokens,
-            "entropy": sums["entropy"] / tokens,
-            "grad_norm": sums["grad_norm"] / updates,
-            "logprob_abs_diff_mean": sums["logprob_abs_diff"] / tokens,
-            "logprob_abs_diff_max": sums["logprob_abs_diff_max"],
+            "loss": total["loss"] / max(sums["minibatches"], 1.0),
+            "kl": total["kl"] / num_tokens,
+            "clip_fraction": total["clipped"] / num_tokens,
+            "entropy": total["entropy"] / num_tokens,
+            "grad_norm": sums["grad_norm"] / max(sums["minibatches"] - sums["skipped_updates"], 1.0),
+            "logprob_abs_diff_mean": total["logprob_abs_diff"] / num_tokens,
+            "logprob_abs_diff_max": worst,
             "skipped_updates": sums["skipped_updates"],
-            "lr": self._get_optimizer_lr(self.get_optimizer()),
-            "tokens_per_s": tokens_per_s,
+            "lr": self._lr,
+            "tokens_per_s": tokens_total / slowest,
         }
         for name, value in values.items():
             self.metrics.log_value(name, value, reduce="mean", window=1)
 
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = super().get_state(*args, **kwargs)
-        state.update(num_updates=self._num_updates, num_batches=self._num_batches)
+    # The learners' state: all of them take part, and the first has it.
+
+    @property
+    def policy_version(self) -> int:
+        """How many batches the policy was trained on."""
+        return self._weights_seq_no
+
+    def collect_weights(self) -> np.ndarray | None:
+        """The policy's weights as the engine takes them, see :func:`collect_weights`. Collective."""
+        return collect_weights(self.model, self.language_model.compute_dtype)
+
+    def weight_buckets(self) -> Iterator[dict[str, Tensor]]:
+        """The same, bucket by bucket, on the device of every learner, see :func:`weight_buckets`. Collective."""
+        return weight_buckets(self.model, self.language_model.compute_dtype)
+
+    def progress(self) -> dict[str, int]:
+        """How far training is."""
+        return {
+            "policy_version": self._weights_seq_no,
+            "num_updates": self._num_updates,
+            "num_batches": self._num_batches,
+        }
+
+    def set_progress(self, progress: dict[str, int]) -> None:
+        """Restores what :meth:`progress` gave."""
+        self._weights_seq_no = progress["policy_version"]
+        self._num_updates = progress["num_updates"]
+        self._num_batches = progress["num_batches"]
+        self.model.set_step(self._num_updates)
+
+    def state_names(self) -> dict[str, list[list[str]]]:
+        """What a checkpoint holds: for each kind of tensors, the names in one file after the other.
+
+        The kinds are ``policy``, the trained float32 weights; ``exp_avg`` and ``exp_avg_sq``, their moments; and
+        ``reference``, if there is one.
+        """
+        return {kind: model.buckets(names) for kind, (model, _, names) in self._state().items()}
+
+    def get_tensors(self, kind: str, names: Sequence[str]) -> np.ndarray | None:
+        """Full tensors as a safetensors file, (bytes,) uint8, on rank 0; None on the other learners. Collective."""
+        model, part, _ = self._state()[kind]
+        tensors = model.gather(part, names)
+        if rank():
+            return None
+        return np.frombuffer(save({name: t.cpu().contiguous() for name, t in tensors.items()}), np.uint8)
+
+    def set_tensors(self, kind: str, file: np.ndarray) -> None:
+        """Restores what :meth:`get_tensors` gave, with any back end and number of learners. Collective."""
+        model, part, _ = self._state()[kind]
+        model.scatter(part, load(file.tobytes()))
+
+    def _state(self) -> dict[str, tuple[ShardedModel, Part, list[str]]]:
+        model, reference = self.model, self.language_model.reference
+        state: dict[str, tuple[ShardedModel, Part, list[str]]] = {
+            POLICY: (model, "master", model.trainable),
+            "exp_avg": (model, "exp_avg", model.trainable),
+            "exp_avg_sq": (model, "exp_avg_sq", model.trainable),
+        }
+        if reference is not None:
+            state["reference"] = (reference, "weights", list(reference.shapes))
         return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        # The stock learner ignores weights and versions older than its own: a rollback has both.
-        self._weights_seq_no = 0
-        super().set_state(state)
-        self._weights_seq_no = state[WEIGHTS_SEQ_NO]
-        self._num_updates = state.get("num_updates", self._num_updates)
-        self._num_batches = state.get("num_batches", self._num_batches)
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep freed memory for the next micro-batch.
-
-    By default it gives large tensors back to the kernel when they are freed; faulting fresh pages in for
-    every activation and gradient then takes longer than computing them. GPU tensors are not concerned.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_top_pad, 2**28)
-        libc.mallopt(m_mmap_max, 0)

@@ -70,6 +70,7 @@ def write_checkpoint(path: Path, config: GRPOConfig, weights: dict[str, np.ndarr
     with checkpoints.atomic_checkpoint(path) as staging:
         dump(staging / "class_and_ctor_args.pkl", {"ctor_args_and_kwargs": ((config.get_state(),), {})})
         dump(staging / "algorithm_state.pkl", {"training_iteration": 3})
-        module = staging / "learner_group/learner/rl_module/default_policy/module_state.pkl"
-        dump(module, {"model": np.frombuffer(save(weights), np.uint8)})
+        policy = staging / "learners/policy/00000.safetensors"
+        policy.parent.mkdir(parents=True)
+        policy.write_bytes(save(weights))
     return path

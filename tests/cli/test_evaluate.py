@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rllib_exit.cli.evaluate import _cast
-from rllib_exit.cli.runs import load_weights
+from rllib_exit.cli.runs import cast, load_weights
 from tests.cli.helpers import make_config, run, write_checkpoint
 from tests.fakes import ScriptedGenerator
 
@@ -52,5 +51,5 @@ def test_evaluate_loads_the_trained_weights_in_the_engines_dtype(checkpoint: Pat
     (update,) = updates
     assert update.dtype == np.uint8
     assert update.tobytes() == load_weights(checkpoint).tobytes()
-    half = _cast(update, "bfloat16")
+    half = cast(update, "bfloat16")
     assert 0.4 < len(half) / len(update) < 0.6

@@ -12,6 +12,7 @@ from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from rllib_exit.checkpoints import CheckpointError
 from rllib_exit.grpo.grpo import GRPO, RolloutError
 from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.rollouts import RolloutRequest
 from tests.fakes import ScriptedGenerator
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -60,6 +61,16 @@ def selections(algo: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+def record_updates(algo: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[RolloutRequest]]:
+    """Records the requests of the groups that every update of the curriculum gets from now on."""
+    seen: list[list[RolloutRequest]] = []
+    update = algo.replay.curriculum.update
+    monkeypatch.setattr(
+        algo.replay.curriculum, "update", lambda groups: seen.append([g.request for g in groups]) or update(groups)
+    )
+    return seen
+
+
 @pytest.fixture
 def algo(tiny_model: str, ray_session: None) -> Any:
     algo: Any = make_config(tiny_model).build_algo()
@@ -104,39 +115,45 @@ def test_a_restored_run_selects_what_the_uninterrupted_one_does(
         assert restored.training_iteration == algo.training_iteration == 4
         states = [a.replay.curriculum.buffer.get_state() for a in (restored, algo)]
         assert repr(states[0]) == repr(states[1])
-        weights = [a.learner_group._learner.get_state()["rl_module"]["default_policy"] for a in (restored, algo)]
         # The optimizer and the reference were restored too: the same updates gave the same weights.
-        assert weights[0].keys() == weights[1].keys() == {"model", "reference"}
-        for name in weights[0]:
-            a, b = (_floats(w[name]) for w in weights)
-            np.testing.assert_allclose(a, b, atol=1e-5)
+        states = [_learners_state(a, tmp_path / f"{i}") for i, a in enumerate((restored, algo))]
+        assert states[0].keys() == states[1].keys() == {"policy", "exp_avg", "exp_avg_sq", "reference"}
+        for kind in states[0]:
+            np.testing.assert_allclose(states[0][kind], states[1][kind], atol=1e-5)
     finally:
         restored.stop()
 
 
-def _floats(blob: np.ndarray) -> np.ndarray:
-    from safetensors.numpy import load
+def _learners_state(algo: Any, path: Path) -> dict[str, np.ndarray]:
+    """The learners' tensors, flat, by kind."""
+    from safetensors.numpy import load_file
 
-    return np.concatenate([tensor.ravel() for _, tensor in sorted(load(blob.tobytes()).items())])
+    algo.learner_group.save_to_path(path)
+    return {
+        kind.name: np.concatenate([t.ravel() for f in sorted(kind.iterdir()) for _, t in sorted(load_file(f).items())])
+        for kind in path.iterdir()
+        if kind.is_dir()
+    }
 
 
 def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: Any, tmp_path: Path) -> None:
-    checkpoint = algo.save_to_path(tmp_path / "start")
-    before = _floats(algo.learner_group._learner.get_state()["rl_module"]["default_policy"]["model"])
+    checkpoint = algo.save_to_path(f"file://{tmp_path}/start")
+    before = _learners_state(algo, tmp_path / "before")
     algo.train()
     algo.restore_from_path(checkpoint)
-    after = _floats(algo.learner_group._learner.get_state()["rl_module"]["default_policy"]["model"])
-    np.testing.assert_array_equal(before, after)
+    after = _learners_state(algo, tmp_path / "after")
+    for kind in before:
+        np.testing.assert_array_equal(before[kind], after[kind])
     assert algo.policy_version == 0
 
 
 def test_a_damaged_checkpoint_is_refused(algo: Any, tmp_path: Path) -> None:
     checkpoint = Path(algo.save_to_path(tmp_path / "checkpoint"))
-    state = next(checkpoint.rglob("module_state.pkl"))
+    state = next(checkpoint.rglob("policy/*.safetensors"))
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"module_state\.pkl was changed"):
+    with pytest.raises(CheckpointError, match=r"policy/00000\.safetensors was changed"):
         algo.restore_from_path(checkpoint)
 
 
@@ -149,22 +166,25 @@ def test_a_lost_env_runner_costs_no_group(algo: Any) -> None:
 
 
 def test_a_reward_that_raises_ends_training_with_the_task_the_cause_and_a_checkpoint(
-    tiny_model: str, ray_session: None, tmp_path: Path
+    tiny_model: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     switch = tmp_path / "broken"
     algo: Any = make_config(tiny_model, env_config={"broken_if": str(switch)}).build_algo()
     try:
         algo.train()
-        before = algo.replay.get_state()
         switch.touch()
         with pytest.raises(RolloutError, match=r"task 't\d' failed twice: ZeroDivisionError: in the reward") as error:
             algo.train()
         checkpoint = str(error.value).rsplit(" ", 1)[-1]
         switch.unlink()
+        trained_on = record_updates(algo, monkeypatch)
         algo.train()
+        state = algo.replay.get_state()
         algo.restore_from_path(checkpoint)
         assert algo.training_iteration == 1 and algo.policy_version == 1
-        assert repr(algo.replay.get_state()) == repr(before)
+        # What was selected when it failed is neither lost nor selected anew.
+        algo.train()
+        assert trained_on[0] == trained_on[1] and repr(algo.replay.get_state()) == repr(state)
     finally:
         algo.stop()
 

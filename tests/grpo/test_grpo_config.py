@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -44,6 +45,9 @@ def test_the_defaults_are_valid_once_a_model_is_named() -> None:
         ("diversity_metric", "cosine", "edit_distance"),
         ("embedding_model", None, "name a model"),
         ("num_env_runners", 0, "1 or more"),
+        ("sharding", "fsdp", "ddp, fsdp2, deepspeed"),
+        ("lora_r", 0, "1 or more"),
+        ("lora_alpha", 0, "above 0"),
     ],
 )
 def test_a_bad_value_is_refused_with_field_value_and_mend(field: str, value: Any, mend: str) -> None:
@@ -51,6 +55,39 @@ def test_a_bad_value_is_refused_with_field_value_and_mend(field: str, value: Any
         config(**{field: value}).validate()
     message = str(error.value)
     assert field in message and str(value) in message and mend in message
+
+
+def test_bfloat16_without_masters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"zero_stage is 0: .*bfloat16.*use 1, 2, 3 or \.ddp\(\)"):
+        config(dtype="bfloat16").deepspeed(zero_stage=0).validate()
+    config(dtype="float32").deepspeed(zero_stage=0).validate()
+    for stage in (1, 2, 3):
+        config(dtype="bfloat16").deepspeed(zero_stage=stage, offload_optimizer=True).validate()
+    with pytest.raises(ValueError, match="zero_stage is 4: use 0, 1, 2 or 3"):
+        config().deepspeed(zero_stage=4).validate()
+    with pytest.raises(ValueError, match="offload_optimizer is True: there is nothing to offload at zero_stage 0"):
+        config(dtype="float32").deepspeed(zero_stage=0, offload_optimizer=True).validate()
+
+
+def test_a_missing_deepspeed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "deepspeed" else find(name, *a))
+    config().fsdp2().validate()
+    with pytest.raises(ValueError, match=r"pip install deepspeed==0\.19\.8"):
+        config().deepspeed().validate()
+
+
+def test_with_adapters_the_reference_policy_cannot_follow() -> None:
+    with pytest.raises(ValueError, match=r"ref_update_rate is 1\.0: with LoRA"):
+        config(kl_coeff=0.1).lora(r=8).validate()
+    config(kl_coeff=0.1, ref_update_rate=0).lora(r=8).validate()
+    config(kl_coeff=0).lora(r=8).validate()
+
+
+def test_the_back_end_is_the_last_one_named() -> None:
+    made = config().deepspeed(zero_stage=3)
+    assert (made.sharding, made.zero_stage, made.copy().fsdp2().sharding) == ("deepspeed", 3, "fsdp2")
+    assert made.ddp().sharding == "ddp"
 
 
 def test_evaluation_may_sample_as_it_likes() -> None:
