@@ -2,8 +2,7 @@
 
     python benchmarks/bfcl_rollouts.py --model results/bfcl_sft
 
-Prints, and writes as JSON: the share of the wall time in which the engine had no open request, and the share
-of the episodes' own time (the sum over all of them) that they spent outside the engine.
+Prints, and writes as JSON, the share of the wall time in which the engine had no open request.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +20,24 @@ from envs.base import TaskInstance
 from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import roll_out
+from rllib_exit.env_runners.episodes import EnvPool, roll_out
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.models import SMOLLM2, resolve_model
-from rllib_exit.rollouts import RolloutGroup, RolloutRequest
+from rllib_exit.rollouts import RolloutRequest
 
 ENV_CONFIG = {"split": "train", "trim_schemas": True}
 
 
 class TimedGenerator:
-    """A generator that knows how long it had open requests, and the sum of what they took."""
+    """A generator that knows how long it had open requests."""
 
     def __init__(self, generator: VLLMGenerator) -> None:
         self.generator = generator
         self.reset()
 
     def reset(self) -> None:
-        self.open, self.busy_s, self.requests_s, self.since, self.tokens = 0, 0.0, 0.0, 0.0, 0
+        self.open, self.busy_s, self.since, self.tokens = 0, 0.0, 0.0, 0
 
     @property
     def max_model_len(self) -> int:
@@ -55,9 +53,11 @@ class TimedGenerator:
         self.open -= 1
         if self.open == 0:
             self.busy_s += end - self.since
-        self.requests_s += end - start
         self.tokens += len(generation.token_ids)
         return generation
+
+    def start(self) -> None:
+        self.generator.start()
 
     async def update_weights(self, weights: np.ndarray) -> None:
         await self.generator.update_weights(weights)
@@ -67,29 +67,35 @@ class TimedGenerator:
 
 
 async def run(args: argparse.Namespace) -> list[dict[str, float]]:
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(args.concurrent))
     model = resolve_model(args.model)
     generator = TimedGenerator(
         VLLMGenerator(model, dtype="float32", max_model_len=3072, engine_args={"max_num_seqs": args.concurrent})
     )
-    chat = ChatTokenizer(model)
     task_ids = list(BFCLEnv({**ENV_CONFIG, "limit": 8}).tasks)
+    envs = EnvPool(
+        lambda: BFCLEnv(ENV_CONFIG),
+        args.concurrent,
+        generator=generator,
+        chat=ChatTokenizer(model),
+        sampling=SamplingParams(max_tokens=96, stop=STOP),
+    )
     rows = []
     for repeat in range(args.repeats + 1):
         generator.reset()
         start = time.perf_counter()
-        groups = await roll_out(
-            [RolloutRequest(f"{i}", TaskInstance(task), seed=10**6 * repeat + i) for i, task in enumerate(task_ids)],
-            args.concurrent // len(task_ids),
-            make_env=lambda: BFCLEnv(ENV_CONFIG),
-            max_concurrent=args.concurrent,
-            generator=generator,
-            chat=chat,
-            sampling=SamplingParams(max_tokens=64, stop=STOP),
-            policy_version=0,
+        groups = await asyncio.gather(
+            *(
+                roll_out(
+                    RolloutRequest(f"{i}", TaskInstance(task), seed=10**6 * repeat + i),
+                    args.concurrent // len(task_ids),
+                    envs=envs,
+                    policy_version=0,
+                )
+                for i, task in enumerate(task_ids)
+            )
         )
         wall = time.perf_counter() - start
-        rollouts = [rollout for group in groups if isinstance(group, RolloutGroup) for rollout in group.rollouts]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         row = {
             "episodes": len(rollouts),
             "turns": sum(len(rollout.turns) for rollout in rollouts),

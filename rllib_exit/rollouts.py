@@ -50,6 +50,7 @@ class Rollout:
         valid: Whether every new response ended validly.
         truncated: Whether a response hit the token limit, or the episode the context's end.
         metrics: The domain's numbers for this episode.
+        attempts: How often the episode was begun before it went through.
     """
 
     segments: tuple[Segment, ...]
@@ -59,6 +60,7 @@ class Rollout:
     valid: bool = True
     truncated: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class RolloutGroup:
     Attributes:
         request: What was asked for.
         rollouts: G episodes; empty if the prompt did not fit the context.
-        policy_version: The version of the weights that generated them.
+        policy_version: The oldest version of the weights that generated them.
     """
 
     request: RolloutRequest

@@ -73,6 +73,9 @@ class ScriptedGenerator:
     def max_model_len(self) -> int:
         return self._max_model_len
 
+    def start(self) -> None:
+        pass
+
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         await asyncio.sleep(0)
         self.prompts.append(list(prompt_ids))

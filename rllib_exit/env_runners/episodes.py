@@ -8,36 +8,30 @@ up nobody.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from envs.base import SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.generator import Generation, Generator, SamplingParams
+from rllib_exit.env_runners.generator import EngineError, Generation, Generator, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
+
+T = TypeVar("T")
 
 
 class PromptTooLongError(ValueError):
     """The first prompt of an episode leaves no room for a response."""
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutFailure:
-    """An episode that failed twice; what an env runner returns instead of its group.
-
-    Attributes:
-        request: The group's request.
-        message: What happened, for the user.
-        details: The traceback.
-    """
-
-    request: RolloutRequest
-    message: str
-    details: str
+class EpisodeError(RuntimeError):
+    """An episode failed twice; the message names the task and the cause."""
 
 
 class _Segments:
@@ -83,6 +77,8 @@ async def run_episode(
     sampling: SamplingParams,
     seed: int,
     steps: int = 0,
+    env_timeout_s: float | None = None,
+    generation_timeout_s: float | None = None,
 ) -> Rollout:
     """Rolls out one episode from an instance.
 
@@ -98,11 +94,15 @@ async def run_episode(
         steps: Improvement steps on the response to every turn but the first, whose step the instance
             says. Only the last iterate goes to the environment. An iterate that leaves no room for
             another step stands.
+        env_timeout_s: The longest that a reset or step of the environment may take.
+        generation_timeout_s: The longest that a response may take.
 
     Raises:
         PromptTooLongError: If the first prompt leaves no room for ``sampling.max_tokens``.
+        TimeoutError: If the environment takes too long. It must not be used again.
+        EngineError: If the engine died, or takes too long.
     """
-    await asyncio.to_thread(env.reset, options={"instance": instance})
+    await _in_thread(partial(env.reset, options={"instance": instance}), env_timeout_s)
     segments = _Segments()
     # What the engine generated enters later prompts as the same ids, whatever its text would encode to.
     ids_of: dict[str, tuple[int, ...]] = {}
@@ -126,7 +126,13 @@ async def run_episode(
                 )
             return None
         segments.prompt(prompt)
-        generation = await generator.generate(prompt, sampling, next(seeds))
+        try:
+            generation = await asyncio.wait_for(generator.generate(prompt, sampling, next(seeds)), generation_timeout_s)
+        except TimeoutError:
+            raise EngineError(
+                f"no response within generation_timeout_s ({generation_timeout_s} s): the engine hangs, or it has "
+                "more to do than it can; raise generation_timeout_s or lower num_envs_per_env_runner"
+            ) from None
         segments.generated(generation)
         text = chat.decode(generation.token_ids)
         ids_of[text] = generation.token_ids
@@ -140,7 +146,7 @@ async def run_episode(
         for k in range(steps if outcome else 0):
             answer = await respond(Turn(answer[0], depth=k)) or answer
         response, cut = answer
-        _, _, done, _, info = await asyncio.to_thread(env.step, response)
+        _, _, done, _, info = await _in_thread(partial(env.step, response), env_timeout_s)
         outcome = info["outcome"]
         valid &= outcome.valid
         truncated |= cut
@@ -149,58 +155,123 @@ async def run_episode(
     return Rollout(segments.close(), env.turns, return_, outcome.quality, valid, truncated, dict(outcome.metrics))
 
 
-async def roll_out(
-    requests: Sequence[RolloutRequest],
-    group_size: int,
-    *,
-    make_env: Callable[[], SelfImprovementEnv],
-    max_concurrent: int,
-    generator: Generator,
-    chat: ChatTokenizer,
-    sampling: SamplingParams,
-    policy_version: int,
-) -> list[RolloutGroup | RolloutFailure]:
-    """Rolls out G episodes for every request, at most ``max_concurrent`` at once.
+class EnvPool:
+    """Environments in which at most ``size`` episodes run at once.
 
-    An episode that raises is run once more, in a new environment; if it raises again its group becomes a
-    :class:`RolloutFailure`. A request whose prompt does not fit the context becomes an empty group.
+    An episode that raises, or whose environment hangs, is run once more, in another environment.
+
+    Args:
+        make_env: Makes one more environment.
+        size: The most environments in use.
+        generator: The engine.
+        chat: The model's tokenizer.
+        sampling: How to sample a response.
+        env_timeout_s: The longest that making, resetting or stepping an environment may take.
+        generation_timeout_s: The longest that a response may take.
     """
-    idle: list[SelfImprovementEnv] = []
-    slots = asyncio.Semaphore(max_concurrent)
 
-    async def attempt(request: RolloutRequest, g: int) -> Rollout:
-        env = idle.pop() if idle else await asyncio.to_thread(make_env)
-        rollout = await run_episode(
-            env,
-            request.instance,
+    def __init__(
+        self,
+        make_env: Callable[[], SelfImprovementEnv],
+        size: int,
+        *,
+        generator: Generator,
+        chat: ChatTokenizer,
+        sampling: SamplingParams,
+        env_timeout_s: float | None = None,
+        generation_timeout_s: float | None = None,
+    ) -> None:
+        self._make_env = make_env
+        self._env_timeout_s = env_timeout_s
+        self._run_episode = partial(
+            run_episode,
             generator=generator,
             chat=chat,
             sampling=sampling,
-            # Turns of one rollout take consecutive seeds: leave room between rollouts.
-            seed=request.seed + 1000 * g,
+            env_timeout_s=env_timeout_s,
+            generation_timeout_s=generation_timeout_s,
         )
-        idle.append(env)
+        self._idle: list[SelfImprovementEnv] = []
+        self._slots = asyncio.Semaphore(size)
+
+    async def run(self, instance: TaskInstance, *, seed: int, steps: int = 0) -> Rollout:
+        """Rolls out one episode; see :func:`run_episode`.
+
+        Raises:
+            PromptTooLongError: If the first prompt leaves no room for a response.
+            EpisodeError: If the episode failed twice.
+            EngineError: If the engine died, or hangs.
+        """
+        async with self._slots:
+            for attempt in (1, 2):
+                try:
+                    rollout = await self._attempt(instance, seed=seed, steps=steps)
+                except (PromptTooLongError, EngineError):
+                    raise
+                except Exception as error:
+                    cause = error
+                else:
+                    return replace(rollout, attempts=attempt)
+            message = f"an episode of task {instance.task_id!r} failed twice: {type(cause).__name__}: {cause}"
+            raise EpisodeError(message) from cause
+
+    async def _attempt(self, instance: TaskInstance, **kwargs: Any) -> Rollout:
+        env = self._idle.pop() if self._idle else await _in_thread(self._make_env, self._env_timeout_s)
+        try:
+            rollout = await self._run_episode(env, instance, **kwargs)
+        except PromptTooLongError:
+            self._idle.append(env)  # nothing is wrong with it
+            raise
+        self._idle.append(env)
         return rollout
 
-    async def episode(request: RolloutRequest, g: int) -> Rollout:
-        async with slots:
-            try:
-                return await attempt(request, g)
-            except PromptTooLongError:
-                raise
-            except Exception:
-                return await attempt(request, g)
 
-    async def group(request: RolloutRequest) -> RolloutGroup | RolloutFailure:
-        results = await asyncio.gather(*(episode(request, g) for g in range(group_size)), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        for error in errors:
-            if isinstance(error, PromptTooLongError):
-                return RolloutGroup(request, (), policy_version)
-            if not isinstance(error, Exception):
-                raise error
-            message = f"an episode of task {request.instance.task_id!r} failed twice: {type(error).__name__}: {error}"
-            return RolloutFailure(request, message, "".join(traceback.format_exception(error)))
-        return RolloutGroup(request, tuple(r for r in results if isinstance(r, Rollout)), policy_version)
+async def roll_out(request: RolloutRequest, group_size: int, *, envs: EnvPool, policy_version: int) -> RolloutGroup:
+    """Rolls out G episodes for a request. One whose prompt does not fit the context becomes an empty group.
 
-    return list(await asyncio.gather(*(group(request) for request in requests)))
+    Args:
+        request: Where the episodes start.
+        group_size: G.
+        envs: Where they run.
+        policy_version: That of the weights that the engine has now; newer ones may come while the group is
+            under way.
+
+    Raises:
+        EpisodeError: If one of the episodes failed twice.
+        EngineError: If the engine died, or hangs.
+    """
+    # Turns of one rollout take consecutive seeds: leave room between rollouts.
+    episodes = (envs.run(request.instance, seed=request.seed + 1000 * g) for g in range(group_size))
+    results = await asyncio.gather(*episodes, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if any(isinstance(error, PromptTooLongError) for error in errors):
+        return RolloutGroup(request, (), policy_version)
+    if errors:
+        raise next((error for error in errors if isinstance(error, EngineError)), errors[0])
+    return RolloutGroup(request, tuple(r for r in results if isinstance(r, Rollout)), policy_version)
+
+
+async def _in_thread(function: Callable[[], T], timeout_s: float | None) -> T:
+    """Calls a function of an environment in a thread of its own.
+
+    A thread cannot be killed: one that hangs is left behind, with its environment. As a daemon it does not
+    hold up the end of the process, as an executor's would.
+    """
+    future: concurrent.futures.Future[tuple[Any, BaseException | None]] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            outcome = function(), None
+        except BaseException as error:
+            outcome = None, error
+        future.set_result(outcome)
+
+    threading.Thread(target=run, name="env", daemon=True).start()
+    try:
+        result, error = await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+    except TimeoutError:
+        raise TimeoutError(f"the environment did not answer within env_timeout_s ({timeout_s} s)") from None
+    if error is not None:
+        raise error
+    return result

@@ -9,6 +9,10 @@ from typing import Protocol
 import numpy as np
 
 
+class EngineError(RuntimeError):
+    """The engine died, or hangs: nothing can be had of it any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to sample a response.
@@ -51,15 +55,28 @@ class Generator(Protocol):
         """The most tokens of prompt and response together."""
         ...
 
+    def start(self) -> None:
+        """Starts the engine, if it has not started; returns when it has."""
+        ...
+
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
-        """Samples one response."""
+        """Samples one response.
+
+        Raises:
+            EngineError: If the engine died.
+        """
         ...
 
     async def update_weights(self, weights: np.ndarray) -> None:
         """Loads new weights in place and forgets what was cached under the old ones.
 
+        Responses that are under way stop meanwhile, and go on under the new weights.
+
         Args:
             weights: (bytes,) uint8, a safetensors file's content under the Hugging Face names.
+
+        Raises:
+            EngineError: If the engine died.
         """
         ...
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -17,26 +18,27 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from envs.base import SelfImprovementEnv
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import RolloutFailure, roll_out
-from rllib_exit.env_runners.generator import Generator, SamplingParams
-from rllib_exit.evaluation.self_improvement import Chain, self_improve
+from rllib_exit.env_runners.dispatcher import Dispatcher
+from rllib_exit.env_runners.episodes import EnvPool, roll_out
+from rllib_exit.env_runners.generator import EngineError, Generator, SamplingParams
+from rllib_exit.evaluation.self_improvement import Chain, run_chain
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest
 
 
 class LLMEnvRunner(EnvRunner, Checkpointable):
     """Owns an inference engine and the environments that run against it.
 
-    The engine starts with the first rollout, so that a restarted actor answers at once; weights that
-    arrive before are kept and loaded then.
+    Its coroutine methods make it an asyncio actor: many calls run at once, and RLlib's own calls, which are not
+    coroutines, between them. The engine starts with the first rollout or weights.
+
+    An env runner whose engine died or hangs raises :class:`EngineError` from every call. It is of no more use:
+    whoever calls it has it restarted.
     """
 
     config: Any  # a GRPOConfig, which imports this module
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
-        self._loop = asyncio.Runner()
-        self._generator: Generator | None = None
-        self._pending_weights: Any = None
         self._policy_version = 0
         self.make_env()
 
@@ -44,84 +46,98 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         """Makes one environment, for its spaces; the rollouts make their own."""
         self.env = make_env(self.config.env, self.config.env_config)
 
+    async def roll_out(self, request: RolloutRequest) -> RolloutGroup:
+        """Rolls out ``rollouts_per_prompt`` episodes.
+
+        Raises:
+            EpisodeError: If one of them failed twice.
+            EngineError: If the engine died, or hangs.
+        """
+        group_size, version = self.config.rollouts_per_prompt, self._policy_version
+        return await roll_out(request, group_size, envs=self._training_envs, policy_version=version)
+
+    async def self_improve(self, task_id: str, seed: int) -> Chain | None:
+        """Runs K-step self-improvement on a task of the evaluation's environment.
+
+        Returns:
+            None where the task's prompt does not fit the context.
+
+        Raises:
+            EpisodeError: If an episode failed twice.
+            EngineError: If the engine died, or hangs.
+        """
+        steps = self._evaluation_config.self_improvement_steps
+        return await run_chain(task_id, steps, envs=self._evaluation_envs, seed=seed)
+
+    async def update_weights(self, weights: np.ndarray, policy_version: int) -> None:
+        """Loads new weights in place; responses that are under way go on under them.
+
+        Args:
+            weights: (bytes,) uint8, see :meth:`Generator.update_weights`.
+            policy_version: Their version. It may be lower than the last one, after a restore.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
+        engine = self._engine
+        timeout_s = self.config.generation_timeout_s
+        try:
+            await asyncio.wait_for(engine.update_weights(weights), timeout_s)
+        except TimeoutError:
+            raise EngineError(f"the engine took no weights within generation_timeout_s ({timeout_s} s)") from None
+        self._policy_version = policy_version
+
+    async def close(self) -> None:
+        """Ends the engine."""
+        await self._generator.close()
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return self.config.generator_class(
+            self.config.model_path,
+            dtype=self.config.dtype,
+            max_model_len=self.config.max_model_len,
+            engine_args=self.config.engine_args,
+        )
+
+    @property
+    def _engine(self) -> Generator:
+        """The generator, started."""
+        self._generator.start()
+        return self._generator
+
     @cached_property
     def _chat(self) -> ChatTokenizer:
         return ChatTokenizer(self.config.model_path, template_kwargs=self.config.chat_template_kwargs)
 
-    def roll_out(self, requests: Sequence[RolloutRequest]) -> list[RolloutGroup | RolloutFailure]:
-        """Rolls out ``rollouts_per_prompt`` episodes for every request.
-
-        Returns:
-            One group per request, in order.
-        """
-
-        async def run() -> list[RolloutGroup | RolloutFailure]:
-            return await roll_out(
-                requests,
-                self.config.rollouts_per_prompt,
-                make_env=lambda: make_env(self.config.env, self.config.env_config),
-                max_concurrent=self.config.num_envs_per_env_runner,
-                generator=await self._engine(),
-                chat=self._chat,
-                sampling=sampling_params(self.config),
-                policy_version=self._policy_version,
-            )
-
-        return self._run(run())
-
-    def self_improve(self, task_ids: Sequence[str], config: Any, seed: int = 0) -> list[Chain | None]:
-        """Runs K-step self-improvement on tasks of the evaluation's environment.
-
-        Args:
-            task_ids: The tasks.
-            config: The evaluation's config: its environment, sampling and ``self_improvement_steps``.
-            seed: Seeds the sampling.
-
-        Returns:
-            One chain per task, in order; None where the task's prompt does not fit the context.
-        """
-
-        async def run() -> list[Chain | None]:
-            return await self_improve(
-                task_ids,
-                config.self_improvement_steps,
-                make_env=lambda: make_env(config.env, config.env_config),
-                max_concurrent=config.num_envs_per_env_runner,
-                generator=await self._engine(),
-                chat=self._chat,
-                sampling=sampling_params(config),
-                seed=seed,
-            )
-
-        return self._run(run())
-
-    def _run(self, coroutine: Any) -> Any:
-        # Environments block in threads: as many as may run at once.
-        self._loop.get_loop().set_default_executor(self._threads)
-        return self._loop.run(coroutine)
+    @cached_property
+    def _training_envs(self) -> EnvPool:
+        return self._env_pool(self.config)
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.config.num_envs_per_env_runner, thread_name_prefix="env")
+    def _evaluation_envs(self) -> EnvPool:
+        return self._env_pool(self._evaluation_config)
 
-    def _engine(self) -> Coroutine[Any, Any, Generator]:
-        """The engine with the newest weights."""
-        generator = self._generator
-        if generator is None:
-            generator = self._generator = self.config.generator_class(
-                self.config.model_path,
-                dtype=self.config.dtype,
-                max_model_len=self.config.max_model_len,
-                engine_args=self.config.engine_args,
-            )
-        weights, self._pending_weights = self._pending_weights, None
-        return _with_weights(generator, weights)
+    @cached_property
+    def _evaluation_config(self) -> Any:
+        return self.config if self.config.in_evaluation else self.config.get_evaluation_config_object()
+
+    def _env_pool(self, config: Any) -> EnvPool:
+        return EnvPool(
+            lambda: make_env(config.env, config.env_config),
+            config.num_envs_per_env_runner,
+            generator=self._engine,
+            chat=self._chat,
+            sampling=sampling_params(config),
+            env_timeout_s=config.env_timeout_s,
+            generation_timeout_s=config.generation_timeout_s,
+        )
 
     # What RLlib asks of an EnvRunner.
 
     def sample(self, *, num_timesteps: int | None = None, num_episodes: int | None = None, **kwargs: Any) -> Any:
         """Not used: rollouts start from task instances, see :meth:`roll_out`."""
-        raise NotImplementedError("LLMEnvRunner rolls out task instances: call roll_out(requests)")
+        raise NotImplementedError("LLMEnvRunner rolls out task instances: call roll_out(request)")
 
     def get_spaces(self) -> dict[str, Any]:
         spaces = (self.env.observation_space, self.env.action_space)
@@ -137,15 +153,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         return {WEIGHTS_SEQ_NO: self._policy_version}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes the learner's weights, to be loaded before the next generation.
-
-        They are loaded whatever their version is: after a restore it may be lower than the last one.
-        """
-        if COMPONENT_RL_MODULE in state:
-            self._pending_weights = state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]["model"]
-            self._policy_version = state[WEIGHTS_SEQ_NO]
-            if self._generator is not None:
-                self._run(self._engine())
+        """Takes nothing: weights come by :meth:`update_weights`, which is awaited; RLlib's sync is not."""
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
         return (), {"config": self.config}
@@ -154,17 +162,54 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         return []
 
     def stop(self) -> None:
-        if self._generator is not None:
-            self._run(self._generator.close())
-            self._generator = None
-        self._loop.close()
+        """Does nothing; the engine ends with :meth:`close`, or with the process."""
 
 
-# Not a method: Ray turns a class with a coroutine method into an asyncio actor.
-async def _with_weights(generator: Generator, weights: np.ndarray | None) -> Generator:
-    if weights is not None:
-        await generator.update_weights(weights)
-    return generator
+def make_dispatcher(env_runners: Any, config: Any) -> Dispatcher:
+    """Hands work to the env runners of RLlib's EnvRunnerGroup; the size of a call is in episodes at once."""
+    return Dispatcher(
+        list(env_runners._worker_manager.actors().values()),
+        capacity=config.num_envs_per_env_runner,
+        is_lost=_is_lost,
+        revive=_revive,
+        patience_s=config.env_runner_restore_timeout_s,
+    )
+
+
+def remote_call(method: str, *args: Any) -> Callable[[Any], Awaitable[Any]]:
+    """What a Dispatcher calls with an env runner's actor.
+
+    It raises what the method raises, and ends the actor's work if it is cancelled.
+    """
+
+    async def call(actor: Any) -> Any:
+        reference = getattr(actor, method).remote(*args)
+        try:
+            return await reference
+        except RayTaskError as error:
+            raise error.cause from error
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
+
+    return call
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether an env runner's process is gone, or of no use without its engine."""
+    return isinstance(error, EngineError | RayError)
+
+
+async def _revive(actor: Any, error: BaseException) -> None:
+    if not isinstance(error, RayError):
+        # The process lives, with an engine that does not. Ray restarts what is killed.
+        ray.kill(actor, no_restart=False)
+    while True:
+        await asyncio.sleep(0.5)
+        try:
+            return await actor.ping.remote()
+        except RayError:
+            continue
 
 
 def make_env(env: Any, env_config: Mapping[str, Any]) -> SelfImprovementEnv:

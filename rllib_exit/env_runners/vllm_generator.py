@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.engine_guard import end_with_this_process
+from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.weight_transfer import WeightLoader, shared_file
 
 
 class VLLMGenerator:
     """A vLLM engine in a process of its own, with continuous batching and prefix caching.
 
-    The engine starts with the first call. It must be used from one event loop.
+    The engine starts with ``start``, or the first call. It must be used from one event loop.
 
     Args:
         model: A local model directory.
@@ -50,7 +52,8 @@ class VLLMGenerator:
     def max_model_len(self) -> int:
         return self._max_model_len
 
-    def _start(self) -> Any:
+    def start(self) -> None:
+        """Starts the engine, if it has not started; returns when it has."""
         # Starting takes long: what failed once is not tried again for every request.
         if self._start_error is not None:
             raise self._start_error
@@ -60,9 +63,9 @@ class VLLMGenerator:
             except Exception as error:
                 self._start_error = error
                 raise
-        return self._engine
 
     def _make_engine(self) -> Any:
+        import psutil
         from vllm.platforms import current_platform
 
         if current_platform.is_cpu():
@@ -84,14 +87,21 @@ class VLLMGenerator:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args))
+        before = psutil.Process().children(recursive=True)
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args))
+        started = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        # The tracker ends by itself, after it has freed shared memory.
+        end_with_this_process([p.pid for p in started if "resource_tracker" not in " ".join(p.cmdline())])
+        return engine
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         """Samples one response.
 
         Raises:
             vllm.exceptions.VLLMValidationError: If the engine refuses the request.
+            EngineError: If the engine's process died.
         """
+        self.start()
         from vllm import SamplingParams as VLLMSamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -107,22 +117,42 @@ class VLLMGenerator:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = {"prompt_token_ids": list(prompt_ids)}
-        async for output in self._start().generate(prompt, params, f"{next(self._request_ids)}"):
-            completion = output.outputs[0]
-            ids = tuple(completion.token_ids)
-            logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
-            return Generation(ids, np.array(logprobs, np.float32), completion.finish_reason == "length")
+        with _engine_errors():
+            async for output in self._engine.generate(prompt, params, f"{next(self._request_ids)}"):
+                completion = output.outputs[0]
+                ids = tuple(completion.token_ids)
+                logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
+                return Generation(ids, np.array(logprobs, np.float32), completion.finish_reason == "length")
         raise RuntimeError("vLLM ended a request without an output")
 
     async def update_weights(self, weights: np.ndarray) -> None:
-        self._start()
-        # No local name for the engine: a frame that outlives it would end it as late as at exit.
-        with shared_file(weights) as path:
-            await self._engine.collective_rpc("load_weights_file", args=(path,))
-        if not await self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache after a weight update: requests were still running")
+        """Loads new weights in place.
+
+        Responses under way are frozen meanwhile. Pausing also drops what was cached under the old weights, so
+        that they go on from keys and values that the new weights compute.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
+        self.start()
+        with _engine_errors():
+            await self._engine.pause_generation(mode="keep", clear_cache=True)
+            # No local name for the engine: a frame that outlives it would end it as late as at exit.
+            with shared_file(weights) as path:
+                await self._engine.collective_rpc("load_weights_file", args=(path,))
+            await self._engine.resume_generation()
 
     async def close(self) -> None:
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError("vLLM's engine process died; its log says why") from error

@@ -14,9 +14,12 @@ import numpy as np
 
 from envs.base import SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import PromptTooLongError, run_episode
+from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError
 from rllib_exit.env_runners.generator import Generator, SamplingParams
 from rllib_exit.rollouts import Rollout, means
+
+# The responses of an episode take consecutive seeds: leave room between.
+SEEDS_PER_EPISODE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,48 +51,55 @@ async def self_improve(
     chat: ChatTokenizer,
     sampling: SamplingParams,
     seed: int = 0,
+    env_timeout_s: float | None = None,
+    generation_timeout_s: float | None = None,
 ) -> list[Chain | None]:
     """Answers every task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
 
     Returns:
         One chain per task, in order; None where the first prompt does not fit the context.
     """
-    idle: list[SelfImprovementEnv] = []
-    slots = asyncio.Semaphore(max_concurrent)
+    envs = EnvPool(
+        make_env,
+        max_concurrent,
+        generator=generator,
+        chat=chat,
+        sampling=sampling,
+        env_timeout_s=env_timeout_s,
+        generation_timeout_s=generation_timeout_s,
+    )
+    chains = (run_chain(task, steps, envs=envs, seed=chain_seed(seed, i, steps)) for i, task in enumerate(task_ids))
+    return list(await asyncio.gather(*chains))
 
-    async def chain(index: int, task_id: str) -> Chain | None:
-        async with slots:
-            env = idle.pop() if idle else await asyncio.to_thread(make_env)
-            episodes: list[Rollout] = []
-            for k in range(steps + 1):
-                iterate = episodes[-1].turns[0] if episodes else None
-                instance = TaskInstance(task_id, iterate=iterate, kind="improve" if iterate else "base")
-                try:
-                    episode = await run_episode(
-                        env,
-                        instance,
-                        generator=generator,
-                        chat=chat,
-                        sampling=sampling,
-                        # The responses of an episode take consecutive seeds: leave room between.
-                        seed=seed + 10_000 * (index * (steps + 1) + k),
-                        steps=k,
-                    )
-                except PromptTooLongError:
-                    break
-                episodes.append(episode)
-            idle.append(env)
-            if not episodes:
-                return None
-            episodes += [episodes[-1]] * (steps + 1 - len(episodes))
-            return Chain(
-                task_id,
-                tuple(episode.quality for episode in episodes),
-                tuple(episode.turns for episode in episodes),
-                tuple(episode.metrics for episode in episodes),
-            )
 
-    return list(await asyncio.gather(*(chain(i, task_id) for i, task_id in enumerate(task_ids))))
+async def run_chain(task_id: str, steps: int, *, envs: EnvPool, seed: int) -> Chain | None:
+    """Answers one task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
+
+    Returns:
+        None where the first prompt does not fit the context.
+    """
+    episodes: list[Rollout] = []
+    for k in range(steps + 1):
+        iterate = episodes[-1].turns[0] if episodes else None
+        instance = TaskInstance(task_id, iterate=iterate, kind="improve" if iterate else "base")
+        try:
+            episodes.append(await envs.run(instance, seed=seed + SEEDS_PER_EPISODE * k, steps=k))
+        except PromptTooLongError:
+            break
+    if not episodes:
+        return None
+    episodes += [episodes[-1]] * (steps + 1 - len(episodes))
+    return Chain(
+        task_id,
+        tuple(episode.quality for episode in episodes),
+        tuple(episode.turns for episode in episodes),
+        tuple(episode.metrics for episode in episodes),
+    )
+
+
+def chain_seed(seed: int, index: int, steps: int) -> int:
+    """The seed of the index-th task's chain."""
+    return seed + SEEDS_PER_EPISODE * index * (steps + 1)
 
 
 def accuracy_by_step(chains: Sequence[Chain]) -> np.ndarray:

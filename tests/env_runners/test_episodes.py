@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import PromptTooLongError, RolloutFailure, roll_out, run_episode
-from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.env_runners.episodes import EnvPool, EpisodeError, PromptTooLongError, roll_out, run_episode
+from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from tests.fakes import ScriptedGenerator
 from tests.tiny_models import make_tiny_model
@@ -112,20 +113,25 @@ def groups(
     requests: Sequence[RolloutRequest],
     script: Callable[[str, int], str],
     make_env: Callable[[], SelfImprovementEnv] = CountEnv,
+    generator: Any = None,
+    env_timeout_s: float | None = None,
+    generation_timeout_s: float | None = None,
     **kwargs: Any,
-) -> list[RolloutGroup | RolloutFailure]:
-    return asyncio.run(
-        roll_out(
-            requests,
-            4,
-            make_env=make_env,
-            max_concurrent=3,
-            generator=ScriptedGenerator(model, script, **kwargs),
-            chat=ChatTokenizer(model),
-            sampling=SamplingParams(max_tokens=16),
-            policy_version=5,
-        )
+) -> list[RolloutGroup]:
+    envs = EnvPool(
+        make_env,
+        3,
+        generator=generator or ScriptedGenerator(model, script, **kwargs),
+        chat=ChatTokenizer(model),
+        sampling=SamplingParams(max_tokens=16),
+        env_timeout_s=env_timeout_s,
+        generation_timeout_s=generation_timeout_s,
     )
+
+    async def run() -> list[RolloutGroup]:
+        return await asyncio.gather(*(roll_out(request, 4, envs=envs, policy_version=5) for request in requests))
+
+    return asyncio.run(run())
 
 
 def test_roll_out_gives_full_groups_in_order_with_seeds_of_their_own(model: str) -> None:
@@ -138,13 +144,13 @@ def test_roll_out_gives_full_groups_in_order_with_seeds_of_their_own(model: str)
     requests = [RolloutRequest(f"{i}", TaskInstance("count"), seed=1 << 20 * i) for i in range(2)]
     result = groups(model, requests, script)
     assert [g.request for g in result] == requests
-    assert all(isinstance(g, RolloutGroup) and len(g.rollouts) == 4 and g.policy_version == 5 for g in result)
+    assert all(len(g.rollouts) == 4 and g.policy_version == 5 for g in result)
     assert len(set(seeds)) == len(seeds) == 2 * 4 * 3
 
 
 def test_a_prompt_too_long_makes_an_empty_group(model: str) -> None:
     [group] = groups(model, [RolloutRequest("0", TaskInstance("count"))], counter(), max_model_len=20)
-    assert isinstance(group, RolloutGroup) and group.skipped
+    assert group.skipped
 
 
 class FlakyEnv(CountEnv):
@@ -157,10 +163,18 @@ class FlakyEnv(CountEnv):
         return super().respond(task, response)
 
 
-def test_an_episode_that_fails_once_is_run_again(model: str) -> None:
+def test_an_episode_that_fails_once_is_run_again_as_if_it_had_not(model: str) -> None:
+    request = RolloutRequest("0", TaskInstance("count"))
+    FlakyEnv.failures = 0
+    [smooth] = groups(model, [request], answer_by_seed, FlakyEnv)
     FlakyEnv.failures = 1
-    [group] = groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", FlakyEnv)
-    assert isinstance(group, RolloutGroup) and len(group.rollouts) == 4
+    [group] = groups(model, [request], answer_by_seed, FlakyEnv)
+    assert sorted(rollout.attempts for rollout in group.rollouts) == [1, 1, 1, 2]
+    assert [rollout.turns for rollout in group.rollouts] == [rollout.turns for rollout in smooth.rollouts]
+
+
+def answer_by_seed(prompt: str, seed: int) -> str:
+    return str(seed % 7)
 
 
 @pytest.mark.parametrize("quality", [None, np.nan, 1.5])
@@ -173,7 +187,84 @@ def test_a_reward_that_raises_or_is_nan_fails_the_group_with_one_clear_message(
                 raise ZeroDivisionError("in my reward")
             return Outcome(quality)
 
-    [failure] = groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", Bad)
-    assert isinstance(failure, RolloutFailure)
-    assert "task 'count' failed twice" in failure.message
-    assert ("in my reward" in failure.message) if quality is None else ("must be in [0, 1]" in failure.message)
+    cause = "in my reward" if quality is None else "must be in"
+    with pytest.raises(EpisodeError, match=f"task 'count' failed twice: .*{cause}"):
+        groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", Bad)
+
+
+def test_an_env_that_raises_stop_iteration_fails_as_any_other(model: str) -> None:
+    class Exhausted(CountEnv):
+        def respond(self, task: Task, response: str) -> Outcome:
+            return next(iter(()))
+
+    with pytest.raises(EpisodeError, match="task 'count' failed twice"):
+        groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", Exhausted)
+
+
+class HangingEnv(CountEnv):
+    """Hangs so often, till the end of the test."""
+
+    hangs = 0
+    hung = False
+    released = threading.Event()
+
+    def begin(self, task: Task) -> None:
+        assert not self.hung, "an environment that hung was used again"
+        super().begin(task)
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        if HangingEnv.hangs > 0:
+            HangingEnv.hangs -= 1
+            self.hung = True
+            HangingEnv.released.wait()
+            raise RuntimeError("too late: nobody hears this")
+        return super().respond(task, response)
+
+
+def test_an_env_that_hangs_is_left_behind_and_its_episode_run_again(model: str) -> None:
+    HangingEnv.hangs = 2
+    request = RolloutRequest("0", TaskInstance("count"))
+    [group] = groups(model, [request], answer_by_seed, HangingEnv, env_timeout_s=0.3)
+    assert sum(rollout.attempts - 1 for rollout in group.rollouts) == 2 and len(group.rollouts) == 4
+    HangingEnv.released.set()
+
+
+def test_an_env_that_always_hangs_fails_with_the_setting_to_change(model: str) -> None:
+    HangingEnv.hangs = 100
+    HangingEnv.released.clear()
+    with pytest.raises(EpisodeError, match=r"failed twice: TimeoutError: .*env_timeout_s \(0\.05 s\)"):
+        groups(model, [RolloutRequest("0", TaskInstance("count"))], answer_by_seed, HangingEnv, env_timeout_s=0.05)
+    HangingEnv.hangs = 0
+    HangingEnv.released.set()
+
+
+class BrokenGenerator(ScriptedGenerator):
+    """Its engine hangs or dies at the fifth response."""
+
+    def __init__(self, model: str, dies: bool) -> None:
+        super().__init__(model, answer_by_seed)
+        self.dies = dies
+        self.asked = 0
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
+        self.asked += 1
+        if self.asked > 4:
+            if self.dies:
+                raise EngineError("it died")
+            await asyncio.sleep(1e9)
+        return await super().generate(prompt_ids, sampling, seed)
+
+
+@pytest.mark.parametrize(("dies", "message"), [(True, "it died"), (False, r"generation_timeout_s \(0\.3 s\)")])
+def test_an_engine_that_dies_or_hangs_is_no_episodes_fault(model: str, dies: bool, message: str) -> None:
+    generator = BrokenGenerator(model, dies)
+    with pytest.raises(EngineError, match=message):
+        groups(
+            model,
+            [RolloutRequest("0", TaskInstance("count"))],
+            answer_by_seed,
+            generator=generator,
+            generation_timeout_s=0.3,
+        )
+    # Of four episodes, three at a time and three turns long, nothing was tried again.
+    assert len(generator.prompts) == 4 and generator.asked <= 4 + 4

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +18,13 @@ import torch
 from envs.base import TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import run_episode
-from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.grpo.causal_lm_rl_module import PACK, CausalLMRLModule
 from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
 from tests.fakes import CounterEnv
+from tests.processes import alive, children, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -90,6 +97,38 @@ def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, tiny_mod
     [again] = engine.generate(PROMPT)
     assert again.token_ids == before.token_ids
     np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
+
+
+def test_responses_under_way_go_on_under_new_weights(engine: Engine, tiny_model: str) -> None:
+    """Up to the update they have the old weights' probabilities, after it those of the new weights alone."""
+    old, new = make_module(tiny_model), make_module(tiny_model)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(2)
+        for parameter in new.model.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    prompts = [[(7 * i + j) % 200 + 10 for j in range(40)] for i in range(8)]
+    params = SamplingParams(max_tokens=400)
+    engine.generate(*prompts)  # starts the engine
+    start = time.monotonic()
+    engine.generate(*prompts, max_tokens=400)
+    seconds = time.monotonic() - start
+
+    async def run() -> list[Generation]:
+        tasks = [asyncio.create_task(engine.generator.generate(p, params, i)) for i, p in enumerate(prompts)]
+        await asyncio.sleep(0.4 * seconds)
+        await engine.generator.update_weights(new.get_state(inference_only=True)["model"])
+        return await asyncio.gather(*tasks)
+
+    generations = engine.loop.run(run())
+    engine.update_weights(old.get_state(inference_only=True)["model"])
+    switched = 0
+    for prompt, generation in zip(prompts, generations, strict=True):
+        before = np.abs(generation.logprobs - learner_logprobs(old, prompt, generation)) < 1e-3
+        after = np.abs(generation.logprobs - learner_logprobs(new, prompt, generation)) < 1e-3
+        switch = int(np.argmin(before)) if not before.all() else len(before)
+        assert after[switch:].all()
+        switched += 0 < switch < len(before)
+    assert switched >= 4  # the others had ended before
 
 
 def test_seeds_repeat_and_differ(engine: Engine) -> None:
@@ -172,3 +211,58 @@ def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engin
         for packed in pack(rows, 4096):
             learner = module.forward_train({PACK: packed})["logprobs"]
             np.testing.assert_allclose(learner, packed.rollout_logprobs_N, atol=5e-4)
+
+
+def test_an_engine_whose_process_is_killed_says_so(tiny_model: str) -> None:
+    before = children(os.getpid(), "EngineCore")
+    engine = Engine(tiny_model)
+    engine.generate(PROMPT)
+    [core] = [pid for pid in children(os.getpid(), "EngineCore") if pid not in before]
+
+    async def run() -> None:
+        params = SamplingParams(max_tokens=400)
+        task = asyncio.create_task(engine.generator.generate(PROMPT, params, 0))
+        await asyncio.sleep(0.2)
+        os.kill(core, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            await task
+
+    with pytest.raises(EngineError, match="engine process died"):
+        engine.loop.run(run())
+    with pytest.raises(EngineError):
+        engine.generate(PROMPT)
+    with pytest.raises(EngineError):
+        engine.update_weights(make_module(tiny_model).get_state(inference_only=True)["model"])
+    engine.loop.run(engine.generator.close())
+    engine.loop.close()
+
+
+OWNER = """
+import asyncio, os, sys, time
+
+from rllib_exit.env_runners.vllm_generator import VLLMGenerator
+
+if __name__ == "__main__":
+    generator = VLLMGenerator(sys.argv[1], dtype="float32", max_model_len=512)
+    generator.start()
+    print("started", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_an_engine_ends_with_the_process_that_started_it(tiny_model: str, tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    owner = subprocess.Popen(
+        [sys.executable, str(script), tiny_model], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert owner.stdout is not None
+    while "started" not in (line := owner.stdout.readline()):
+        assert line
+    engine = children(owner.pid, "VLLM")
+    assert len(engine) >= 1
+    os.kill(engine[0], signal.SIGKILL)  # what it leaves is ended, too
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not alive(engine), 5)

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from typing import Any
+
+import pytest
+
+from rllib_exit.env_runners import dispatcher as dispatcher_module
+from rllib_exit.env_runners.dispatcher import Dispatcher, EnvRunnersLostError
+
+
+class LostError(Exception):
+    pass
+
+
+class FakeRunner:
+    """Works for ``seconds`` on a piece of work; ``kill`` fails all that it works on, until it is revived."""
+
+    def __init__(self, name: str, seconds: float = 0.01) -> None:
+        self.name, self.seconds = name, seconds
+        self.alive = True
+        self.deaths = 0
+        self.calls: list[Any] = []
+        self.running = 0
+        self.cancelled = 0
+        self.version = 0
+
+    async def work(self, item: Any, seconds: float | None = None) -> tuple[str, Any, int]:
+        self.calls.append(item)
+        self.running += 1
+        deaths = self.deaths
+        end = time.monotonic() + (self.seconds if seconds is None else seconds)
+        try:
+            while time.monotonic() < end:
+                await asyncio.sleep(0.002)
+                self._check(deaths)
+            self._check(deaths)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        return self.name, item, self.version
+
+    async def update(self, version: int) -> None:
+        self._check(self.deaths)
+        await asyncio.sleep(0.01)
+        self.version = version
+
+    def _check(self, deaths: int) -> None:
+        if not self.alive or self.deaths != deaths:
+            raise LostError(self.name)
+
+    def kill(self) -> None:
+        self.alive = False
+        self.deaths += 1
+        self.version = 0
+
+    async def revive(self, error: BaseException) -> None:
+        await asyncio.sleep(0.05)
+        self.alive = True
+
+
+def work(item: Any, **kwargs: Any) -> Callable[[FakeRunner], Awaitable[Any]]:
+    return lambda runner: runner.work(item, **kwargs)
+
+
+def items(futures: list[Future[Any]]) -> list[Any]:
+    return [future.result(10)[1] for future in futures]
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Dispatcher]]:
+    made = []
+
+    def make(
+        runners: list[FakeRunner], capacity: int = 1, revive: Any = FakeRunner.revive, **kwargs: Any
+    ) -> Dispatcher:
+        kwargs.setdefault("patience_s", 5.0)
+        is_lost = lambda error: isinstance(error, LostError)  # noqa: E731
+        made.append(Dispatcher(runners, capacity=capacity, is_lost=is_lost, revive=revive, **kwargs))
+        return made[-1]
+
+    yield make
+    for dispatcher in made:
+        dispatcher.stop()
+
+
+def test_work_is_spread_evenly_and_comes_back_under_its_own_future(make: Any) -> None:
+    runners = [FakeRunner(f"{i}", 0.05) for i in range(3)]
+    dispatcher = make(runners, capacity=100)
+    assert items([dispatcher.submit(work(i)) for i in range(30)]) == list(range(30))
+    assert [len(runner.calls) for runner in runners] == [10, 10, 10]
+
+
+def test_a_runner_holds_no_more_than_its_capacity_and_what_exceeds_it_first(make: Any) -> None:
+    runner = FakeRunner("0", 0.1)
+    dispatcher = make([runner], capacity=16)
+    futures = [dispatcher.submit(work(i), size=8) for i in range(6)]
+    time.sleep(0.05)
+    assert runner.running == 3  # two fill it; one more waits there
+    assert items(futures) == list(range(6)) and runner.calls == list(range(6))
+
+
+def test_slow_work_delays_nobody(make: Any) -> None:
+    runners = [FakeRunner("0"), FakeRunner("1")]
+    dispatcher = make(runners)
+    slow = dispatcher.submit(work("slow", seconds=1.0))
+    start = time.monotonic()
+    wait([dispatcher.submit(work(i)) for i in range(40)])
+    assert time.monotonic() - start < 0.9 and not slow.done()
+    assert slow.result(5)[1] == "slow"
+
+
+def test_a_lost_runners_work_is_done_by_the_others_once(make: Any) -> None:
+    runners = [FakeRunner(f"{i}", 0.03) for i in range(3)]
+    dispatcher = make(runners, capacity=3)
+    futures = [dispatcher.submit(work(i)) for i in range(60)]
+    time.sleep(0.05)
+    runners[1].kill()
+    assert items(futures) == list(range(60))
+    done_again = {item: n for item, n in Counter(c for r in runners for c in r.calls).items() if n > 1}
+    assert 1 <= len(done_again) <= 4  # what runner 1 had in flight, and nothing else
+    assert dispatcher.num_lost == 1
+
+
+def test_a_runner_that_comes_back_has_the_newest_weights_before_it_works(make: Any) -> None:
+    runners = [FakeRunner("0"), FakeRunner("1")]
+    dispatcher = make(runners)
+    dispatcher.broadcast(lambda runner: runner.update(1))
+    assert [runner.version for runner in runners] == [1, 1]
+    runners[0].kill()
+    dispatcher.submit(work("x")).result(5)
+    dispatcher.broadcast(lambda runner: runner.update(2))  # runner 0 is away or hears it now
+    futures = [dispatcher.submit(work(i)) for i in range(60)]
+    versions = {future.result(5)[2] for future in futures}
+    assert versions == {2} and {future.result()[0] for future in futures} == {"0", "1"}
+
+
+def test_a_broadcast_that_finds_a_runner_lost_does_not_fail(make: Any) -> None:
+    runners = [FakeRunner("0"), FakeRunner("1")]
+    dispatcher = make(runners)
+    runners[1].kill()
+    dispatcher.broadcast(lambda runner: runner.update(7))
+    assert {future.result(5)[2] for future in [dispatcher.submit(work(i)) for i in range(40)]} == {7}
+    with pytest.raises(ZeroDivisionError):
+        dispatcher.broadcast(lambda runner: divide(runner))
+
+
+async def divide(runner: FakeRunner) -> None:
+    raise ZeroDivisionError
+
+
+def test_when_all_are_lost_work_waits_for_the_first_to_come_back(make: Any) -> None:
+    runners = [FakeRunner("0"), FakeRunner("1")]
+    dispatcher = make(runners, capacity=5)
+    futures = [dispatcher.submit(work(i)) for i in range(20)]
+    for runner in runners:
+        runner.kill()
+    assert items(futures) == list(range(20)) and dispatcher.num_lost >= 2
+
+
+def test_what_a_call_raises_is_its_outcome_and_its_runner_goes_on(make: Any) -> None:
+    dispatcher = make([FakeRunner("0")])
+    failing = dispatcher.submit(divide)
+    with pytest.raises(ZeroDivisionError):
+        failing.result(5)
+    assert dispatcher.submit(work(1)).result(5)[1] == 1 and dispatcher.num_lost == 0
+
+
+def test_work_that_costs_runner_after_runner_is_given_up(make: Any) -> None:
+    runners = [FakeRunner("0"), FakeRunner("1")]
+    dispatcher = make(runners, capacity=0)  # one at a time: nothing else is lost with it
+
+    async def poison(runner: FakeRunner) -> None:
+        runner.kill()
+        raise LostError("segmentation fault")
+
+    poisoned = dispatcher.submit(poison)
+    futures = [dispatcher.submit(work(i)) for i in range(20)]
+    with pytest.raises(EnvRunnersLostError, match=r"3 env runners were lost .* segmentation fault"):
+        poisoned.result(5)
+    assert items(futures) == list(range(20))
+    assert dispatcher.num_lost == dispatcher_module.MAX_LOSSES
+
+
+def test_when_none_comes_back_in_time_work_fails_with_the_last_cause(make: Any) -> None:
+    async def never(runner: FakeRunner, error: BaseException) -> None:
+        await asyncio.sleep(1e9)
+
+    runner = FakeRunner("the node")
+    dispatcher = make([runner], revive=never, patience_s=0.2)
+    runner.kill()
+    with pytest.raises(EnvRunnersLostError, match=r"no env runner came back within 0\.2 s; .* the node"):
+        dispatcher.submit(work(1)).result(5)
+    with pytest.raises(EnvRunnersLostError):  # and so does what comes later
+        dispatcher.submit(work(2)).result(5)
+
+
+def test_a_runner_that_fails_as_it_comes_back_is_tried_again(make: Any) -> None:
+    attempts = []
+
+    async def revive(runner: FakeRunner, error: BaseException) -> None:
+        attempts.append(error)
+        await asyncio.sleep(0.01)
+        if len(attempts) < 3:
+            raise RuntimeError("cannot start its engine yet")
+        runner.alive = True
+
+    runner = FakeRunner("0")
+    dispatcher = make([runner], revive=revive)
+    runner.kill()
+    assert dispatcher.submit(work(1)).result(5)[1] == 1
+    assert [type(error) for error in attempts] == [LostError, RuntimeError, RuntimeError]
+
+
+def test_cancelled_work_ends_everywhere(make: Any) -> None:
+    runners = [FakeRunner("0", 30), FakeRunner("1", 30)]
+    dispatcher = make(runners, capacity=2)
+    futures = [dispatcher.submit(work(i)) for i in range(10)]
+    time.sleep(0.05)
+    dispatcher.cancel()
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(1)
+    time.sleep(0.02)
+    assert [runner.running for runner in runners] == [0, 0] and [runner.cancelled for runner in runners] == [3, 3]
+    assert dispatcher.submit(work("next", seconds=0)).result(5)[1] == "next"
+
+
+def test_work_goes_on_while_the_caller_is_busy(make: Any) -> None:
+    dispatcher = make([FakeRunner("0", 0.02)])
+    futures = [dispatcher.submit(work(i)) for i in range(10)]
+    time.sleep(0.6)
+    assert all(future.done() for future in futures)
+
+
+def test_stop_leaves_no_thread(make: Any) -> None:
+    before = threading.active_count()
+    runner = FakeRunner("0", 30)
+    dispatcher = Dispatcher(
+        [runner], capacity=1, is_lost=lambda error: False, revive=FakeRunner.revive, patience_s=None
+    )
+    future = dispatcher.submit(work(1))
+    dispatcher.stop()
+    assert future.cancelled() and threading.active_count() == before

@@ -1,0 +1,32 @@
+"""What tests of faults ask of processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+
+
+def children(pid: int, *names: str) -> list[int]:
+    """The processes below this one whose command lines hold one of the names, parents first."""
+    found = [child for child in psutil.Process(pid).children(recursive=True) if alive([child.pid])]
+    return [child.pid for child in found if any(name in " ".join(child.cmdline()) for name in names)]
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    """Those that have not ended."""
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    """Returns when the condition holds.
+
+    Raises:
+        TimeoutError: If it does not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{condition} does not hold after {timeout_s} s")
+        time.sleep(0.05)
