@@ -7,11 +7,19 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
+from rllib_exit.env_runners import engine_guard
+
 
 def children(pid: int, *names: str) -> list[int]:
     """The processes below this one whose command lines hold one of the names, parents first."""
     found = [child for child in psutil.Process(pid).children(recursive=True) if alive([child.pid])]
     return [child.pid for child in found if any(name in " ".join(child.cmdline()) for name in names)]
+
+
+def guards(owner: int) -> list[int]:
+    """The engine guards that watch a process."""
+    wanted = [engine_guard.__file__, str(owner)]
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[3:5] == wanted]
 
 
 def alive(pids: Sequence[int]) -> list[int]:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from rllib_exit.env_runners import engine_guard
-from tests.processes import alive, wait_until
+from tests.processes import alive, guards, wait_until
 
 # Starts two processes that outlive it by themselves, and their guard.
 OWNER = """
@@ -31,11 +30,6 @@ def start(seconds: float) -> tuple[subprocess.Popen, list[int]]:
     )
     assert owner.stdout is not None
     return owner, [int(pid) for pid in owner.stdout.readline().split()]
-
-
-def guards(owner: int) -> list[psutil.Process]:
-    wanted = [engine_guard.__file__, str(owner)]
-    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[3:5] == wanted]
 
 
 def test_processes_end_with_an_owner_that_is_killed() -> None:

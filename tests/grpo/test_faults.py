@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
@@ -24,7 +23,7 @@ from rllib_exit.grpo.grpo import LearnerError, RolloutError
 from rllib_exit.grpo.grpo_config import vllm_generator
 from tests.grpo.test_asynchronous import SlowGenerator
 from tests.grpo.test_grpo import GuessEnv, guess, make_config, record_updates
-from tests.processes import alive, children, wait_until
+from tests.processes import alive, children, guards, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -185,7 +184,7 @@ def test_an_engine_and_an_env_runner_with_one_killed(
         for victim in ("EngineCore", "env runner"):
             pid = process_id(actor)
             engine = children(pid, "VLLM")
-            assert engine
+            assert engine and guards(pid)
             killed += [pid, *engine]
             timer = threading.Timer(0.5, kill, (engine[0] if victim == "EngineCore" else pid,))
             timer.start()
@@ -194,13 +193,13 @@ def test_an_engine_and_an_env_runner_with_one_killed(
             assert result["rollouts"]["lost_env_runners"] == 1 and len(trained_on[-1]) == config.prompts_per_batch
             # Both run in fp32: the new engine has the learner's weights, not those that it started from.
             assert result["learner"]["logprob_abs_diff_mean"] < 1e-3
-        wait_until(lambda: not alive(killed))  # no orphan
+        wait_until(lambda: not any([alive(killed), *map(guards, killed)]))  # no orphan
     finally:
         pid = process_id(actor)
         engine = children(pid, "VLLM")
         algo.stop()
-    wait_until(lambda: not alive([pid, *engine]))
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(pid) in (p.info["cmdline"] or [])]  # its guard
+    # Their guard sees their end, and ends too.
+    wait_until(lambda: not alive([pid, *engine]) and not guards(pid))
 
 
 class NumberEnv(GuessEnv):
