@@ -8,8 +8,12 @@ from envs.competition_math.env import CompetitionMathEnv
 from rllib_exit.grpo.grpo_config import GRPOConfig
 from rllib_exit.scale import current_scale
 
+# The paper's test splits (section 5.1).
+TEST_SPLITS = ["math500", "amc12", "aime24", "aime25", "minerva", "olympiadbench"]
 # Arithmetic that the small model can learn: sums of single digits, differences up to 20.
 LEVELS = ["add1", "sub"]
+# Held-out problems of these levels, and of two that are not trained on.
+TEST_LEVELS = [*LEVELS, "add21", "mul1"]
 
 
 def make_config(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
@@ -44,10 +48,10 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         )
         .learners(num_learners=1, num_gpus_per_learner=1)
         .env_runners(num_env_runners=1, num_gpus_per_env_runner=1)
-        .self_improvement(steps=4)
+        .self_improvement(steps=4, splits={name: {"tasks": name} for name in TEST_SPLITS})
         .evaluation(
             evaluation_interval=10,
-            evaluation_config=GRPOConfig.overrides(env_config={"tasks": "val"}, temperature=0.6, top_p=0.9),
+            evaluation_config=GRPOConfig.overrides(env_config={"tasks": "val_math100"}, temperature=0.6, top_p=0.9),
         )
         .debugging(seed=0)
     )
@@ -75,7 +79,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
             min_buffer_size=16,
             embedding_model="bundled:all-minilm-l6-v2",
         )
-        .self_improvement(steps=4)
+        .self_improvement(steps=4, splits={level: {"levels": [level], "limit": None} for level in TEST_LEVELS})
         .evaluation(
             evaluation_interval=10,
             evaluation_config=GRPOConfig.overrides(

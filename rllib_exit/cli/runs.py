@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_exit import checkpoints
+from rllib_exit.evaluation.runs import identity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,31 @@ def find_checkpoint(path: Path) -> Path:
             "and --baseline for the model before training"
         )
     return checkpoints.newest(path)
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """The newest whole checkpoint of every run at or under a path, in the order of their paths.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    newest = find_checkpoint(path)
+    if newest == path:
+        return [newest]
+    by_run: dict[str, Path] = {}
+    for trial in {manifest.parent.parent for manifest in path.rglob(checkpoints.MANIFEST)}:
+        try:
+            checkpoint = checkpoints.newest(trial)
+        except checkpoints.CheckpointError:
+            continue  # all of this trial's are damaged
+        run = identity(trial)
+        if run not in by_run or _written(checkpoint) > _written(by_run[run]):
+            by_run[run] = checkpoint
+    return sorted(by_run.values())
+
+
+def _written(checkpoint: Path) -> int:
+    return (checkpoint / checkpoints.MANIFEST).stat().st_mtime_ns
 
 
 def load_config(checkpoint: Path) -> GRPOConfig:

@@ -105,6 +105,7 @@ class GRPOConfig(AlgorithmConfig):
 
         # Evaluation.
         self.self_improvement_steps = 4
+        self.splits: dict[str, dict[str, Any]] = {}
 
         # Reporting.
         self.log_rollouts = False
@@ -385,7 +386,7 @@ class GRPOConfig(AlgorithmConfig):
             embedding_model=embedding_model,
         )
 
-    def self_improvement(self, *, steps: int = NotProvided) -> Self:
+    def self_improvement(self, *, steps: int = NotProvided, splits: dict[str, dict[str, Any]] = NotProvided) -> Self:
         """Sets K-step self-improvement (paper section 5.3), which evaluation reports.
 
         It runs on the training env runners, or, if ``evaluation_num_env_runners`` is above 0, on those.
@@ -393,8 +394,10 @@ class GRPOConfig(AlgorithmConfig):
 
         Args:
             steps: K.
+            splits: What ``rllib evaluate --split NAME`` evaluates on: by name, what the split's ``env_config`` has
+                in place of what the evaluation's has.
         """
-        return self._set(self_improvement_steps=steps)
+        return self._set(self_improvement_steps=steps, splits=splits)
 
     def reporting(self, *, log_rollouts: bool = NotProvided, **kwargs: Any) -> Self:
         """Sets what is reported.
@@ -471,6 +474,11 @@ class GRPOConfig(AlgorithmConfig):
             self._check(name, value is None or (_is_number(value) and value > 0), "use None or a number above 0")
         self._check("ref_update_rate", 0 <= self.ref_update_rate <= 1, "use a number in [0, 1]")
         self._validate_learners()
+        self._check(
+            "splits",
+            isinstance(self.splits, dict) and all(isinstance(options, dict) for options in self.splits.values()),
+            "use a dict of env_config overrides by name, such as {'aime24': {'tasks': 'aime24'}}",
+        )
         self._check("log_rollouts", isinstance(self.log_rollouts, bool), "use True or False")
         self._check("max_policy_lag", _is_int(self.max_policy_lag, 0), "use an integer of 0 or more")
         self._check(

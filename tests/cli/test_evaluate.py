@@ -1,16 +1,30 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from rllib_exit.cli.runs import cast, load_weights
-from tests.cli.helpers import make_config, run, write_checkpoint
+from rllib_exit.cli.runs import cast, find_checkpoints, load_weights
+from rllib_exit.evaluation.results import read
+from tests.cli.helpers import make_config, message, right_when_asked_to_improve, run, write_checkpoint
 from tests.fakes import ScriptedGenerator
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The engines that were made."""
+    made: list[Any] = []
+    init = ScriptedGenerator.__init__
+    monkeypatch.setattr(
+        ScriptedGenerator, "__init__", lambda self, *a, **k: (made.append(self), init(self, *a, **k))[1]
+    )
+    return made
 
 
 def test_evaluate_compares_with_the_baseline(checkpoint: Path):
@@ -20,12 +34,18 @@ def test_evaluate_compares_with_the_baseline(checkpoint: Path):
     assert (output / "self_improvement.png").is_file()
     data = json.loads((output / "evaluation.json").read_text())
     assert data["iteration"] == 3
-    assert list(data["results"]) == ["baseline", "trained"]
-    trained = data["results"]["trained"]
-    assert trained["accuracy"] == [0, 1]
-    assert trained["net_corrections"] == [0, 3]
-    assert trained["accuracy_standard_error"] == [0, 0]
-    assert trained["qualities_by_seed"] == [{"t0": [0, 1], "t1": [0, 1], "t2": [0, 1]}] * 2
+    assert data["run"]["strategy"] == "exit" and data["settings"]["seeds"] == 2
+    policies = data["splits"]["evaluation"]["results"]
+    assert list(policies) == ["baseline", "trained"]
+    trained = policies["trained"]
+    assert trained["accuracy"] == {"mean": [0, 1], "standard_error": [0, 0], "by_seed": [[0, 1], [0, 1]]}
+    assert trained["net_corrections"]["mean"] == [0, 3]
+    rows = pq.read_table(output / "evaluation.parquet").to_pylist()
+    assert len(rows) == 2 * 2 * 3 * 2
+    assert rows[-1] == {
+        "split": "evaluation", "policy": "trained", "seed": 1, "task_id": "t2", "step": 1, "quality": 1.0,
+        "responses": ["2"], "metrics": [],
+    }  # fmt: skip
     assert "100.0" in result.output and "+3" in result.output
 
 
@@ -36,8 +56,64 @@ def test_evaluate_uses_the_evaluation_config(tmp_path: Path, tiny_model: str):
     result = run("evaluate", path, "--output", tmp_path / "report")
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert len(data["results"]["trained"]["qualities_by_seed"][0]) == 9
-    assert data["config"]["temperature"] == 0.0
+    assert data["splits"]["evaluation"]["results"]["trained"]["num_tasks"] == 9
+    assert data["settings"]["temperature"] == 0.0
+
+
+def test_splits_are_evaluated_together(tmp_path: Path, tiny_model: str):
+    config = make_config(tiny_model, right_when_asked_to_improve)
+    config.self_improvement(steps=1, splits={"small": {"num_tasks": 2}, "large": {"num_tasks": 8}})
+    path = write_checkpoint(tmp_path / "checkpoint", config, load_file(f"{tiny_model}/model.safetensors"))
+    result = run("evaluate", path, "--split", "all", "--split", "own={num_tasks: 5}", "--set", "temperature=0.5")
+    assert result.exit_code == 0, result.output
+    evaluation = read(tmp_path / "evaluation" / "checkpoint" / "evaluation.json")
+    curves = {split: policies["trained"] for split, policies in evaluation.curves.items()}
+    assert {split: curve.num_tasks for split, curve in curves.items()} == {"small": 2, "large": 8, "own": 5}
+    assert evaluation.settings["temperature"] == 0.5
+    # Task t7 is right at once.
+    assert curves["small"].accuracy[0] == 0 and curves["large"].accuracy[0] == 1 / 8
+    pooled = evaluation.pooled()["trained"]
+    assert pooled.num_tasks == 15
+    np.testing.assert_allclose(pooled.accuracy, [1 / 15, 1])
+    np.testing.assert_allclose(pooled.net_corrections, [0, 14])
+    assert re.search(r"all *│ *trained *│ *15 *│ *6\.7 *│ *100\.0 *│ *\+93\.3 *│ *\+14", result.output)
+
+
+def test_an_unknown_split_is_refused(checkpoint: Path):
+    assert "names no splits" in message(run("evaluate", checkpoint, "--split", "aime24"))
+    assert "write the options as" in message(run("evaluate", checkpoint, "--split", "aime24=5"))
+
+
+def test_several_runs_share_an_engine_and_the_baseline(tmp_path: Path, tiny_model: str, engines: list[Any]):
+    config = make_config(tiny_model, right_when_asked_to_improve)
+    weights = load_file(f"{tiny_model}/model.safetensors")
+    for seed in (0, 1):
+        config.debugging(seed=seed)
+        for number in (1, 2):
+            write_checkpoint(tmp_path / "results" / f"exit-seed{seed}" / "trial" / f"c{number}", config, weights)
+    result = run("evaluate", tmp_path / "results", "--baseline", "--limit", "2", "--steps", "1")
+    assert result.exit_code == 0, result.output
+    assert len(engines) == 1
+    files = sorted((tmp_path / "results").rglob("evaluation.json"))
+    assert [file.parent.name for file in files] == ["c2", "c2"]
+    assert [read(file).run["seed"] for file in files] == [0, 1]
+    assert result.output.count("baseline, seed 1 of 1") == 1
+    assert "exit, seed 0" in result.output and "exit, seed 1" in result.output
+
+    again = run("evaluate", tmp_path / "results", "--baseline", "--limit", "2", "--steps", "1")
+    assert again.output.count("evaluated before") == 2 and len(engines) == 1
+    assert run("evaluate", tmp_path / "results", "--limit", "2", "--steps", "1").exit_code == 0
+    assert len(engines) == 2  # other options
+
+
+def test_trials_of_one_run_count_once(tmp_path: Path, tiny_model: str):
+    config = make_config(tiny_model)
+    weights = load_file(f"{tiny_model}/model.safetensors")
+    params = {"strategy": "exit", "seed": 0, "lr": 1e-5}
+    for trial, lr in (("first", 1e-5), ("resumed", 1e-5), ("other", 1e-6)):
+        write_checkpoint(tmp_path / "experiment" / trial / "checkpoint", config, weights)
+        (tmp_path / "experiment" / trial / "params.json").write_text(json.dumps(params | {"lr": lr}))
+    assert [path.parent.name for path in find_checkpoints(tmp_path)] == ["other", "resumed"]
 
 
 def test_evaluate_loads_the_trained_weights_in_the_engines_dtype(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rllib_exit.evaluation.report import Curve, plot, table
+from rllib_exit.evaluation.curves import Curve, plot, summary_table, table
 from rllib_exit.evaluation.self_improvement import Chain
 
 
@@ -43,6 +44,32 @@ def test_table_compares_baseline_and_trained():
     shown = text({"baseline": curve([[0, 0], [1, 0]]), "trained": curve([[0, 1], [1, 1]])})
     rows = [line for line in shown.splitlines() if line.startswith("│")]
     assert [cell.strip() for cell in rows[1].strip("│").split("│")] == ["1", "0.0", "-1", "100.0", "+1", "+100.0"]
+
+
+def test_pooled_counts_every_task_the_same():
+    small, large = curve([[0, 1]], [[1, 1]]), curve([[0, 0]] * 3, [[0, 1]] * 3)
+    pooled = Curve.pooled([small, large])
+    np.testing.assert_allclose(pooled.accuracy_SK, [[0, 0.25], [0.25, 1]])
+    np.testing.assert_allclose(pooled.net_corrections_SK, [[0, 1], [0, 3]])
+
+
+def test_json_keeps_everything():
+    chains = [Chain("t", (0.0, 1.0), metrics=({"calls": 2.0}, {"calls": 3.0, "late": 1.0}))]
+    before = Curve.of([chains, chains])
+    after = Curve.from_json(json.loads(json.dumps(before.to_json())))
+    assert after.num_tasks == 1
+    np.testing.assert_array_equal(after.accuracy_SK, [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(after.metrics_SK["late"], [[np.nan, 1], [np.nan, 1]])
+    assert json.loads(json.dumps(before.to_json()))["metrics"]["calls"]["standard_error"] == [0, 0]
+
+
+def test_summary_has_a_row_per_split_and_policy():
+    curves = {("a", "baseline"): curve([[0, 0]]), ("a", "trained"): curve([[0, 1]])}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(summary_table(curves))
+    rows = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    cells = [cell.strip() for cell in rows[1].strip("│").split("│")]
+    assert cells == ["a", "trained", "1", "0.0", "100.0", "+100.0", "+1"]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
