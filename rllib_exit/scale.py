@@ -46,3 +46,14 @@ def scale_and_reason() -> tuple[Scale, str]:
     if gpus:
         return "paper", f"{where} has {gpus} GPU{'s' * (gpus > 1)}"
     return "cpu", f"{where} has no GPU"
+
+
+def cpu_dtype() -> Literal["bfloat16", "float32"]:
+    """What this machine's CPU is faster in: bfloat16 where it has instructions for it, else float32.
+
+    With them bfloat16 is about twice as fast in engine and learner, without them three times as slow.
+    """
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from rllib_exit.scale import SCALE_VARIABLE, current_scale, scale_and_reason
+from rllib_exit.scale import SCALE_VARIABLE, cpu_dtype, current_scale, scale_and_reason
 
 
 def test_scale_is_asked_for_or_found_out(monkeypatch: pytest.MonkeyPatch):
@@ -31,3 +31,19 @@ def test_the_clusters_gpus_count(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
     assert scale_and_reason() == ("paper", "the Ray cluster has 4 GPUs")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx2": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_bfloat16_needs_instructions(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert cpu_dtype() == dtype

@@ -7,7 +7,7 @@ from typing import Any
 from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
 from rllib_exit.grpo.grpo_config import GRPOConfig
-from rllib_exit.scale import current_scale
+from rllib_exit.scale import cpu_dtype, current_scale
 
 # The APIs with the shortest schemas, each on its own: 52 of the 200 tasks.
 CPU_CLASSES = ["GorillaFileSystem", "TradingBot", "VehicleControlAPI"]
@@ -86,7 +86,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     config = (
         GRPOConfig()
         .environment(BFCLEnv, env_config={"split": "train", "classes": CPU_CLASSES, "trim_schemas": True})
-        .language_model("bundled:smollm2-135m-instruct", dtype="float32", max_model_len=2048)
+        .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=2048)
         .generation(max_response_tokens=96, stop=STOP, engine_args={"max_num_seqs": 64})
         .training(
             lr=2e-5,

@@ -6,7 +6,7 @@ from typing import Any
 
 from envs.competition_math.env import CompetitionMathEnv
 from rllib_exit.grpo.grpo_config import GRPOConfig
-from rllib_exit.scale import current_scale
+from rllib_exit.scale import cpu_dtype, current_scale
 
 # The paper's test splits (section 5.1).
 TEST_SPLITS = ["math500", "amc12", "aime24", "aime25", "minerva", "olympiadbench"]
@@ -63,8 +63,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     config = (
         GRPOConfig()
         .environment(CompetitionMathEnv, env_config={"tasks": "arithmetic", "split": "train", "levels": LEVELS})
-        # Few CPUs have instructions for bfloat16; without them it takes three times as long as float32.
-        .language_model("bundled:smollm2-135m-instruct", dtype="float32", max_model_len=512)
+        .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=512)
         .generation(max_response_tokens=24, engine_args={"max_num_seqs": 128})
         .training(
             lr=7e-5,

@@ -77,6 +77,10 @@ class VLLMGenerator:
             self._engine_args.setdefault("enable_chunked_prefill", False)
             self._engine_args.setdefault("max_num_batched_tokens", max(4096, self._max_model_len))
             self._engine_args.setdefault("kv_cache_memory_bytes", 1 << 30)
+            if self._engine_args.get("tensor_parallel_size", 1) == 1:
+                # In the engine's process itself: it would spin on a core while it waits for a worker of its own.
+                executor = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+                self._engine_args.setdefault("distributed_executor_backend", executor)
             # Ray gives an actor as many threads as the CPUs it reserved, and vLLM leaves one core to its
             # scheduler: of two cores one would compute. Engine, scheduler and learner take turns.
             os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
