@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.base import Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
+from envs.bfcl import worker
 from envs.bfcl.apis import STATELESS_CLASS, functions, offered
 from envs.bfcl.calls import TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
 from envs.bfcl.grading import contained
 from envs.bfcl.prompt import system_prompt
 from envs.bfcl.tasks import select_tasks
-from envs.bfcl.worker import shared_workers
 from envs.prompts import self_iteration_prompt
 
 DEFAULTS: Mapping[str, Any] = {
@@ -147,7 +147,7 @@ class BFCLEnv(SelfImprovementEnv):
                 error = json.dumps({"error": str(problem)[:MAX_ERROR_CHARS]})
                 break
         made = [made.call for request in self._made for made in request]
-        results = shared_workers().execute(task.data, _stateful(made), bound, self.call_timeout_s) if bound else []
+        results = worker.execute(task.data, _stateful(made), bound, self.call_timeout_s) if bound else []
         self._made[self._request] += [
             MadeCall(call, result.ok) for call, result in zip(bound, results, strict=False) if result.finished
         ]
@@ -178,7 +178,7 @@ class BFCLEnv(SelfImprovementEnv):
         made = [[made.call for made in request] for request in self._made]
         if any(solved):
             pairs = ([*map(_stateful, made)], [*map(_stateful, self._ground_truth)])
-            equal = shared_workers().compare(task.data, *pairs, self.call_timeout_s)
+            equal = worker.compare(task.data, *pairs, self.call_timeout_s)
             quality = quality and equal[-1]
             solved = [calls_made and same for calls_made, same in zip(solved, equal, strict=True)]
         metrics = {
@@ -188,7 +188,7 @@ class BFCLEnv(SelfImprovementEnv):
             "failed_calls": float(self._failed_calls),
         }
         if done:
-            verdict = shared_workers().official_verdict(task.data, made, self._ground_truth, self.call_timeout_s)
+            verdict = worker.official_verdict(task.data, made, self._ground_truth, self.call_timeout_s)
             metrics["official_accuracy"] = float(verdict)
         return float(quality), metrics
 

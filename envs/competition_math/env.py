@@ -7,7 +7,7 @@ from typing import Any
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from envs.competition_math.arithmetic import arithmetic_tasks
-from envs.competition_math.grading import Verdict, shared_grader
+from envs.competition_math.grading import Verdict, grade
 from envs.competition_math.tasks import SPLITS, load_split, load_tasks, subset
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -73,7 +73,7 @@ class CompetitionMathEnv(SelfImprovementEnv):
 
     def respond(self, task: Task, response: str) -> Outcome:
         # A problem that is nothing but an expression would be its own answer: see MathGrader.grade.
-        verdict = shared_grader().grade(task.data["answer"], response, self.grading_timeout_s, literal=self.arithmetic)
+        verdict = grade(task.data["answer"], response, self.grading_timeout_s, literal=self.arithmetic)
         return Outcome(
             quality=float(verdict is Verdict.CORRECT),
             metrics={"grading_timeout": float(verdict is Verdict.TIMED_OUT)},

@@ -224,7 +224,7 @@ class MLEBenchEnv(SelfImprovementEnv):
 
     def _grade(self, name: str, submission: bytes) -> Grade:
         grader, score_range = shared_grader(self.competitions[name]), self.score_ranges[name]
-        gold = grader.gold_score()
+        gold = grader.gold_score
         if score_range.quality(gold) == 0.0:
             raise ValueError(
                 f"{name}: the right answers score {gold}, which is worth nothing from worst {score_range.worst} to "

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs.base import Message, Outcome, Task, TaskInstance, Turn
+from envs.bfcl import worker
 from envs.bfcl.apis import functions, load, methods, offered
 from envs.bfcl.calls import STOP, TASK_ERROR, TASK_FINISHED, Call, format_calls
 from envs.bfcl.env import BFCLEnv
-from envs.bfcl.worker import ApiWorkers
 from envs.prompts import DIVERGE, IMPROVE
 from rllib_exit.chat import ChatTokenizer
 from tests.envs.bfcl import official
@@ -235,13 +235,13 @@ def fuzzed_responses(draw: st.DrawFn) -> tuple[str, list[str]]:
 def executed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
     """The calls that reach the worker processes."""
     calls: list[Call] = []
-    execute = ApiWorkers.execute
+    execute = worker.execute
 
-    def spy(workers: ApiWorkers, scenario: Any, replayed: Any, requested: Sequence[Call], timeout_s: float) -> Any:
+    def spy(scenario: Any, replayed: Any, requested: Sequence[Call], timeout_s: float) -> Any:
         calls.extend(requested)
-        return execute(workers, scenario, replayed, requested, timeout_s)
+        return execute(scenario, replayed, requested, timeout_s)
 
-    monkeypatch.setattr(ApiWorkers, "execute", spy)
+    monkeypatch.setattr(worker, "execute", spy)
     yield calls
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from envs.base import Task
 from envs.competition_math import tasks as tasks_module
-from envs.competition_math.grading import Verdict, shared_grader
+from envs.competition_math.grading import Verdict, grade
 from envs.competition_math.tasks import (
     SPLITS,
     last_boxed,
@@ -127,7 +127,7 @@ def test_every_split_loads_and_its_answers_verify(name: str):
     assert len(tasks) == 2
     for task in tasks:
         answer = task.data["answer"]
-        assert shared_grader().grade(answer, f"It is $\\boxed{{{answer}}}$.") is Verdict.CORRECT
+        assert grade(answer, f"It is $\\boxed{{{answer}}}$.") is Verdict.CORRECT
 
 
 @pytest.mark.parametrize("name", SPLITS)

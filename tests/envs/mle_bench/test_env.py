@@ -19,9 +19,9 @@ from envs.mle_bench import env as env_module
 from envs.mle_bench import grading
 from envs.mle_bench.competitions import load_competition
 from envs.mle_bench.env import DEFAULTS, MLEBenchEnv, Result
-from envs.mle_bench.grading import GradingError
 from envs.mle_bench.prompts import GOALS, START_SCRIPT
 from envs.sandbox.sandbox import Limits, Run, SandboxError, Status
+from envs.workers import WorkerError
 
 NAME = "courier-delivery-times"
 BASE = TaskInstance(NAME)
@@ -164,7 +164,7 @@ def test_long_output_is_cut_to_its_end(make: Callable[..., MLEBenchEnv]):
     assert outcome.feedback and len(outcome.feedback) < 150 and outcome.feedback.endswith("line 9999\n```")
 
 
-@pytest.mark.parametrize("error", [SandboxError("no guard"), GradingError("no grader")])
+@pytest.mark.parametrize("error", [SandboxError("no guard"), WorkerError("no grader")])
 def test_a_failure_of_ours_is_no_reward(
     make: Callable[..., MLEBenchEnv], deliveries: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ):
@@ -172,7 +172,7 @@ def test_a_failure_of_ours_is_no_reward(
         raise error
 
     env = make(error if isinstance(error, SandboxError) else ran(files=constant(deliveries, 40)))
-    if isinstance(error, GradingError):
+    if isinstance(error, WorkerError):
         monkeypatch.setattr(grading.SubmissionGrader, "grade", fails)
     with pytest.raises(type(error), match="no g"):
         env.step(fence("x = 1"))
