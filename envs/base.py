@@ -29,6 +29,13 @@ class Message(TypedDict):
     content: str
 
 
+class InfrastructureError(RuntimeError):
+    """The environment failed, not the response, of whose quality nothing is known.
+
+    Raised by ``respond`` where a grader or a sandbox broke down. Such an episode is run once more, then left out.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One base problem of a domain.
@@ -133,9 +140,10 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
     """A domain of self-improvement tasks.
 
     A domain implements ``prompt`` and ``respond``; ``begin``, if it keeps state between turns; ``reward``, if that
-    is not the quality; ``demonstration``, if good responses are known. An episode starts from
-    ``reset(options={"instance": TaskInstance})``; without the option, from a task drawn uniformly. The chat that
-    the policy answers is ``messages()``; the observation is the text of its last message.
+    is not the quality; ``solution``, if only a part of a response is one; ``demonstration``, if good responses are
+    known. An episode starts from ``reset(options={"instance": TaskInstance})``; without the option, from a task
+    drawn uniformly. The chat that the policy answers is ``messages()``; the observation is the text of its last
+    message.
 
     Args:
         tasks: The base tasks, with unique ids.
@@ -167,7 +175,11 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
 
     @abstractmethod
     def respond(self, task: Task, response: str) -> Outcome:
-        """Answers the policy's response to the current turn."""
+        """Answers the policy's response to the current turn.
+
+        Raises:
+            InfrastructureError: If it cannot, for no fault of the response.
+        """
 
     def begin(self, task: Task) -> None:
         """Starts the task afresh. A history is restored by ``begin`` and one ``respond`` per turn."""
@@ -181,6 +193,10 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
                 ``base`` and ``diverge``.
         """
         return quality
+
+    def solution(self, response: str) -> str:
+        """What of a response is compared with others by the diversity bonus; by default all of it."""
+        return response
 
     def demonstration(self, task: Task) -> Sequence[str]:
         """The responses of one good episode of the task, in order; what ``rllib sft`` trains on.

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from envs.base import InfrastructureError
+
 START_TIMEOUT_S = 300.0
 # A process that the deadline cannot kill, because its parent is dead, ends itself so much later.
 ORPHAN_GRACE_S = 3
@@ -29,7 +31,7 @@ Handler = Callable[[Any], Iterable[Any]]
 """Answers a request."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(InfrastructureError):
     """The work could not be done: nothing is known about its outcome."""
 
 

@@ -86,7 +86,7 @@ class RolloutGroup:
 
     Attributes:
         request: What was asked for.
-        rollouts: G episodes; empty if the prompt did not fit the context.
+        rollouts: G episodes, without those that could not be judged; empty if the prompt did not fit the context.
         policy_version: The oldest version of the weights that generated them.
     """
 

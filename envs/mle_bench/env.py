@@ -10,13 +10,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from envs.base import Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
+from envs.base import InfrastructureError, Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
 from envs.mle_bench.competitions import Competition, ScoreRange, load_competition
 from envs.mle_bench.grading import Grade, shared_grader
 from envs.mle_bench.prompts import START_SCRIPT, extract_script, prompt, tail
-from envs.sandbox.sandbox import Limits, Run, Status, run_script
+from envs.sandbox.sandbox import Limits, Run, SandboxError, SandboxUnavailableError, Status, run_script
 
 SUBMISSION = "submission.csv"
+SLOTS_VARIABLE = "SANDBOX_SLOTS"
 # How the feedback to a script begins that has a score.
 SCORED = "Score: "
 
@@ -85,8 +86,9 @@ class MLEBenchEnv(SelfImprovementEnv):
             - ``score_ranges``: by a competition's id, a mapping with its ``worst`` and ``best`` score; goes
               before those in its ``config.yaml`` and in the paper's table (``SCORE_RANGES``).
             - ``timeout_s``, ``memory_bytes``, ``disk_bytes``, ``threads``: what a script may use.
-            - ``slots``: how many scripts run at once on this machine, by default as many as have
-              ``threads`` CPUs each; others wait, which does not count as their time.
+            - ``slots``: how many scripts run at once on this machine; others wait, which does not count as
+              their time. By default what the environment variable ``SANDBOX_SLOTS`` says, else as many as have
+              ``threads`` CPUs each.
             - ``python``: the interpreter of the scripts; by default this one.
             - ``grading_timeout_s``: a submission that takes longer to grade is invalid.
             - ``output_chars``: how much of a failed script's output the feedback shows, from its end.
@@ -125,7 +127,7 @@ class MLEBenchEnv(SelfImprovementEnv):
             disk_bytes=options["disk_bytes"],
             threads=options["threads"],
         )
-        self.slots: int = options["slots"] or max(1, (os.cpu_count() or 1) // options["threads"])
+        self.slots: int = options["slots"] or _default_slots(options["threads"])
         self.python: str | None = options["python"]
         self.grading_timeout_s: float = options["grading_timeout_s"]
         self.output_chars: int = options["output_chars"]
@@ -168,6 +170,10 @@ class MLEBenchEnv(SelfImprovementEnv):
             return 0.0 if quality == 1.0 else -1.0
         return max(-1.0, (quality - previous) / (1.0 - previous))
 
+    def solution(self, response: str) -> str:
+        """The script, without the thoughts around it; all of the response if it has none."""
+        return extract_script(response) or response
+
     def demonstration(self, task: Task) -> Sequence[str]:
         """The response in ``demonstration.md`` beside the competition's ``config.yaml``.
 
@@ -196,15 +202,20 @@ class MLEBenchEnv(SelfImprovementEnv):
         if script is None:
             message = "The response has no script: no block begins with ```python and ends with ```."
             return Attempt(Result.NO_SCRIPT, message)
-        run = run_script(
-            script,
-            data=self.competitions[task.id].public,
-            files=[SUBMISSION],
-            limits=self.limits,
-            slots=self.slots,
-            python=self.python,
-            allow_unsandboxed=self.allow_unsandboxed,
-        )
+        try:
+            run = run_script(
+                script,
+                data=self.competitions[task.id].public,
+                files=[SUBMISSION],
+                limits=self.limits,
+                slots=self.slots,
+                python=self.python,
+                allow_unsandboxed=self.allow_unsandboxed,
+            )
+        except SandboxUnavailableError:
+            raise  # no script will ever run here
+        except SandboxError as error:
+            raise InfrastructureError(str(error)) from error
         submission = run.files.get(SUBMISSION)
         result, message = _judge(run)
         if result is not Result.SCORED:
@@ -231,6 +242,15 @@ class MLEBenchEnv(SelfImprovementEnv):
                 f"best {score_range.best}: correct its score range"
             )
         return grader.grade(submission, self.grading_timeout_s)
+
+
+def _default_slots(threads: int) -> int:
+    given = os.environ.get(SLOTS_VARIABLE)
+    if given is None:
+        return max(1, (os.cpu_count() or 1) // threads)
+    if not given.isdecimal() or int(given) == 0:
+        raise ValueError(f"{SLOTS_VARIABLE} is {given!r}: set a number of scripts, at least 1")
+    return int(given)
 
 
 def _score_ranges(competitions: Sequence[Competition], given: Mapping[str, Any]) -> dict[str, ScoreRange]:

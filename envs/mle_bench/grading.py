@@ -21,8 +21,6 @@ from envs.workers import START_TIMEOUT_S, Handler, Workers
 GRADER_MEMORY_BYTES = 8 << 30
 MAX_SUBMISSION_BYTES = 256 << 20
 MAX_MESSAGE_CHARS = 500
-# The request for the gold submission's score.
-GOLD = None
 # mle-bench rounds scores to so many decimals.
 DECIMALS = 5
 
@@ -82,7 +80,7 @@ class SubmissionGrader:
         Raises:
             WorkerError: If the grader cannot be loaded, or rejects it.
         """
-        (score,), _ = self.workers.ask(GOLD, timeout_s=START_TIMEOUT_S)
+        (score,), _ = self.workers.ask(None, START_TIMEOUT_S)
         return score
 
 
@@ -179,8 +177,8 @@ def start(directory: str) -> Handler:
     if gold.score is None:
         raise ValueError(f"it rejects the right answers, {competition.gold}: {gold.message}")
 
-    def answer(request: bytes | None) -> list[Any]:
-        if request is GOLD:
+    def answer(request: bytes | None) -> list[Any]:  # None asks for the gold submission's score
+        if request is None:
             return [gold.score]
         result = grade(grader, request)
         return [(result.score, result.message)]

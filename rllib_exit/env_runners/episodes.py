@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +19,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from envs.base import SelfImprovementEnv, TaskInstance, Turn
+from envs.base import InfrastructureError, SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import EngineError, Generation, Generator, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -32,6 +35,10 @@ class PromptTooLongError(ValueError):
 
 class EpisodeError(RuntimeError):
     """An episode failed twice; the message names the task and the cause."""
+
+
+class NotJudgedError(EpisodeError):
+    """An episode's environment broke down twice: it is left out of its group."""
 
 
 class _Segments:
@@ -213,7 +220,7 @@ class EnvPool:
                 else:
                     return replace(rollout, attempts=attempt)
             message = f"an episode of task {instance.task_id!r} failed twice: {type(cause).__name__}: {cause}"
-            raise EpisodeError(message) from cause
+            raise (NotJudgedError if isinstance(cause, InfrastructureError) else EpisodeError)(message) from cause
 
     async def _attempt(self, instance: TaskInstance, **kwargs: Any) -> Rollout:
         env = self._idle.pop() if self._idle else await _in_thread(self._make_env, self._env_timeout_s)
@@ -229,6 +236,8 @@ class EnvPool:
 async def roll_out(request: RolloutRequest, group_size: int, *, envs: EnvPool, policy_version: int) -> RolloutGroup:
     """Rolls out G episodes for a request. One whose prompt does not fit the context becomes an empty group.
 
+    An episode that could not be judged is left out, if two others are there to be compared.
+
     Args:
         request: Where the episodes start.
         group_size: G.
@@ -237,7 +246,7 @@ async def roll_out(request: RolloutRequest, group_size: int, *, envs: EnvPool, p
             under way.
 
     Raises:
-        EpisodeError: If one of the episodes failed twice.
+        EpisodeError: If one of the episodes failed twice for another reason, or all but one could not be judged.
         EngineError: If the engine died, or hangs.
     """
     # Turns of one rollout take consecutive seeds: leave room between rollouts.
@@ -246,9 +255,13 @@ async def roll_out(request: RolloutRequest, group_size: int, *, envs: EnvPool, p
     errors = [result for result in results if isinstance(result, BaseException)]
     if any(isinstance(error, PromptTooLongError) for error in errors):
         return RolloutGroup(request, (), policy_version)
-    if errors:
-        raise next((error for error in errors if isinstance(error, EngineError)), errors[0])
-    return RolloutGroup(request, tuple(r for r in results if isinstance(r, Rollout)), policy_version)
+    rollouts = tuple(result for result in results if isinstance(result, Rollout))
+    failures = [error for error in errors if not isinstance(error, NotJudgedError)]
+    if failures or len(rollouts) < 2:
+        raise next((error for error in failures if isinstance(error, EngineError)), (failures or errors)[0])
+    for error in errors:
+        logger.warning("left out of its group: %s", error)
+    return RolloutGroup(request, rollouts, policy_version)
 
 
 async def _in_thread(function: Callable[[], T], timeout_s: float | None) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,9 @@ from rllib_exit.env_runners.generator import EngineError, Generator, SamplingPar
 from rllib_exit.evaluation.self_improvement import Chain, run_chain
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest
 
+# A node's custom Ray resource: how many sandboxed scripts may run on it at once.
+SANDBOX_SLOTS = "sandbox_slots"
+
 
 class LLMEnvRunner(EnvRunner, Checkpointable):
     """Owns an inference engine and the environments that run against it.
@@ -39,6 +43,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        if slots := _resources_of_this_node().get(SANDBOX_SLOTS):
+            os.environ["SANDBOX_SLOTS"] = str(int(slots))
         self._policy_version = 0
         self.make_env()
 
@@ -229,6 +235,13 @@ def make_env(env: Any, env_config: Mapping[str, Any]) -> SelfImprovementEnv:
     if not isinstance(made, SelfImprovementEnv):
         raise TypeError(f"env made a {type(made).__name__}: it must be a SelfImprovementEnv")
     return made
+
+
+def _resources_of_this_node() -> dict[str, float]:
+    if not ray.is_initialized():
+        return {}
+    node_id = ray.get_runtime_context().get_node_id()
+    return next((node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id), {})
 
 
 def sampling_params(config: Any) -> SamplingParams:

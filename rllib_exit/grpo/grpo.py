@@ -77,9 +77,9 @@ class GRPO(Algorithm):
 
     def setup(self, config: Any) -> None:
         # The environment first: its errors cost nothing before actors and models are made.
-        self._tasks = make_env(self.config.env, self.config.env_config).tasks
+        self._env = make_env(self.config.env, self.config.env_config)
         rng = np.random.default_rng(self.config.seed)
-        self.replay = ExItReplay(ExIt(self.config.curriculum_config(), list(self._tasks), rng))
+        self.replay = ExItReplay(ExIt(self.config.curriculum_config(), list(self._env.tasks), rng))
         self.policy_version = 0
         self.embedder = Embedder(self.config.embedding_model) if self._embeds and self.config.embedding_model else None
         self._ahead: deque[list[RolloutRequest]] = deque()  # selected and not yet trained on, by iteration
@@ -185,7 +185,7 @@ class GRPO(Algorithm):
         if self.config.diversity_bonus:
             # Where every advantage is 0 there is nothing to scale.
             scaled = [i for i, advantages_G in enumerate(advantages) if advantages_G.any()]
-            solutions = [[_solution(groups[i], rollout) for rollout in groups[i].rollouts] for i in scaled]
+            solutions = [[self._solution(groups[i], rollout) for rollout in groups[i].rollouts] for i in scaled]
             if self.embedder is not None:
                 embeddings = iter(self.embedder.embed([text for texts in solutions for text in texts]))
                 coefficients = [diversity_coefficients(np.stack([next(embeddings) for _ in t])) for t in solutions]
@@ -194,6 +194,11 @@ class GRPO(Algorithm):
             for i, coefficients_G in zip(scaled, coefficients, strict=True):
                 advantages[i] = advantages[i] * coefficients_G
         return advantages
+
+    def _solution(self, group: RolloutGroup, rollout: Rollout) -> str:
+        """What the policy wrote in this rollout, without the history it started from."""
+        new_turns = rollout.turns[group.request.instance.starting_turn :]
+        return "\n".join(self._env.solution(turn.response) for turn in new_turns)
 
     def _update(self, batches: Sequence[TrainBatch]) -> None:
         if self.learner_group.is_local:
@@ -278,6 +283,7 @@ class GRPO(Algorithm):
             "skipped_prompts": sum(group.skipped for group in groups),
             "tokens_per_s": sum(tokens) / self._rollout_s,
             "retried_episodes": sum(rollout.attempts - 1 for rollout in rollouts),
+            "dropped_episodes": sum(self.config.rollouts_per_prompt - len(g.rollouts) for g in groups if not g.skipped),
             "lost_env_runners": num_lost - self._num_lost_before,
         }
         self._num_lost_before = num_lost
@@ -285,7 +291,7 @@ class GRPO(Algorithm):
         for name, value in values.items():
             self._log(("rollouts", name), value)
         # How hard the selected tasks are, in the domain's own terms (paper section 5.4).
-        metrics = [self._tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups]
+        metrics = [self._env.tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups]
         for name, value in means(metrics).items():
             self._log(("curriculum", f"{name}_mean"), value)
         self._log("policy_version", self.policy_version)
@@ -357,11 +363,6 @@ class GRPO(Algorithm):
             env_runners.broadcast(remote_call("close"))
             env_runners.stop()
         super().cleanup()
-
-
-def _solution(group: RolloutGroup, rollout: Rollout) -> str:
-    """What the policy wrote in this rollout, without the history it started from."""
-    return "\n".join(turn.response for turn in rollout.turns[group.request.instance.starting_turn :])
 
 
 @contextmanager

@@ -3,12 +3,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
+from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import EnvPool, EpisodeError, PromptTooLongError, roll_out, run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
@@ -190,6 +190,39 @@ def test_a_reward_that_raises_or_is_nan_fails_the_group_with_one_clear_message(
     cause = "in my reward" if quality is None else "must be in"
     with pytest.raises(EpisodeError, match=f"task 'count' failed twice: .*{cause}"):
         groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", Bad)
+
+
+class BrokenGraderEnv(CountEnv):
+    """Cannot judge some responses, or fails on them. One turn."""
+
+    broken: ClassVar[dict[str, Exception]] = {}
+
+    def __init__(self) -> None:
+        super().__init__(turns=1)
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        if response in self.broken:
+            raise self.broken[response]
+        return super().respond(task, response)
+
+
+def test_an_episode_that_cannot_be_judged_is_left_out_of_its_group(
+    model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = RolloutRequest("0", TaskInstance("count"))
+    [whole] = groups(model, [request], answer_by_seed, BrokenGraderEnv)
+    answers = [rollout.turns[0].response for rollout in whole.rollouts]
+    assert len(set(answers)) == 4
+    lost = InfrastructureError("the grader is gone")
+    monkeypatch.setattr(BrokenGraderEnv, "broken", {answers[1]: lost})
+    [group] = groups(model, [request], answer_by_seed, BrokenGraderEnv)
+    assert [rollout.turns[0].response for rollout in group.rollouts] == [answers[0], *answers[2:]]
+    assert "left out of its group: an episode of task 'count' failed twice: InfrastructureError" in caplog.text
+    # One rollout alone has nothing to be compared with; another error is no matter of luck.
+    for broken in (dict.fromkeys(answers[:3], lost), {answers[0]: lost, answers[1]: KeyError("a bug")}):
+        monkeypatch.setattr(BrokenGraderEnv, "broken", broken)
+        with pytest.raises(EpisodeError, match="gone" if len(broken) == 3 else "a bug"):
+            groups(model, [request], answer_by_seed, BrokenGraderEnv)
 
 
 def test_an_env_that_raises_stop_iteration_fails_as_any_other(model: str) -> None:

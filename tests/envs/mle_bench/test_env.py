@@ -14,13 +14,13 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Outcome, TaskInstance, Turn
+from envs.base import InfrastructureError, Outcome, TaskInstance, Turn
 from envs.mle_bench import env as env_module
 from envs.mle_bench import grading
 from envs.mle_bench.competitions import load_competition
 from envs.mle_bench.env import DEFAULTS, MLEBenchEnv, Result
 from envs.mle_bench.prompts import GOALS, START_SCRIPT
-from envs.sandbox.sandbox import Limits, Run, SandboxError, Status
+from envs.sandbox.sandbox import Limits, Run, SandboxError, SandboxUnavailableError, Status
 from envs.workers import WorkerError
 
 NAME = "courier-delivery-times"
@@ -174,8 +174,13 @@ def test_a_failure_of_ours_is_no_reward(
     env = make(error if isinstance(error, SandboxError) else ran(files=constant(deliveries, 40)))
     if isinstance(error, WorkerError):
         monkeypatch.setattr(grading.SubmissionGrader, "grade", fails)
-    with pytest.raises(type(error), match="no g"):
+    with pytest.raises(InfrastructureError, match="no g"):
         env.step(fence("x = 1"))
+
+
+def test_a_machine_without_a_sandbox_is_no_passing_failure(make: Callable[..., MLEBenchEnv]):
+    with pytest.raises(SandboxUnavailableError, match="install"):
+        make(SandboxUnavailableError("install bubblewrap")).step(fence("x = 1"))
 
 
 # The prompt.
@@ -266,6 +271,12 @@ def test_the_reward_is_bounded(quality: float, previous: float | None):
     assert previous is None or (reward > 0) <= (quality > previous)
 
 
+def test_the_solution_is_the_script(make: Callable[..., MLEBenchEnv]):
+    env = make()
+    assert env.solution(f"I think.\n{fence('x = 0')}\nBetter:\n{fence('x = 1')}") == "x = 1\n"
+    assert env.solution("I do not know.") == "I do not know."
+
+
 # Competitions and options.
 
 
@@ -342,3 +353,13 @@ def test_none_counts_as_absent(deliveries: Path):
     assert env.limits == Limits() and not env.allow_unsandboxed
     assert env.slots == os.cpu_count() and MLEBenchEnv({"competitions": deliveries, "threads": 999}).slots == 1
     assert env.competitions[NAME] == load_competition(deliveries)
+
+
+def test_the_environment_variable_says_how_many_scripts_run(deliveries: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SANDBOX_SLOTS", "7")
+    assert MLEBenchEnv({"competitions": deliveries}).slots == 7
+    assert MLEBenchEnv({"competitions": deliveries, "slots": 2}).slots == 2
+    for wrong in ("0", "many"):
+        monkeypatch.setenv("SANDBOX_SLOTS", wrong)
+        with pytest.raises(ValueError, match=f"SANDBOX_SLOTS is '{wrong}': set a number"):
+            MLEBenchEnv({"competitions": deliveries})
