@@ -20,12 +20,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray with four logical CPUs, whose workers can import the tests."""
+    """A local Ray with four logical CPUs and two sandbox slots, whose workers can import the tests."""
     import ray
 
     root = str(Path(__file__).parent.parent)
     ray.init(
         num_cpus=4,
+        resources={"sandbox_slots": 2},
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}},
