@@ -72,7 +72,7 @@ class CompetitionMathEnv(SelfImprovementEnv):
         return [*chat, {"role": "user", "content": content}]
 
     def respond(self, task: Task, response: str) -> Outcome:
-        # A problem that is nothing but an expression would be its own answer: see MathGrader.grade.
+        # A problem that is nothing but an expression would be its own answer: see grading.grade.
         verdict = grade(task.data["answer"], response, self.grading_timeout_s, literal=self.arithmetic)
         return Outcome(
             quality=float(verdict is Verdict.CORRECT),
