@@ -3,8 +3,8 @@
     python benchmarks/reproduction.py --output results/reproduction
 
 Trains every strategy with every seed by ``rllib train file tuned_examples/math_STRATEGY.py --scale cpu``, measures
-K-step self-improvement before and after by ``rllib evaluate``, and draws held-out accuracy over the training time. What
-is done is not done again, and a run that was cut off goes on from its last checkpoint: it can be stopped and resumed.
+K-step self-improvement before and after by ``rllib evaluate``, and draws held-out accuracy over the training time. It
+can be stopped and resumed: what is done is not done again, and a run that was cut off goes on from its last checkpoint.
 ``rllib report results/reproduction --output DIR`` makes the whole report.
 """
 
@@ -23,6 +23,8 @@ import numpy as np
 
 from rllib_exit import checkpoints
 from rllib_exit.cli.runs import load_iteration
+from rllib_exit.evaluation.curves import Curve
+from rllib_exit.evaluation.results import BASELINE, JSON, TRAINED, read
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("grpo", "curriculum", "improve", "diverge", "exit")
@@ -53,12 +55,6 @@ def train(strategy: str, seed: int, iterations: int, run: Path) -> None:
     rllib(run / "train.log", "train", "file", file, *options, *resume, "--results-dir", str(run))
 
 
-def evaluate(steps: int, run: Path) -> None:
-    if not (run / "evaluation" / "evaluation.json").exists():
-        options = ["--baseline", "--steps", f"{steps}", "--output", str(run / "evaluation")]
-        rllib(run / "evaluate.log", "evaluate", str(run), *options)
-
-
 def results(run: Path) -> Iterator[dict[str, Any]]:
     """RLlib's results, one per iteration. A run that went on wrote more than one file."""
     by_iteration: dict[int, dict[str, Any]] = {}
@@ -73,22 +69,21 @@ def summarise(output: Path) -> None:
     """Prints and writes the table of all runs, and draws their curves."""
     from matplotlib.figure import Figure
 
-    runs: dict[str, dict[int, Path]] = defaultdict(dict)
+    runs: dict[str, dict[int, tuple[Path, dict[str, Curve]]]] = defaultdict(dict)
     for strategy in STRATEGIES:
         for run in sorted(output.glob(f"{strategy}-seed*")):
-            if (run / "evaluation" / "evaluation.json").exists():
-                runs[strategy][int(run.name.rpartition("seed")[2])] = run
+            for file in run.rglob(JSON):
+                runs[strategy][int(run.name.rpartition("seed")[2])] = run, read(file).pooled()
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     over_time, over_steps = figure.subplots(1, 2)
     table = ["strategy    seed  untrained %  trained %  points  after K steps %  points  train minutes"]
-    untrained: list[float] = []
+    untrained = np.empty(0)
     for i, (strategy, seeds) in enumerate(runs.items()):
         trained = []
-        for seed, run in seeds.items():
-            evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())["results"]
-            untrained = [100 * a for a in evaluation["baseline"]["accuracy"]]
-            trained.append([100 * a for a in evaluation["trained"]["accuracy"]])
+        for seed, (run, curves) in seeds.items():
+            untrained = 100 * curves[BASELINE].accuracy
+            trained.append(100 * curves[TRAINED].accuracy)
             history = list(results(run))
             points = [
                 (result["time_total_s"] / 60, 100 * result["evaluation"]["accuracy"]["step_0"])
@@ -127,17 +122,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--steps", type=int, default=8, help="K, the self-improvement steps of the evaluation")
     parser.add_argument("--output", type=Path, default=Path("results/reproduction"))
     args = parser.parse_args()
     output = args.output.absolute()
     for seed in args.seeds:
         for strategy in args.strategies:
-            run = output / f"{strategy}-seed{seed}"
-            train(strategy, seed, args.iterations, run)
-            evaluate(args.steps, run)
-            summarise(output)
+            train(strategy, seed, args.iterations, output / f"{strategy}-seed{seed}")
+        # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
+        rllib(output / "evaluate.log", "evaluate", str(output), "--baseline", "--steps", f"{args.steps}")
+        summarise(output)
 
 
 if __name__ == "__main__":
