@@ -57,7 +57,8 @@ METRICS = (
     Metric("curriculum/improve_fraction", "Prompts that improve an iterate.", FRACTION, "kinds of prompts"),
     Metric("curriculum/diverge_fraction", "Prompts that diverge from an iterate.", FRACTION, "kinds of prompts"),
     Metric("curriculum/depth_mean", "Self-iteration steps behind the iterates; 0 for a base task."),
-    Metric("curriculum/starting_turn_mean", "Turn at which the episodes start."),
+    Metric("curriculum/starting_turn_mean", "Turn at which the episodes start.", panel="starting_turn"),
+    Metric("curriculum/starting_turn_plateau", "Turn at which their rise levels off.", panel="starting_turn"),
     Metric("curriculum/distinct_tasks_total", "Base tasks seen so far.", panel="distinct"),
     Metric("curriculum/distinct_instances_total", "Task instances seen so far.", panel="distinct"),
     Metric("curriculum/group_variance_mean", "Learnability: variance of the quality within a group."),
@@ -99,6 +100,7 @@ METRICS = (
     Metric("policy_version", "Updates made so far."),
     Metric("policy_lag_max", "How many updates the oldest rollouts of the batch were behind."),
     Metric("evaluation/accuracy", "Mean quality after each step of self-improvement.", FRACTION, by_step=True),
+    Metric("evaluation/improvement", "Accuracy after the last step of self-improvement, less that before."),
     Metric("evaluation/net_corrections", "Tasks put right minus tasks put wrong since step 0.", by_step=True),
     Metric("evaluation/num_tasks", "Tasks evaluated on."),
 )

@@ -298,6 +298,7 @@ async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> l
                 sampling=sampling_params(config),
                 # Tasks and steps take consecutive seeds: leave room between.
                 seed=seed * 10**9,
+                compact_history_chars=config.compact_history_chars,
             )
         say(f"{label}: {duration(time.perf_counter() - start)}")
         chains_by_seed.append(chains)

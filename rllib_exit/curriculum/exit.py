@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs.base import TaskInstance
-from rllib_exit.curriculum.learnability import learnability
+from rllib_exit.curriculum.learnability import SCORES
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 
@@ -30,6 +30,8 @@ class CurriculumConfig:
         expansions_per_group: How many rollouts of a group enter the buffer.
         self_iteration: False replays a selected instance's partial history and answers its turn afresh.
         diversity_bonus: Whether advantages are scaled by Eq. 6.
+        learnability: The score of an instance, one of ``SCORES``; the paper's is ``variance``.
+        staleness_coeff: The share of selections by how long ago an instance was selected; the paper has none.
     """
 
     self_iteration_prob: float = 0.5
@@ -40,10 +42,12 @@ class CurriculumConfig:
     expansions_per_group: int = 1
     self_iteration: bool = True
     diversity_bonus: bool = False
+    learnability: str = "variance"
+    staleness_coeff: float = 0.0
 
     def validate(self) -> None:
         """Raises a ValueError that names the field, its value and the mend."""
-        for field in ("self_iteration_prob", "divergence_prob"):
+        for field in ("self_iteration_prob", "divergence_prob", "staleness_coeff"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field} is {getattr(self, field)}: set a probability in [0, 1]")
         if self.min_buffer_size < 1:
@@ -57,6 +61,8 @@ class CurriculumConfig:
             raise ValueError(f"expansions_per_group is {self.expansions_per_group}: set at least 1")
         if not (math.isfinite(self.inverse_temperature) and self.inverse_temperature >= 0):
             raise ValueError(f"inverse_temperature is {self.inverse_temperature}: set a finite number of at least 0")
+        if self.learnability not in SCORES:
+            raise ValueError(f"learnability is {self.learnability!r}: use one of {', '.join(SCORES)}")
 
 
 # The rows of Table 1.
@@ -88,7 +94,7 @@ class ExIt:
         if not task_ids:
             raise ValueError("task_ids is empty: give at least one base task")
         self.config = config
-        self.buffer = TaskBuffer(config.buffer_size, config.inverse_temperature)
+        self.buffer = TaskBuffer(config.buffer_size, config.inverse_temperature, config.staleness_coeff)
         self._task_ids = tuple(task_ids)
         self._rng = rng
         self._epoch, self._position = np.empty(0, dtype=np.int64), 0
@@ -115,7 +121,7 @@ class ExIt:
                 if source:
                     self.buffer.remove(source)
                 continue
-            score = learnability(group.qualities_G)
+            score = SCORES[self.config.learnability](group)
             self._scores.append(score)
             if source:
                 self.buffer.update(source, score)

@@ -1,9 +1,14 @@
-"""The learnability of a task instance (paper section 4.1)."""
+"""The learnability of a task instance (paper section 4.1), and other scores of what it has to teach."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+from rllib_exit.rollouts import RolloutGroup
 
 
 def learnability(qualities_G: ArrayLike) -> float:
@@ -15,11 +20,67 @@ def learnability(qualities_G: ArrayLike) -> float:
     Raises:
         ValueError: If there is no quality, or one is outside [0, 1].
     """
+    qualities_G = _checked(qualities_G)
+    # Equal qualities have a variance of exactly 0, whatever their mean is rounded to.
+    return float(np.var(qualities_G)) if np.ptp(qualities_G) > 0 else 0.0
+
+
+def expected_improvement(qualities_G: ArrayLike, previous: float | None = None) -> float:
+    """What a rollout is expected to gain: S = E_g[max(q_g - q_0, 0)], between 0 and 1.
+
+    As in Bayesian optimisation. q_0 is the quality of the iterate that the group improved on or diverged from; of an
+    instance without one, the group's mean, where S of right and wrong answers is their variance.
+
+    Args:
+        qualities_G: (G,) the final quality of each rollout, in [0, 1].
+        previous: The iterate's quality.
+
+    Raises:
+        ValueError: If there is no quality, or one is outside [0, 1].
+    """
+    qualities_G = _checked(qualities_G)
+    if previous is None:
+        if np.ptp(qualities_G) == 0:
+            return 0.0
+        previous = float(qualities_G.mean())
+    return float(np.maximum(qualities_G - previous, 0.0).mean())
+
+
+def regret(qualities_G: ArrayLike) -> float:
+    """How far the policy falls short of its best: S = max_g q_g - E_g[q_g], between 0 and 1.
+
+    The MaxMC regret of Jiang et al. (2021a), with the group in place of the history. Highest for what succeeds rarely.
+
+    Args:
+        qualities_G: (G,) the final quality of each rollout, in [0, 1].
+
+    Raises:
+        ValueError: If there is no quality, or one is outside [0, 1].
+    """
+    qualities_G = _checked(qualities_G)
+    return float(qualities_G.max() - qualities_G.mean()) if np.ptp(qualities_G) > 0 else 0.0
+
+
+def _expected_improvement(group: RolloutGroup) -> float:
+    iterate = group.request.instance.iterate
+    return expected_improvement(group.qualities_G, iterate.quality if iterate else None)
+
+
+# What the task buffer can keep instances by.
+SCORES: Mapping[str, Callable[[RolloutGroup], float]] = MappingProxyType(
+    {
+        "variance": lambda group: learnability(group.qualities_G),
+        "expected_improvement": _expected_improvement,
+        "regret": lambda group: regret(group.qualities_G),
+    }
+)
+
+
+def _checked(qualities_G: ArrayLike) -> np.ndarray:
     qualities_G = np.asarray(qualities_G, dtype=np.float64)
     if qualities_G.ndim != 1 or not len(qualities_G):
         raise ValueError(f"qualities have shape {qualities_G.shape}: give one per rollout of the group")
     low, high = qualities_G.min(), qualities_G.max()
     if not (low >= 0.0 and high <= 1.0):  # NaN too
         raise ValueError(f"qualities lie in [{low}, {high}]: rescale them to [0, 1]")
-    # Equal qualities have a variance of exactly 0, whatever their mean is rounded to.
-    return float(np.var(qualities_G)) if high > low else 0.0
+    return qualities_G

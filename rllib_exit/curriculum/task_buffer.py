@@ -19,30 +19,38 @@ def identity(instance: TaskInstance) -> Identity:
 
 
 class TaskBuffer:
-    """A bounded set of task instances, drawn with P(i) = S_i^α / Σ_j S_j^α.
+    """A bounded set of task instances, drawn with P(i) = (1 - ρ) S_i^α / Σ_j S_j^α + ρ C_i / Σ_j C_j.
+
+    C_i counts the draws since instance i was last drawn, or inserted (Prioritized Level Replay, Jiang et al. 2021b);
+    in the paper, ρ is 0.
 
     Instances lie in slots 0..n-1. Over the slots stand two complete binary trees in arrays (root at 1, the
     children of node i at 2i and 2i+1): one of sums of S^α to draw from, one whose nodes name the slot of the
     lowest score below. A change recomputes the parents from their children, so that no rounding error
-    accumulates; every operation takes O(log n).
+    accumulates; every operation but a draw by staleness takes O(log n).
 
     Args:
         capacity: The most instances kept.
         inverse_temperature: α; 0 draws uniformly.
+        staleness_coeff: ρ.
 
     Raises:
-        ValueError: If the capacity is not positive, or α not finite and non-negative.
+        ValueError: If the capacity is not positive, α not finite and non-negative, or ρ not in [0, 1].
     """
 
-    def __init__(self, capacity: int, inverse_temperature: float = 1.0) -> None:
+    def __init__(self, capacity: int, inverse_temperature: float = 1.0, staleness_coeff: float = 0.0) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}: it must be at least 1")
         if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
             raise ValueError(f"inverse_temperature is {inverse_temperature}: it must be finite and at least 0")
+        if not 0 <= staleness_coeff <= 1:
+            raise ValueError(f"staleness_coeff is {staleness_coeff}: it must be in [0, 1]")
         self.capacity = capacity
         self.inverse_temperature = inverse_temperature
+        self.staleness_coeff = staleness_coeff
         self._leaves = 1 << (capacity - 1).bit_length()
-        self._restore([], np.empty(0), np.empty(0, dtype=np.int64), next_age=0)
+        none = np.empty(0, dtype=np.int64)
+        self._restore([], np.empty(0), none, next_age=0, drawn_at=none, num_draws=0)
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -86,6 +94,7 @@ class TaskBuffer:
         self._slots[identity(instance)] = slot
         self._ages[slot] = self._next_age
         self._next_age += 1
+        self._drawn_at[slot] = self._num_draws
         self._set_score(slot, score)
         return True
 
@@ -111,22 +120,35 @@ class TaskBuffer:
         if slot != last:
             self._instances[slot] = last_instance
             self._slots[identity(last_instance)] = slot
-            self._ages[slot] = self._ages[last]
+            self._ages[slot], self._drawn_at[slot] = self._ages[last], self._drawn_at[last]
             self._set_score(slot, self._scores[last])
         self._set_score(last, None)
         return True
 
     def sample(self, rng: np.random.Generator) -> TaskInstance:
-        """Draws an instance with probability S^α / Σ S^α; uniformly, if every score is 0.
+        """Draws an instance; of scores (or staleness) that are all 0, uniformly.
 
         Raises:
             IndexError: If the buffer is empty.
         """
         if not self._instances:
             raise IndexError("the task buffer is empty")
+        by_staleness = self.staleness_coeff > 0 and rng.random() < self.staleness_coeff
+        slot = self._draw_stale(rng) if by_staleness else self._draw_by_score(rng)
+        self._num_draws += 1
+        self._drawn_at[slot] = self._num_draws
+        return self._instances[slot]
+
+    def _draw_stale(self, rng: np.random.Generator) -> int:
+        staleness = np.cumsum(self._num_draws - self._drawn_at[: len(self)])
+        if staleness[-1] == 0:
+            return int(rng.integers(len(self)))
+        return int(np.searchsorted(staleness, rng.integers(staleness[-1]), side="right"))
+
+    def _draw_by_score(self, rng: np.random.Generator) -> int:
         sums = self._sums
         if sums[1] == 0:
-            return self._instances[rng.integers(len(self))]
+            return int(rng.integers(len(self)))
         mass = rng.random() * float(sums[1])
         node = 1
         while node < self._leaves:
@@ -136,7 +158,7 @@ class TaskBuffer:
             if mass >= left and sums[node + 1] > 0:
                 mass -= left
                 node += 1
-        return self._instances[node - self._leaves]
+        return node - self._leaves
 
     def get_state(self) -> dict[str, Any]:
         """Everything that later draws and insertions depend on."""
@@ -145,6 +167,8 @@ class TaskBuffer:
             "scores": self.scores,
             "ages": self._ages[: len(self)].copy(),
             "next_age": self._next_age,
+            "drawn_at": self._drawn_at[: len(self)].copy(),
+            "num_draws": self._num_draws,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -160,7 +184,15 @@ class TaskBuffer:
             )
         self._restore(**state)
 
-    def _restore(self, instances: list[TaskInstance], scores: np.ndarray, ages: np.ndarray, next_age: int) -> None:
+    def _restore(
+        self,
+        instances: list[TaskInstance],
+        scores: np.ndarray,
+        ages: np.ndarray,
+        next_age: int,
+        drawn_at: np.ndarray,
+        num_draws: int,
+    ) -> None:
         n, leaves = len(instances), self._leaves
         self._instances = list(instances)
         self._slots: dict[Identity, int] = {identity(instance): slot for slot, instance in enumerate(instances)}
@@ -169,6 +201,9 @@ class TaskBuffer:
         self._ages = np.zeros(leaves, dtype=np.int64)
         self._ages[:n] = ages
         self._next_age = next_age
+        self._drawn_at = np.zeros(leaves, dtype=np.int64)
+        self._drawn_at[:n] = drawn_at
+        self._num_draws = num_draws
         self._sums = np.zeros(2 * leaves)
         self._sums[leaves : leaves + n] = [self._weight(score) for score in scores.tolist()]
         self._lowest = np.zeros(2 * leaves, dtype=np.int32)

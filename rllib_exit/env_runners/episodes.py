@@ -21,6 +21,7 @@ import numpy as np
 
 from envs.base import InfrastructureError, SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
+from rllib_exit.compaction import compactions
 from rllib_exit.env_runners.generator import EngineError, Generation, Generator, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
 
@@ -86,6 +87,7 @@ async def run_episode(
     steps: int = 0,
     env_timeout_s: float | None = None,
     generation_timeout_s: float | None = None,
+    compact_history_chars: int | None = None,
 ) -> Rollout:
     """Rolls out one episode from an instance.
 
@@ -103,6 +105,8 @@ async def run_episode(
             another step stands.
         env_timeout_s: The longest that a reset or step of the environment may take.
         generation_timeout_s: The longest that a response may take.
+        compact_history_chars: Where a chat leaves no room for a response, its old messages are cut to so many
+            characters, until it does; None to cut none.
 
     Raises:
         PromptTooLongError: If the first prompt leaves no room for ``sampling.max_tokens``.
@@ -125,6 +129,10 @@ async def run_episode(
             if m["role"] == "assistant" and m["content"] in ids_of
         }
         prompt = chat.encode(messages, known)
+        if compact_history_chars is not None:
+            shorter = compactions(messages, compact_history_chars)
+            while len(prompt) + sampling.max_tokens > generator.max_model_len and (cut := next(shorter, None)):
+                prompt = chat.encode(cut[0], {i: ids for i, ids in known.items() if i not in cut[1]})
         if len(prompt) + sampling.max_tokens > generator.max_model_len:
             if outcome is None:
                 raise PromptTooLongError(
@@ -175,6 +183,7 @@ class EnvPool:
         sampling: How to sample a response.
         env_timeout_s: The longest that making, resetting or stepping an environment may take.
         generation_timeout_s: The longest that a response may take.
+        compact_history_chars: See :func:`run_episode`.
     """
 
     def __init__(
@@ -187,6 +196,7 @@ class EnvPool:
         sampling: SamplingParams,
         env_timeout_s: float | None = None,
         generation_timeout_s: float | None = None,
+        compact_history_chars: int | None = None,
     ) -> None:
         self._make_env = make_env
         self._env_timeout_s = env_timeout_s
@@ -197,6 +207,7 @@ class EnvPool:
             sampling=sampling,
             env_timeout_s=env_timeout_s,
             generation_timeout_s=generation_timeout_s,
+            compact_history_chars=compact_history_chars,
         )
         self._idle: list[SelfImprovementEnv] = []
         self._slots = asyncio.Semaphore(size)

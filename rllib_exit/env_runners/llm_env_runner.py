@@ -22,6 +22,7 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.episodes import EnvPool, roll_out
 from rllib_exit.env_runners.generator import EngineError, Generator, SamplingParams
+from rllib_exit.evaluation.greedy_search import search_chain
 from rllib_exit.evaluation.self_improvement import Chain, run_chain
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest
 
@@ -63,7 +64,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         return await roll_out(request, group_size, envs=self._training_envs, policy_version=version)
 
     async def self_improve(self, task_id: str, seed: int) -> Chain | None:
-        """Runs K-step self-improvement on a task of the evaluation's environment.
+        """Runs K-step self-improvement, or K steps of greedy search, on a task of the evaluation's environment.
 
         Returns:
             None where the task's prompt does not fit the context.
@@ -73,7 +74,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             EngineError: If the engine died, or hangs.
         """
         steps = self._evaluation_config.self_improvement_steps
-        return await run_chain(task_id, steps, envs=self._evaluation_envs, seed=seed)
+        run = search_chain if self._evaluation_config.greedy_search else run_chain
+        return await run(task_id, steps, envs=self._evaluation_envs, seed=seed)
 
     async def update_weights(self, weights: np.ndarray, policy_version: int) -> None:
         """Loads new weights in place; responses that are under way go on under them.
@@ -137,6 +139,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             sampling=sampling_params(config),
             env_timeout_s=config.env_timeout_s,
             generation_timeout_s=config.generation_timeout_s,
+            compact_history_chars=config.compact_history_chars,
         )
 
     # What RLlib asks of an EnvRunner.

@@ -18,8 +18,10 @@ from rich.table import Table
 from envs.base import TaskInstance, Turn
 from envs.mle_bench.env import MLEBenchEnv, Result
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import PromptTooLongError, run_episode
+from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError, run_episode
 from rllib_exit.env_runners.generator import Generator, SamplingParams
+from rllib_exit.evaluation.self_improvement import SEEDS_PER_EPISODE, Chain
+from rllib_exit.rollouts import Rollout
 
 # So often a failing script is debugged before the search goes back to the best one.
 DEBUG_STEPS = 3
@@ -170,10 +172,7 @@ async def greedy_search(
     """
 
     async def answer(index: int, parent: Step | None) -> Turn:
-        instance = TaskInstance(task_id)
-        if parent is not None:
-            iterate = Turn(parent.response, parent.feedback, parent.quality, parent.depth)
-            instance = TaskInstance(task_id, iterate=iterate, kind="improve")
+        instance = _instance(task_id, parent)
         rollout = await run_episode(env, instance, generator=generator, chat=chat, sampling=sampling, seed=seed + index)
         return rollout.turns[-1]
 
@@ -202,6 +201,55 @@ async def greedy_search(
         )
         directory.add(step, attempt.script, attempt.submission)
         yield step
+
+
+def _instance(task_id: str, parent: Step | None) -> TaskInstance:
+    """Where a step starts that goes on from another one; None for the empty script."""
+    if parent is None:
+        return TaskInstance(task_id)
+    iterate = Turn(parent.response, parent.feedback, parent.quality, parent.depth)
+    return TaskInstance(task_id, iterate=iterate, kind="improve")
+
+
+async def search_chain(task_id: str, steps: int, *, envs: EnvPool, seed: int) -> Chain | None:
+    """A greedy search on one task as an evaluation: nothing is written down.
+
+    Args:
+        task_id: The competition.
+        steps: How many steps follow the first response.
+        envs: MLE-bench environments.
+        seed: Of the first response.
+
+    Returns:
+        The quality of the best script after each step; None where the first prompt does not fit the context.
+    """
+    taken: list[Step] = []
+    rollouts: list[Rollout] = []
+    for index in range(steps + 1):
+        parent, step_seed = next_parent(taken), seed + SEEDS_PER_EPISODE * index
+        try:
+            rollout = await envs.run(_instance(task_id, parent), seed=step_seed)
+        except PromptTooLongError:
+            if parent is None:
+                return None
+            parent = None
+            rollout = await envs.run(_instance(task_id, None), seed=step_seed)
+        turn = rollout.turns[-1]
+        rollouts.append(rollout)
+        taken.append(
+            Step(
+                index=index,
+                parent=None if parent is None else parent.index,
+                response=turn.response,
+                result=next(result.value for result in Result if rollout.metrics[result.value]),
+                feedback=turn.feedback or "",
+                score=rollout.metrics.get(f"score_{task_id}"),
+                quality=rollout.quality,
+                depth=turn.depth,
+            )
+        )
+    best = [max(step.quality for step in taken[: k + 1]) for k in range(len(taken))]
+    return Chain(task_id, tuple(best), tuple(r.turns for r in rollouts), tuple(r.metrics for r in rollouts))
 
 
 def table(steps: Sequence[Step], title: str | None = None) -> Table:

@@ -53,6 +53,7 @@ async def self_improve(
     seed: int = 0,
     env_timeout_s: float | None = None,
     generation_timeout_s: float | None = None,
+    compact_history_chars: int | None = None,
 ) -> list[Chain | None]:
     """Answers every task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
 
@@ -67,6 +68,7 @@ async def self_improve(
         sampling=sampling,
         env_timeout_s=env_timeout_s,
         generation_timeout_s=generation_timeout_s,
+        compact_history_chars=compact_history_chars,
     )
     chains = (run_chain(task, steps, envs=envs, seed=chain_seed(seed, i, steps)) for i, task in enumerate(task_ids))
     return list(await asyncio.gather(*chains))

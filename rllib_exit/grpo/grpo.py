@@ -230,8 +230,8 @@ class GRPO(Algorithm):
         """K-step self-improvement on every task of ``evaluation_config``'s environment.
 
         Returns:
-            ``num_tasks``, and ``accuracy``, ``net_corrections`` and the domain's metrics with one entry
-            per step, ``step_0`` to ``step_K``.
+            ``num_tasks``; ``improvement``, the accuracy after K steps less that before; and ``accuracy``,
+            ``net_corrections`` and the domain's metrics with one entry per step, ``step_0`` to ``step_K``.
         """
         config, env_runners = self.evaluation_config, self._evaluation_env_runners
         self._sync_weights(env_runners)
@@ -246,9 +246,11 @@ class GRPO(Algorithm):
         def by_step(values: np.ndarray) -> dict[str, float]:
             return {f"step_{k}": float(value) for k, value in enumerate(values)}
 
+        accuracy = accuracy_by_step(chains)
         return {
             "num_tasks": len(chains),
-            "accuracy": by_step(accuracy_by_step(chains)),
+            "improvement": float(accuracy[-1] - accuracy[0]),
+            "accuracy": by_step(accuracy),
             "net_corrections": by_step(net_corrections_by_step(chains)),
             **{name: by_step(values) for name, values in metrics_by_step(chains).items()},
         }

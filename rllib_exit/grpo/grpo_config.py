@@ -54,6 +54,7 @@ class GRPOConfig(AlgorithmConfig):
         self.top_p = 1.0
         self.top_k = 0
         self.stop: tuple[str, ...] = ()
+        self.compact_history_chars: int | None = None
         self.engine_args: dict[str, Any] = {}
         self.generator_class: Callable[..., Any] = vllm_generator
 
@@ -98,6 +99,8 @@ class GRPOConfig(AlgorithmConfig):
         self.min_buffer_size = CurriculumConfig().min_buffer_size
         self.inverse_temperature = CurriculumConfig().inverse_temperature
         self.expansions_per_group = CurriculumConfig().expansions_per_group
+        self.learnability = CurriculumConfig().learnability
+        self.staleness_coeff = CurriculumConfig().staleness_coeff
         self.self_iteration = True
         self.diversity_bonus = True
         self.diversity_metric = "embedding"
@@ -106,6 +109,7 @@ class GRPOConfig(AlgorithmConfig):
         # Evaluation.
         self.self_improvement_steps = 4
         self.splits: dict[str, dict[str, Any]] = {}
+        self.greedy_search = False
 
         # Reporting.
         self.log_rollouts = False
@@ -167,6 +171,7 @@ class GRPOConfig(AlgorithmConfig):
         top_p: float = NotProvided,
         top_k: int = NotProvided,
         stop: Sequence[str] = NotProvided,
+        compact_history_chars: int | None = NotProvided,
         engine_args: dict[str, Any] = NotProvided,
         generator_class: Callable[..., Any] = NotProvided,
     ) -> Self:
@@ -178,6 +183,8 @@ class GRPOConfig(AlgorithmConfig):
             top_p: Below 1 in evaluation only (``evaluation_config``).
             top_k: Above 0 in evaluation only.
             stop: Strings that end a response.
+            compact_history_chars: Where a chat leaves no room for a response, its old messages are cut to so many
+                characters, the oldest first, until it does. None: the episode ends there.
             engine_args: More arguments of ``vllm.AsyncEngineArgs``.
             generator_class: Makes the engine, called as :class:`VLLMGenerator` is.
         """
@@ -187,6 +194,7 @@ class GRPOConfig(AlgorithmConfig):
             top_p=top_p,
             top_k=top_k,
             stop=stop,
+            compact_history_chars=compact_history_chars,
             engine_args=engine_args,
             generator_class=generator_class,
         )
@@ -347,6 +355,8 @@ class GRPOConfig(AlgorithmConfig):
         min_buffer_size: int = NotProvided,
         inverse_temperature: float = NotProvided,
         expansions_per_group: int = NotProvided,
+        learnability: str = NotProvided,
+        staleness_coeff: float = NotProvided,
         diversity_metric: str = NotProvided,
         embedding_model: str = NotProvided,
     ) -> Self:
@@ -361,6 +371,9 @@ class GRPOConfig(AlgorithmConfig):
             min_buffer_size: Nothing is selected while the buffer holds fewer instances.
             inverse_temperature: α: instances are drawn in proportion to their score to this power.
             expansions_per_group: Rollouts of a group that enter the buffer.
+            learnability: What instances are kept and drawn by: ``"variance"`` (the paper's),
+                ``"expected_improvement"`` or ``"regret"``; see :mod:`rllib_exit.curriculum.learnability`.
+            staleness_coeff: The share of selections that is drawn by how long ago an instance was selected.
             diversity_metric: ``"embedding"`` (Eq. 6) or ``"edit_distance"``.
             embedding_model: A sentence-transformers model: directory, hub id or ``bundled:all-minilm-l6-v2``.
         """
@@ -382,11 +395,19 @@ class GRPOConfig(AlgorithmConfig):
             min_buffer_size=min_buffer_size,
             inverse_temperature=inverse_temperature,
             expansions_per_group=expansions_per_group,
+            learnability=learnability,
+            staleness_coeff=staleness_coeff,
             diversity_metric=diversity_metric,
             embedding_model=embedding_model,
         )
 
-    def self_improvement(self, *, steps: int = NotProvided, splits: dict[str, dict[str, Any]] = NotProvided) -> Self:
+    def self_improvement(
+        self,
+        *,
+        steps: int = NotProvided,
+        greedy_search: bool = NotProvided,
+        splits: dict[str, dict[str, Any]] = NotProvided,
+    ) -> Self:
         """Sets K-step self-improvement (paper section 5.3), which evaluation reports.
 
         It runs on the training env runners, or, if ``evaluation_num_env_runners`` is above 0, on those.
@@ -394,10 +415,12 @@ class GRPOConfig(AlgorithmConfig):
 
         Args:
             steps: K.
+            greedy_search: In MLE-bench, every step improves on the best script so far or debugs the last one
+                (section 5.2), instead of the latest iterate; the accuracy after a step is that of the best script.
             splits: What ``rllib evaluate --split NAME`` evaluates on: by name, what the split's ``env_config`` has
                 in place of what the evaluation's has.
         """
-        return self._set(self_improvement_steps=steps, splits=splits)
+        return self._set(self_improvement_steps=steps, greedy_search=greedy_search, splits=splits)
 
     def reporting(self, *, log_rollouts: bool = NotProvided, **kwargs: Any) -> Self:
         """Sets what is reported.
@@ -425,6 +448,8 @@ class GRPOConfig(AlgorithmConfig):
             min_buffer_size=self.min_buffer_size,
             inverse_temperature=self.inverse_temperature,
             expansions_per_group=self.expansions_per_group,
+            learnability=self.learnability,
+            staleness_coeff=self.staleness_coeff,
             self_iteration=self.self_iteration,
             diversity_bonus=self.diversity_bonus,
         )
@@ -466,6 +491,11 @@ class GRPOConfig(AlgorithmConfig):
             self.minibatch_size is None or _is_int(self.minibatch_size, 1),
             "use None (the whole batch) or a number of rollouts",
         )
+        self._check(
+            "compact_history_chars",
+            self.compact_history_chars is None or _is_int(self.compact_history_chars, 0),
+            "use None or a number of characters",
+        )
         for name in ("kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
             self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "use a number of 0 or more")
         self._check("clip_param", _is_number(self.clip_param) and 0 < self.clip_param < 1, "use a number in (0, 1)")
@@ -502,6 +532,11 @@ class GRPOConfig(AlgorithmConfig):
                 isinstance(self.embedding_model, str),
                 "the diversity bonus embeds solutions: name a model, or use diversity_metric='edit_distance'",
             )
+        if self.greedy_search:
+            from envs.mle_bench.env import MLEBenchEnv
+
+            mle_bench = isinstance(self.env, type) and issubclass(self.env, MLEBenchEnv)
+            self._check("greedy_search", mle_bench, f"env is {self.env!r}: only MLE-bench has it, use False")
         self._check("num_env_runners", self.in_evaluation or _is_int(self.num_env_runners, 1), "use 1 or more")
 
     def _validate_learners(self) -> None:

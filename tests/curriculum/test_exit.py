@@ -244,6 +244,8 @@ def test_distinct_instances_ignore_kind_and_depth():
         ({"buffer_size": 3}, "buffer_size is 3, below min_buffer_size 4"),
         ({"expansions_per_group": 0}, "expansions_per_group is 0"),
         ({"inverse_temperature": float("inf")}, "inverse_temperature is inf"),
+        ({"learnability": "luck"}, "learnability is 'luck': use one of variance"),
+        ({"staleness_coeff": 1.5}, "staleness_coeff is 1.5"),
     ],
 )
 def test_validate_names_field_and_value(change, message):
@@ -270,3 +272,12 @@ def test_imports_neither_ray_nor_torch_nor_vllm():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("variance", 3 / 16), ("regret", 0.75), ("expected_improvement", 3 / 16)]
+)
+def test_instances_are_scored_by_the_chosen_learnability(name, expected):
+    exit_ = make(replace(EXIT, learnability=name))
+    exit_.update([group(exit_.select(1)[0], (0.0, 0.0, 0.0, 1.0), num_turns=1)])
+    assert exit_.buffer.scores.tolist() == [expected]

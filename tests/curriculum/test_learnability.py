@@ -3,7 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_exit.curriculum.learnability import learnability
+from envs.base import TaskInstance, Turn
+from rllib_exit.curriculum.learnability import SCORES, expected_improvement, learnability, regret
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+
+groups = st.lists(st.floats(0, 1), min_size=1, max_size=32)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=32))
@@ -23,7 +27,54 @@ def test_equal_qualities_score_exactly_zero(quality, size):
     assert learnability(np.full(size, quality)) == 0.0
 
 
+@given(groups, st.floats(0, 1))
+def test_expected_improvement_is_the_mean_gain_over_the_iterate(qualities, previous):
+    expected = sum(max(q - previous, 0) for q in qualities) / len(qualities)
+    assert expected_improvement(qualities, previous) == pytest.approx(expected)
+    assert 0 <= expected_improvement(qualities, previous) <= 1
+
+
+def test_expected_improvement_ignores_what_got_worse_and_variance_does_not():
+    assert expected_improvement([0.2, 0.5, 0.5], previous=0.5) == 0.0 < learnability([0.2, 0.5, 0.5])
+    assert expected_improvement([0.5, 0.9], previous=0.5) == pytest.approx(0.2)
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=16))
+def test_without_an_iterate_expected_improvement_of_right_and_wrong_is_the_variance(qualities):
+    assert expected_improvement(qualities) == pytest.approx(learnability(qualities))
+
+
+@given(groups)
+def test_regret_is_the_best_less_the_mean(qualities):
+    assert regret(qualities) == pytest.approx(max(qualities) - sum(qualities) / len(qualities), abs=1e-12)
+    assert 0 <= regret(qualities) <= 1
+
+
+def test_regret_prefers_what_succeeds_rarely_and_variance_what_succeeds_half_of_the_time():
+    rare, half, always = [0, 0, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]
+    assert regret(rare) > regret(half) > regret(always) == 0
+    assert learnability(half) > learnability(rare)
+
+
+@given(st.floats(0, 1), st.integers(1, 33), st.sampled_from(sorted(SCORES)))
+def test_every_score_of_a_base_task_with_equal_qualities_is_exactly_zero(quality, size, name):
+    assert SCORES[name](group([quality] * size, TaskInstance("t"))) == 0.0
+
+
+def test_scores_see_the_groups_iterate():
+    iterate = TaskInstance("t", iterate=Turn("x", quality=0.5), kind="improve")
+    assert SCORES["expected_improvement"](group([0.5, 1.0], iterate)) == 0.25
+    assert SCORES["variance"](group([0.5, 1.0], iterate)) == 0.0625
+    assert SCORES["regret"](group([0.5, 1.0], iterate)) == 0.25
+
+
+def group(qualities, instance):
+    rollouts = tuple(Rollout((), (), quality, quality) for quality in qualities)
+    return RolloutGroup(RolloutRequest("0", instance), rollouts)
+
+
+@pytest.mark.parametrize("score", [learnability, expected_improvement, regret])
 @pytest.mark.parametrize("qualities", [[0, 1.1], [-0.1, 0], [0.5, np.nan], [], [[0, 1]]])
-def test_rejects_what_is_no_group_of_qualities(qualities):
+def test_rejects_what_is_no_group_of_qualities(qualities, score):
     with pytest.raises(ValueError):
-        learnability(qualities)
+        score(qualities)

@@ -108,6 +108,60 @@ def test_draws_in_proportion_to_the_powers_of_the_scores(scores, alpha):
     assert chi2 < 30  # 99.99 % of the chi-square distribution with up to 5 degrees of freedom is below 26
 
 
+def drawn_slots(buffer, num, seed=0):
+    rng = np.random.default_rng(seed)
+    return [buffer.instances.index(buffer.sample(rng)) for _ in range(num)]
+
+
+def test_without_staleness_an_instance_of_score_zero_is_never_drawn_again_and_with_it_soon():
+    counts = {}
+    for coeff in (0.0, 0.3):
+        buffer = TaskBuffer(4, staleness_coeff=coeff)
+        for i, score in enumerate([0.0, 0.25, 0.25, 0.0]):
+            buffer.insert(instance(i), score)
+        counts[coeff] = np.bincount(drawn_slots(buffer, 1000), minlength=4)
+    assert counts[0.0][[0, 3]].sum() == 0
+    assert counts[0.3][[0, 3]].min() > 80
+
+
+def test_staleness_counts_the_draws_since_an_instance_was_drawn_or_inserted():
+    buffer = TaskBuffer(4, staleness_coeff=1.0)
+    for i in range(3):
+        buffer.insert(instance(i), 0.1)
+    drawn_slots(buffer, 5)
+    buffer.insert(instance(3), 0.1)
+    rng, num = np.random.default_rng(1), 4000
+    state = buffer.get_state()
+    staleness = state["num_draws"] - state["drawn_at"]
+    assert staleness[3] == 0 and sorted(staleness.tolist())[1] == 0  # the new one, and the one drawn last
+    counts = np.zeros(4)
+    for _ in range(num):
+        buffer.set_state(state)
+        counts[buffer.instances.index(buffer.sample(rng))] += 1
+    np.testing.assert_allclose(counts / num, staleness / staleness.sum(), atol=0.03)
+
+
+def test_drawn_by_staleness_alone_no_instance_waits_for_long():
+    buffer = TaskBuffer(8, staleness_coeff=1.0)
+    for i in range(8):
+        buffer.insert(instance(i), 0.0 if i else 0.25)
+    slots = drawn_slots(buffer, 400)
+    assert max(np.diff(np.flatnonzero(np.array(slots) == 3))) < 40
+
+
+def test_staleness_moves_with_the_instance_and_is_restored():
+    buffer = TaskBuffer(8, staleness_coeff=0.5)
+    for i in range(8):
+        buffer.insert(instance(i), 0.1)
+    drawn_slots(buffer, 20)
+    last = buffer.get_state()["drawn_at"][7]
+    buffer.remove(instance(2))  # the last one moves to its slot
+    assert buffer.instances[2] == instance(7) and buffer.get_state()["drawn_at"][2] == last
+    restored = TaskBuffer(8, staleness_coeff=0.5)
+    restored.set_state(pickle.loads(pickle.dumps(buffer.get_state())))
+    assert drawn_slots(restored, 100) == drawn_slots(buffer, 100)
+
+
 def test_full_buffer_replaces_the_oldest_of_the_lowest():
     buffer = TaskBuffer(3)
     for i, score in enumerate([0.1, 0.1, 0.2]):
@@ -184,6 +238,8 @@ def test_rejects_bad_arguments():
         TaskBuffer(0)
     with pytest.raises(ValueError, match="inverse_temperature is -1"):
         TaskBuffer(1, -1)
+    with pytest.raises(ValueError, match="staleness_coeff is 2"):
+        TaskBuffer(1, 1, 2)
     buffer = TaskBuffer(2)
     with pytest.raises(IndexError):
         buffer.sample(np.random.default_rng(0))

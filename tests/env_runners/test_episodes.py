@@ -108,6 +108,47 @@ def test_a_prompt_that_does_not_fit_is_refused_and_one_that_grows_too_long_trunc
     assert rollout.truncated and len(rollout.turns) == 1 and rollout.return_ == pytest.approx(1 / 3)
 
 
+class ChattyEnv(CountEnv):
+    """A CountEnv whose feedback fills the context."""
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        outcome = super().respond(task, response)
+        return Outcome(outcome.quality, feedback=f"<{self.taken}{'x' * 200}>", done=outcome.done)
+
+
+def test_a_history_that_outgrows_the_context_is_compacted(model: str) -> None:
+    prompt = len(ChatTokenizer(model).encode(CountEnv().prompt(Task("count", ""))))
+
+    def run(compact_history_chars: int | None) -> tuple[Rollout, list[str]]:
+        generator = ScriptedGenerator(model, counter(), max_model_len=prompt + 400)
+        chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=16)
+        rollout = asyncio.run(
+            run_episode(
+                ChattyEnv(turns=4),
+                TaskInstance("count"),
+                generator=generator,
+                chat=chat,
+                sampling=sampling,
+                seed=0,
+                compact_history_chars=compact_history_chars,
+            )
+        )
+        return rollout, [chat.tokenizer.decode(ids) for ids in generator.prompts]
+
+    whole, prompts = run(None)
+    assert whole.truncated and len(whole.turns) == 2
+    rollout, compacted = run(6)
+    assert not rollout.truncated and rollout.quality == 1.0 and len(rollout.turns) == 4
+    assert compacted[:2] == prompts  # nothing is cut that fits
+    assert "<1x\n[… 197 characters left out …]\nxx>" in compacted[2] and f"<2{'x' * 200}>" in compacted[2]
+    assert "<2x\n[… 197" in compacted[3] and f"<3{'x' * 200}>" in compacted[3]
+    # Tokens are trained on after the prompt that they were generated from.
+    decode = ChatTokenizer(model).tokenizer.decode
+    texts = [decode(segment.token_ids[segment.loss_mask], skip_special_tokens=True) for segment in rollout.segments]
+    assert "".join(texts) == "1234" and len(rollout.segments) == 3
+    assert all(turn.feedback == f"<{t}{'x' * 200}>" for t, turn in enumerate(rollout.turns, 1))
+
+
 def groups(
     model: str,
     requests: Sequence[RolloutRequest],

@@ -19,7 +19,7 @@ from envs.mle_bench.prompts import GOALS
 from envs.mle_bench.synthetic import generate
 from envs.sandbox.sandbox import Run, Status
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import PromptTooLongError
+from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError
 from rllib_exit.env_runners.generator import SamplingParams
 from rllib_exit.evaluation.greedy_search import (
     DEBUG_STEPS,
@@ -29,8 +29,10 @@ from rllib_exit.evaluation.greedy_search import (
     greedy_search,
     next_parent,
     plot,
+    search_chain,
     table,
 )
+from rllib_exit.evaluation.self_improvement import SEEDS_PER_EPISODE, Chain
 from tests.fakes import ScriptedGenerator
 
 NAME = "courier-delivery-times"
@@ -200,6 +202,33 @@ def test_a_script_that_leaves_no_room_is_left(env: MLEBenchEnv, tiny_model: str,
     assert [step.parent for step in steps] == [None, None]
     with pytest.raises(PromptTooLongError):
         search(env, tiny_model, IMPROVING, 1, tmp_path / "b", max_model_len=prompt + 63)
+
+
+def evaluate(env: MLEBenchEnv, model: str, steps: int, max_model_len: int = 8192) -> tuple[Chain | None, list[str]]:
+    generator = ScriptedGenerator(
+        model, lambda prompt, seed: IMPROVING(prompt, seed // SEEDS_PER_EPISODE), max_model_len=max_model_len
+    )
+    chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=64)
+
+    async def run() -> Chain | None:
+        envs = EnvPool(lambda: env, 1, generator=generator, chat=chat, sampling=sampling)
+        return await search_chain(NAME, steps, envs=envs, seed=0)
+
+    chain = asyncio.run(run())
+    return chain, [generator.chat.tokenizer.decode(prompt) for prompt in generator.prompts]
+
+
+def test_a_search_as_an_evaluation_takes_the_same_steps(env: MLEBenchEnv, tiny_model: str, tmp_path: Path):
+    steps, prompts = search(env, tiny_model, IMPROVING, 7, tmp_path)
+    chain, evaluated_prompts = evaluate(env, tiny_model, 6)
+    assert chain is not None and evaluated_prompts == prompts
+    assert list(chain.qualities) == [max(step.quality for step in steps[: k + 1]) for k in range(7)]
+    assert chain.qualities[-1] > chain.qualities[0]
+    assert [metrics["no_script"] for metrics in chain.metrics] == [0, 0, 0, 0, 0, 1, 0]
+
+
+def test_an_evaluation_that_does_not_fit_has_no_chain(env: MLEBenchEnv, tiny_model: str):
+    assert evaluate(env, tiny_model, 2, max_model_len=80)[0] is None
 
 
 def test_the_table_and_the_figure(tmp_path: Path):

@@ -83,6 +83,7 @@ def test_an_iteration_reports_every_metric_of_the_design(algo: Any) -> None:
     result = algo.train()
     assert set(result["curriculum"]) >= {
         "buffer_size", "buffer_score_min", "buffer_score_mean", "buffer_score_max", "selected_fraction",
+        "starting_turn_plateau",
         "improve_fraction", "diverge_fraction", "depth_mean", "starting_turn_mean", "distinct_tasks_total",
         "distinct_instances_total", "group_variance_mean", "zero_variance_fraction",
     }  # fmt: skip
@@ -198,5 +199,6 @@ def test_evaluation_reports_accuracy_and_corrections_by_step(tiny_model: str, ra
         assert evaluation["num_tasks"] == 20
         assert set(evaluation["accuracy"]) == set(evaluation["net_corrections"]) == {"step_0", "step_1", "step_2"}
         assert evaluation["net_corrections"]["step_0"] == 0
+        assert evaluation["improvement"] == evaluation["accuracy"]["step_2"] - evaluation["accuracy"]["step_0"]
     finally:
         algo.stop()
