@@ -7,6 +7,7 @@ done in plain Python processes (this module run by name). A process ends when it
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -205,10 +206,7 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
         return
     reply()
     while True:
-        try:
-            request, timeout_s = connection.recv()
-        except EOFError:
-            return
+        request, timeout_s = connection.recv()
         signal.alarm(math.ceil(timeout_s) + ORPHAN_GRACE_S)
         for answer in handler(request):
             reply(answer)
@@ -217,4 +215,5 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
+        _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -10,7 +10,7 @@ from envs.mle_bench.synthetic import generate
 from rllib_exit.files import make_once
 from rllib_exit.grpo.grpo_config import GRPOConfig
 from rllib_exit.models import cache_dir
-from rllib_exit.scale import current_scale
+from rllib_exit.scale import cpu_dtype, current_scale
 
 # Where `mlebench prepare` puts competitions by default.
 DATA = Path("~/.cache/mle-bench/data").expanduser()
@@ -81,7 +81,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     config = (
         base(strategy)
         .environment(MLEBenchEnv, env_config=env_config)
-        .language_model("bundled:smollm2-135m-instruct", dtype="float32", max_model_len=1536)
+        .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=1536)
         .generation(max_response_tokens=160, engine_args={"max_num_seqs": 32})
         .training(lr=2e-5, kl_coeff=0.0, max_tokens_per_micro_batch=1536)
         .curriculum(embedding_model="bundled:all-minilm-l6-v2")
