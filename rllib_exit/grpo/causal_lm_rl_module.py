@@ -17,6 +17,7 @@ from rllib_exit.grpo.sharding.ddp import DDPModel
 from rllib_exit.grpo.sharding.sharded_model import ShardedModel, cast_parameters
 from rllib_exit.grpo.sharding.weights import collect_weights
 from rllib_exit.models import resolve_model
+from rllib_exit.objective.logprobs import OutputLayer
 from rllib_exit.objective.packing import Pack
 
 LOGPROBS = "logprobs"
@@ -61,6 +62,10 @@ class CausalLMRLModule(TorchRLModule):
         self._lora = lora is not None
         self.model: Any = _load_model(resolve_model(model), attn_implementation)
         self.model.config.use_cache = False
+        linear = self.model.get_output_embeddings()
+        if type(linear) is not nn.Linear:
+            raise ValueError(f"model {model!r} has {linear!r} as its output layer: use one with a torch.nn.Linear")
+        self.model.set_output_embeddings(OutputLayer(linear))
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.reference: Any = None
@@ -92,20 +97,25 @@ class CausalLMRLModule(TorchRLModule):
 
     def _score(self, model: Any, pack: Pack) -> dict[str, torch.Tensor]:
         mixed = any(p.dtype != self.compute_dtype for p in model.parameters())
-        with torch.autocast(pack.token_ids_T.device.type, dtype=self.compute_dtype, enabled=mixed):
-            logits = model(
+        [output_layer] = (m for m in model.modules() if isinstance(m, OutputLayer))
+        with (
+            torch.autocast(pack.token_ids_T.device.type, dtype=self.compute_dtype, enabled=mixed),
+            output_layer.scoring(pack.targets_N, self.temperature),
+        ):
+            scores = model(
                 input_ids=pack.token_ids_T[None],
                 position_ids=pack.position_ids_T[None],
                 attention_mask=self._attention_mask(pack),
                 # Only the positions that predict a generated token go through the output layer.
                 logits_to_keep=pack.sources_N,
-            ).logits[0]
-        logits = logits.float() / self.temperature
-        logprobs_NV = logits.log_softmax(-1)
-        logprobs_N = logprobs_NV.gather(-1, pack.targets_N[:, None])[:, 0]
-        with torch.no_grad():
-            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-        return {LOGPROBS: logprobs_N, ENTROPY: entropy_N}
+            ).logits
+        if scores.untyped_storage().data_ptr() != output_layer.scores_at:
+            raise ValueError(
+                f"model {self.model_config['model']!r} changes the logits of its output layer, by a scale or a soft "
+                "cap, so that the learner's log-probabilities would not be the engine's: use a model that does not"
+            )
+        logprobs_N, entropy_N = scores
+        return {LOGPROBS: logprobs_N, ENTROPY: entropy_N.detach()}
 
     def _attention_mask(self, pack: Pack) -> torch.Tensor | None:
         # Flash attention finds a pack's documents by its position ids.

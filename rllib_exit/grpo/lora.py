@@ -23,19 +23,20 @@ def add_adapters(model: nn.Module, *, r: int, alpha: float, target_modules: str 
         target_modules: The linear layers that get one, by the ends of their names, or ``"all-linear"``.
 
     Raises:
-        ValueError: If a target is no linear layer, or its weight is another's too.
+        ValueError: If a target is no linear layer, or the output layer.
     """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=target_modules)  # type: ignore[arg-type]
-    adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+    wanted = f"lora_target_modules is {target_modules!r}: name linear layers before the output layer"
+    try:
+        adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{wanted}. {error}") from error
     parameters = dict(adapted.named_parameters())
     known = {part for parts in sources(parameters).values() for part in parts[1:]}
     if odd := [name for name, p in parameters.items() if p.requires_grad and name not in known]:
-        raise ValueError(
-            f"lora_target_modules is {target_modules!r}: name linear layers whose weights are not tied to others; "
-            f"{odd[0].removeprefix(_PREFIX)} is of another kind"
-        )
+        raise ValueError(f"{wanted}; {odd[0].removeprefix(_PREFIX)} is of another kind")
     return adapted
 
 

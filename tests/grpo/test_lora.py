@@ -74,8 +74,8 @@ def test_a_checkpoint_holds_the_adapters_and_gives_the_merged_policy(tiny_model:
     assert merged.keys() == dict(model.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])  # lm_head is tied to embed_tokens
-def test_targets_whose_weights_cannot_be_merged_are_refused(target: str, tiny_model: str) -> None:
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head", "q_project"])
+def test_targets_that_are_no_linear_layer_or_the_output_layer_are_refused(target: str, tiny_model: str) -> None:
     with pytest.raises(ValueError, match=rf"lora_target_modules is \['{target}'\]: name linear layers"):
         make_learner(tiny_model, **LORA, lora_target_modules=[target])
 
