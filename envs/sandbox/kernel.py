@@ -108,7 +108,8 @@ class LandlockRules:
             os.close(fd)
 
     def allow_reading(self, path: str, hidden: str) -> None:
-        """Allows reading a file or a directory, except what lies below ``hidden``."""
+        """Allows reading a file or a directory, except what lies below ``hidden``, which is a real path."""
+        path = os.path.realpath(path)  # a rule is for the place itself, whatever link led to it
         if path == hidden:
             return
         if not hidden.startswith(path.rstrip("/") + "/"):

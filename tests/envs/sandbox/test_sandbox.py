@@ -134,10 +134,18 @@ def test_installed_packages_can_be_imported(tier: Tier):
     assert (run.status, run.output) == (Status.OK, "3\n")
 
 
+@pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("tier", working_tiers())
-def test_the_package_that_holds_the_sandbox_is_hidden(tier: Tier, monkeypatch: pytest.MonkeyPatch):
-    """As where it is installed beside the libraries."""
+def test_the_package_that_holds_the_sandbox_is_hidden(
+    tier: Tier, linked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """As where it is installed beside the libraries, also in a virtual environment that is reached by a link."""
     import numpy
+
+    python = None
+    if linked:
+        (tmp_path / "link").symlink_to(os.path.realpath(sys.prefix))
+        python = str(tmp_path / "link" / "bin" / os.path.basename(sys.executable))
 
     monkeypatch.setattr(view, "HIDDEN", os.path.realpath(Path(numpy.__file__).parent))
     script = f"""
@@ -145,7 +153,7 @@ import pytest
 try: print(open({numpy.__file__!r}).read())
 except OSError: print("hidden")
 """
-    run = run_script(script, tier=tier)
+    run = run_script(script, tier=tier, python=python)
     assert (run.status, run.output) == (Status.OK, "hidden\n")
 
 
