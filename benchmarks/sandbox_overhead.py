@@ -2,7 +2,8 @@
 
     python benchmarks/sandbox_overhead.py --output docs/sandbox_overhead.json
 
-The contenders take turns, so that a change in the machine's load falls on all of them.
+The contenders take turns, so that a change in the machine's load falls on all of them. Wall-clock time is what a run
+takes; CPU time, of this process and all that it started, is what it costs, and varies little with the load.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +39,11 @@ def sandboxed(tier: Tier) -> Callable[[], None]:
     return run
 
 
+def cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25, help="runs of each contender")
@@ -49,19 +56,25 @@ def main() -> None:
         except SandboxUnavailableError as error:
             print(error, file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu_times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(args.rounds):
         for name, run in contenders.items():
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), cpu_seconds()
             run()
             times[name].append(1000 * (time.perf_counter() - begin))
+            cpu_times[name].append(1000 * (cpu_seconds() - cpu_begin))
 
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{'':12}{'median ms':>10}{'min ms':>8}{'over plain':>12}")
+    cpu_medians = {name: statistics.median(values) for name, values in cpu_times.items()}
+    print(f"{'':12}{'median ms':>10}{'min ms':>8}{'over plain':>12}{'CPU ms':>8}{'over plain':>12}")
     for name, values in times.items():
-        print(f"{name:12}{medians[name]:10.1f}{min(values):8.1f}{medians[name] - medians['plain']:12.1f}")
+        wall, cpu = medians[name], cpu_medians[name]
+        over, cpu_over = wall - medians["plain"], cpu - cpu_medians["plain"]
+        print(f"{name:12}{wall:10.1f}{min(values):8.1f}{over:12.1f}{cpu:8.1f}{cpu_over:12.1f}")
     if args.output:
         machine = {"python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count()}
         report = {**machine, "uid": os.getuid(), "rounds": args.rounds, "median_ms": medians, "ms": times}
+        report |= {"cpu_median_ms": cpu_medians, "cpu_ms": cpu_times}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, indent=1) + "\n")
 
