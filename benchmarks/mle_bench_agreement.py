@@ -87,7 +87,7 @@ def toxic(raw: Path, rng: np.random.Generator) -> None:
     labels = pd.DataFrame(rng.integers(0, 2, (len(ids), 6)), columns=classes)
     labels[rng.random(len(ids)) < 0.3] = -1  # as Kaggle marks what was not scored
     train, test = texts[:ROWS].join(labels[:ROWS].clip(lower=0)), texts[ROWS:]
-    answers = test[["id"]].join(labels[ROWS:])
+    answers = test.drop(columns="comment_text").join(labels[ROWS:])
     sample = answers.assign(**dict.fromkeys(classes, 0.5))
     for name, table in (("train", train), ("test", test), ("test_labels", answers), ("sample_submission", sample)):
         zipped(raw / f"{name}.csv.zip", {f"{name}.csv": table.to_csv(index=False)})
@@ -109,12 +109,12 @@ RAW: dict[str, Callable[[Path, np.random.Generator], None]] = {
 }
 
 
-def submissions(gold: pd.DataFrame, rng: np.random.Generator) -> Iterator[tuple[str, pd.DataFrame]]:
+def submissions(gold: Any, rng: np.random.Generator) -> Iterator[tuple[str, Any]]:
     """The right answers, then others, each with what it is."""
     targets = gold.select_dtypes("number").columns.drop("id", errors="ignore")
     yield "gold", gold
 
-    def predict(noise: float) -> pd.DataFrame:
+    def predict(noise: float) -> Any:
         values = np.clip(gold[targets].to_numpy(float), 0, None)
         values = np.abs((1 - noise) * values + noise * rng.random(values.shape))
         if len(targets) == 3:  # probabilities of authors
