@@ -14,6 +14,8 @@ import typer
 import yaml
 
 if TYPE_CHECKING:
+    from ray.tune import TuneConfig
+
     from rllib_exit.grpo.grpo_config import GRPOConfig
 
 Scale = Annotated[
@@ -25,17 +27,18 @@ Settings = Annotated[
 ]
 
 
-def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any]]:
-    """Runs a Python file and takes its ``config`` and ``stop``.
+def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None]:
+    """Runs a Python file and takes its ``config``, ``stop`` and ``tune_config``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it has no usable ``config`` or ``stop``.
+        ValueError: If it has no usable ``config``, ``stop`` or ``tune_config``.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist")
 
     import ray.cloudpickle
+    from ray.tune import TuneConfig
 
     from rllib_exit.grpo.grpo_config import GRPOConfig
 
@@ -51,6 +54,7 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any]]:
     ray.cloudpickle.register_pickle_by_value(module)
 
     config, stop = getattr(module, "config", None), getattr(module, "stop", {})
+    tune_config = getattr(module, "tune_config", None)
     if not isinstance(config, GRPOConfig):
         has = "no `config`" if config is None else f"a `config` of type {type(config).__name__}"
         raise ValueError(f"{file} has {has}: set `config = GRPOConfig()...` in it")
@@ -58,7 +62,12 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any]]:
         raise ValueError(
             f"{file} has a `stop` of type {type(stop).__name__}: use a dict like {{'training_iteration': 10}}"
         )
-    return config, dict(stop)
+    if not isinstance(tune_config, TuneConfig | None):
+        raise ValueError(
+            f"{file} has a `tune_config` of type {type(tune_config).__name__}: "
+            "use ray.tune.TuneConfig(metric=…, mode=…)"
+        )
+    return config, dict(stop), tune_config
 
 
 def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
@@ -84,7 +93,7 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
         if name == "strategy" and not path:
             config.curriculum(value)
         elif path:
-            setattr(config, name, _replaced(getattr(config, name), path, value, key))
+            setattr(config, name, replaced(getattr(config, name), path, value, key))
         else:
             setattr(config, name, value)
     return config
@@ -104,7 +113,7 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
         raise ValueError(f"--set {setting}: the value is no JSON or YAML literal ({error})") from error
 
 
-def _replaced(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
+def replaced(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
     """A copy of a nested dict with the value at the path."""
     if not path:
         return value
@@ -112,7 +121,7 @@ def _replaced(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
         old = {}
     if not isinstance(old, Mapping):
         raise ValueError(f"--set {key}: it reaches into {old!r}, which is no dict")
-    return {**old, path[0]: _replaced(old.get(path[0]), path[1:], value, key)}
+    return {**old, path[0]: replaced(old.get(path[0]), path[1:], value, key)}
 
 
 def check(config: GRPOConfig) -> None:

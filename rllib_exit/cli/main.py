@@ -13,6 +13,7 @@ from rllib_exit.cli.grafana import grafana
 from rllib_exit.cli.rollouts import rollouts
 from rllib_exit.cli.search import search
 from rllib_exit.cli.sft import sft
+from rllib_exit.cli.sweep_table import sweep_table
 from rllib_exit.cli.train import train_file
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command()(export)
 app.command()(sft)
 app.command()(search)
 app.command()(rollouts)
+app.command()(sweep_table)
 app.command()(grafana)
 
 

@@ -23,16 +23,26 @@ from rllib_exit.cli.runs import load_iteration
 from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 
 if TYPE_CHECKING:
+    from ray.tune import TuneConfig
+
     from rllib_exit.grpo.grpo_config import GRPOConfig
 
 
 def train_file(
-    file: Annotated[Path, typer.Argument(help="Python file with `config`, a GRPOConfig, and maybe `stop`, a dict.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Python file with `config`, a GRPOConfig, maybe `stop`, a dict, and `tune_config` (sweeps)."
+        ),
+    ],
     stop_iters: Annotated[int | None, typer.Option(min=1, help="Stop after this many iterations in all.")] = None,
     scale: Scale = "auto",
     results_dir: Annotated[Path, typer.Option(help="Where results and checkpoints go.")] = Path("results"),
     resume: Annotated[
-        Path | None, typer.Option(help="Go on from a checkpoint, or from the newest whole one under a directory.")
+        Path | None,
+        typer.Option(
+            help="Go on from a checkpoint, or from the newest whole one under a directory; or with a sweep's directory."
+        ),
     ] = None,
     checkpoint_freq: Annotated[
         int, typer.Option(min=0, help="Iterations between checkpoints; 0: only at the end.")
@@ -40,31 +50,58 @@ def train_file(
     log_rollouts: Annotated[
         bool, typer.Option("--log-rollouts", help="Log every rollout, for `rllib rollouts`.")
     ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of a sweep: none, asha or pbt; by default tune_config's.")
+    ] = None,
+    best_of: Annotated[
+        Path | None, typer.Option(help="Take the values of this sweep's best trial, but for what is swept now.")
+    ] = None,
     settings: Settings = None,
     verbose: Verbose = False,
 ) -> None:
-    """Trains what a Python file configures.
+    """Trains what a Python file configures; sweeps, if its config has Tune's search spaces.
 
     Runs on this machine, or on the Ray cluster that RAY_ADDRESS names ("auto": the one this machine is part of).
     result.json, progress.csv and TensorBoard's events appear under --results-dir, beside the checkpoints. Ctrl-C
-    stops after the current iteration and saves; a second one stops at once.
+    stops after the current iteration and saves; a second one stops at once. A
+    sweep ends with the first one, and goes on with --resume from its trials' checkpoints.
     """
     with clear_errors(verbose):
         os.environ[SCALE_VARIABLE] = scale
         quiet(verbose)
         cluster = "RAY_ADDRESS" in os.environ
-        checkpoint = checkpoints.newest(resume) if resume else None
         try:
             if cluster:
                 _init_ray(verbose)
             taken, reason = scale_and_reason()
             say(f"scale: {taken} ({reason})")
-            config, stop = load_file(file)
+            config, stop, tune_config = load_file(file)
             config = override(config, settings or [])
+            from rllib_exit.cli import sweeps
+
+            if best_of is not None:
+                config = sweeps.take_best(config, best_of)
             if log_rollouts:
                 config.reporting(log_rollouts=True)
             if stop_iters is not None:
                 stop = {**stop, "training_iteration": stop_iters}
+            if tune_config is not None or sweeps.search_spaces(config):
+                directory = (resume or results_dir / file.stem).absolute()
+                _sweep(
+                    config,
+                    stop,
+                    tune_config,
+                    directory,
+                    resume is not None,
+                    scheduler,
+                    checkpoint_freq,
+                    cluster,
+                    verbose,
+                )
+                return
+            if scheduler is not None:
+                raise ValueError(f"--scheduler is for sweeps, and the config of {file} has no search space")
+            checkpoint = checkpoints.newest(resume) if resume else None
             if checkpoint is not None:
                 done = load_iteration(checkpoint)
                 if done >= stop.get("training_iteration", float("inf")):
@@ -122,6 +159,46 @@ def _train_with_tune(
     if trial.status != "TERMINATED":
         _raise_trial_error(trial, directory, verbose)
     _say_summary(progress, directory)
+
+
+def _sweep(
+    config: GRPOConfig,
+    stop: dict[str, Any],
+    tune_config: TuneConfig | None,
+    directory: Path,
+    resume: bool,
+    scheduler: str | None,
+    checkpoint_freq: int,
+    cluster: bool,
+    verbose: bool,
+) -> None:
+    from rllib_exit.cli import sweeps
+
+    sweep = sweeps.Sweep.of(config, tune_config)
+    assert tune_config is not None
+    sweeps.check_directory(directory, sweep, resume)
+    trial_scheduler = tune_config.scheduler if scheduler is None else sweeps.make_scheduler(scheduler, config, stop)
+    first = sweeps.check_variants(config)
+    check(first)
+    for name in {"model_name", "embedding_model"} - sweep.spaces.keys():
+        setattr(config, name, getattr(first, name))
+    needed = _needed_resources(first)
+    if not cluster:
+        num_trials = tune_config.max_concurrent_trials or 1
+        _init_ray(verbose, num_cpus=max(os.cpu_count() or 1, num_trials * int(needed.get("CPU", 0))))
+    _check_resources(needed)
+    say(f"sweep: {directory}")
+    sweeps.run_sweep(
+        config,
+        stop,
+        tune_config,
+        sweep,
+        directory=directory,
+        scheduler=trial_scheduler,
+        stopper=lambda trial_id, result: _reached(stop, result),
+        resume=resume,
+        checkpoint_freq=checkpoint_freq,
+    )
 
 
 def _needed_resources(config: GRPOConfig) -> dict[str, float]:

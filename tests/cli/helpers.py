@@ -74,3 +74,14 @@ def write_checkpoint(path: Path, config: GRPOConfig, weights: dict[str, np.ndarr
         policy.parent.mkdir(parents=True)
         policy.write_bytes(save(weights))
     return path
+
+
+class SkillEnv(DigitEnv):
+    """Every response has the quality that the config says: what a sweep finds out."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__({})
+        self.skill = config["skill"]
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        return Outcome(self.skill)

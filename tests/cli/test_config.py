@@ -68,6 +68,6 @@ def test_files_import_their_neighbours(tmp_path: Path, tiny_model: str):
         "from cli_neighbour import STOP as stop\nfrom tests.cli.helpers import make_config\n"
         f"config = make_config({tiny_model!r})\n"
     )
-    config, stop = load_file(path)
+    config, stop, _ = load_file(path)
     assert stop == {"training_iteration": 2}
     assert config.model_name == tiny_model
