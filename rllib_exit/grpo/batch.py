@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rllib_exit.objective.loss import LossAggregation, loss_weights
-from rllib_exit.objective.packing import Row
+from rllib_exit.objective.packing import Row, split
 from rllib_exit.rollouts import RolloutGroup
 
 
@@ -69,7 +69,7 @@ def make_batches(
                 if weight and not (skip_zero_advantage and rollouts[i][1] == 0)
             ]
         )
-    shards = [_shard(rows, num_learners) for rows in minibatches]
+    shards = [split(rows, num_learners) for rows in minibatches]
     return [TrainBatch(tuple(tuple(shard[i]) for shard in shards)) for i in range(num_learners)]
 
 
@@ -84,16 +84,3 @@ def _chunks(groups: list, minibatch_size: int | None) -> list[list]:
         chunks[-1].append(item)
         size += len(item[0].rollouts)
     return chunks
-
-
-def _shard(rows: list[Row], num_learners: int) -> list[list[Row]]:
-    """Shares rows out by tokens, the longest first, each to the learner with the fewest."""
-    if num_learners == 1:
-        return [rows]
-    shards: list[list[Row]] = [[] for _ in range(num_learners)]
-    tokens = [0] * num_learners
-    for row in sorted(rows, key=lambda row: -len(row.token_ids)):
-        least = tokens.index(min(tokens))
-        shards[least].append(row)
-        tokens[least] += len(row.token_ids)
-    return shards

@@ -8,6 +8,7 @@ the tree, and positions count along the branch, so that each row gets the log-pr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -91,9 +92,32 @@ def pack(rows: Sequence[Row], max_tokens: int, share_prefixes: bool = True) -> l
     for i in trained:
         if rows[i].loss_mask[0]:
             raise ValueError(f"row {i} trains its first token, which nothing predicts: give it a prompt")
-    # Big-endian bytes sort as the token ids do.
-    trained.sort(key=lambda i: rows[i].token_ids.astype(">u4").tobytes())
+    trained.sort(key=lambda i: _sort_key(rows[i]))
     return [_build(rows, members) for members in _fill(rows, trained, max_tokens, share_prefixes)]
+
+
+def split(rows: Sequence[Row], parts: int) -> list[list[Row]]:
+    """Cuts rows, in the order that packs have them, into parts of about as many tokens after sharing prefixes.
+
+    A common prefix is computed in each part that has a row of it: with the order kept, that is hardly ever more
+    than one.
+    """
+    if parts == 1:
+        return [list(rows)]
+    rows = sorted(rows, key=_sort_key)
+    shared = [0, *itertools.starmap(_common_prefix, itertools.pairwise(rows))]
+    new = np.array([len(row.token_ids) - n for row, n in zip(rows, shared, strict=False)])
+    # A row goes to the part in which its middle lies.
+    middles = np.cumsum(new) - new / 2
+    split: list[list[Row]] = [[] for _ in range(parts)]
+    for row, middle in zip(rows, middles, strict=True):
+        split[min(int(middle * parts / new.sum()), parts - 1)].append(row)
+    return split
+
+
+def _sort_key(row: Row) -> bytes:
+    # Big-endian bytes sort as the token ids do.
+    return row.token_ids.astype(">u4").tobytes()
 
 
 def _fill(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rllib_exit.objective.loss import grpo_loss
-from rllib_exit.objective.packing import Pack, Row, pack
+from rllib_exit.objective.packing import Pack, Row, pack, split
 
 VOCAB = 64
 
@@ -135,6 +135,34 @@ def test_packs_are_full(seed, num_groups, group_size):
     rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
     fills = [len(p.token_ids_T) for p in pack(rows, 60, share_prefixes=False)]
     assert all(a + b > 60 for a, b in itertools.pairwise(fills))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 8), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_parts_hold_every_row_once_and_about_as_many_tokens(seed, num_groups, group_size, parts):
+    rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
+    split_rows = split(rows, parts)
+    assert len(split_rows) == parts
+    assert sorted(id(row) for part in split_rows for row in part) == sorted(map(id, rows))
+    whole = sum(len(pack_.token_ids_T) for pack_ in pack(rows, 10**6))
+    longest = max(len(row.token_ids) for row in rows)
+    for part in split_rows:
+        # A row lies in the part of its middle; where a prefix is cut, both parts have it.
+        assert sum(len(pack_.token_ids_T) for pack_ in pack(part, 10**6)) <= whole / parts + 2 * longest
+
+
+def test_groups_are_cut_only_where_parts_meet():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCAB, 50).astype(np.int32) for _ in range(8)]
+    mask = np.arange(60) >= 50
+    rows = [
+        Row(np.concatenate([prompt, rng.integers(0, VOCAB, 10).astype(np.int32)]), mask, mask * 1.0, 1.0, 1.0)
+        for _ in range(8)
+        for prompt in prompts
+    ]
+    parts = [{row.token_ids[:50].tobytes() for row in part} for part in split(rows, 4)]
+    assert [len(part) for part in parts] == [2, 2, 2, 2] and len(set().union(*parts)) == 8
+    assert split([], 2) == [[], []] and sum(map(len, split(rows[:1] * 3, 2))) == 3
 
 
 def test_to_moves_every_tensor():
