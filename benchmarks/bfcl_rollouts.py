@@ -59,8 +59,11 @@ class TimedGenerator:
     def start(self) -> None:
         self.generator.start()
 
-    async def update_weights(self, weights: np.ndarray) -> None:
-        await self.generator.update_weights(weights)
+    async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
+        return await self.generator.update_weights(files)
+
+    async def sleep(self) -> None:
+        await self.generator.sleep()
 
     async def close(self) -> None:
         await self.generator.close()

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 # Grafana's names of units.
-NUMBER, FRACTION, SECONDS = "short", "percentunit", "s"
+NUMBER, FRACTION, SECONDS, BYTES = "short", "percentunit", "s", "bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,9 @@ METRICS = (
     Metric("timers/embed", "Advantages and the diversity bonus.", SECONDS, "parts of an iteration"),
     Metric("timers/update", "Updating the policy.", SECONDS, "parts of an iteration"),
     Metric("timers/sync", "Giving the weights to the env runners.", SECONDS, "parts of an iteration"),
+    Metric("sync/bytes", "Size of the weights.", BYTES),
+    Metric("sync/transfer_s", "Weights on their way to the engines.", SECONDS, "sync"),
+    Metric("sync/load_s", "Weights being loaded by the slowest engine.", SECONDS, "sync"),
     Metric("policy_version", "Updates made so far."),
     Metric("policy_lag_max", "How many updates the oldest rollouts of the batch were behind."),
     Metric("evaluation/accuracy", "Mean quality after each step of self-improvement.", FRACTION, by_step=True),

@@ -66,7 +66,7 @@ class ScriptedGenerator:
         self.chat = ChatTokenizer(model)
         self.script = script
         self.prompts: list[list[int]] = []
-        self.updates: list[np.ndarray] = []
+        self.updates: list[Sequence[Sequence[np.ndarray]]] = []
         self._max_model_len = max_model_len
 
     @property
@@ -85,8 +85,12 @@ class ScriptedGenerator:
         ids = ids[: sampling.max_tokens] if truncated else [*ids, self.chat.eos_token_ids[0]]
         return Generation(tuple(ids), np.full(len(ids), -1.0, np.float32), truncated)
 
-    async def update_weights(self, weights: np.ndarray) -> None:
-        self.updates.append(weights)
+    async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
+        self.updates.append(files)
+        return 0.0
+
+    async def sleep(self) -> None:
+        pass
 
     async def close(self) -> None:
         pass

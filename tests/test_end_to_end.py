@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rllib_exit import checkpoints
+from tests.processes import alive, children, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -118,10 +120,14 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(tiny_model: str, tmp_path: P
         while len(list(killed.rglob("manifest.json"))) < 2:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-    finally:
-        # The driver, Ray and its actors: as if the machine went down.
-        os.killpg(process.pid, signal.SIGKILL)
+        below = children(process.pid, "ray")
+        assert below
+        process.kill()
         process.wait()
+        wait_until(lambda: not alive(below))  # Ray and its actors end with the driver
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     rllib(*train, "--stop-iters", "5", "--results-dir", killed, "--resume", killed)
 
     whole, resumed = results(tmp_path / "whole"), results(killed)

@@ -26,6 +26,7 @@ NAMES = {
         "tokens_per_s",
     },
     "timers": {"select", "rollout", "embed", "update", "sync"},
+    "sync": {"bytes", "transfer_s", "load_s"},
     "policy": {"policy_version", "policy_lag_max"},
 }  # fmt: skip
 
@@ -122,7 +123,7 @@ def test_the_dashboard_shows_every_metric_once():
         assert queries.count(f'ray_{metric.gauge}{{run=~"$run"}}') == 1
     assert len(queries) == len(METRICS) + len(DOMAIN_ROWS)
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
-        "curriculum", "rollouts", "learner", "timers", "policy", "evaluation",
+        "curriculum", "rollouts", "learner", "timers", "sync", "policy", "evaluation",
     ]  # fmt: skip
 
 

@@ -106,11 +106,11 @@ def _unpickle(file: Path) -> Any:
             ) from error
 
 
-def cast(weights: np.ndarray, dtype: str) -> np.ndarray:
-    """A safetensors file's tensors in another dtype, as the engine takes them."""
+def cast(weights: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
+    """A safetensors file's tensors in another dtype, as :meth:`Generator.update_weights` takes them."""
     import numpy as np
     import torch
     from safetensors.torch import load, save
 
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load(weights.tobytes()).items()}
-    return np.frombuffer(save(tensors), np.uint8)
+    return [[np.frombuffer(save(tensors), np.uint8)]]

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,8 +64,9 @@ def train_file(
 
     Runs on this machine, or on the Ray cluster that RAY_ADDRESS names ("auto": the one this machine is part of).
     result.json, progress.csv and TensorBoard's events appear under --results-dir, beside the checkpoints. Ctrl-C
-    stops after the current iteration and saves; a second one stops at once. A
-    sweep ends with the first one, and goes on with --resume from its trials' checkpoints.
+    stops after the current iteration and saves; a second one stops at once. SIGTERM saves and stops without waiting
+    for rollouts. If a learner fails, training goes on from the last checkpoint. A sweep ends with the first Ctrl-C or
+    SIGTERM, and goes on with --resume from its trials' checkpoints.
     """
     with clear_errors(verbose):
         os.environ[SCALE_VARIABLE] = scale
@@ -138,27 +140,48 @@ def _train_with_tune(
 
     say(f"results: {results_dir / file.stem}")
     progress = _Progress(total=stop.get("training_iteration"))
-    # tune.run, not Tuner.fit: it alone can begin a trial from a checkpoint.
-    with progress, _stop_on_interrupt(progress) as interrupted:
-        analysis = tune.run(
-            _algorithm(config),
-            name=file.stem,
-            storage_path=str(results_dir),
-            config=config.to_dict(),
-            restore=str(checkpoint) if checkpoint else None,
-            stop=lambda trial_id, result: bool(interrupted) or _reached(stop, result),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=2, checkpoint_frequency=checkpoint_freq, checkpoint_at_end=True
-            ),
-            callbacks=[_tune_callback(progress)],
-            verbose=0,
-            raise_on_failed_trial=False,
-        )
-    (trial,) = analysis.trials
-    directory = Path(str(trial.path))
+    with progress, _stop_on_signals(progress) as signals:
+        while True:
+            # tune.run, not Tuner.fit: it alone can begin a trial from a checkpoint.
+            analysis = tune.run(
+                _algorithm(config),
+                name=file.stem,
+                storage_path=str(results_dir),
+                config=config.to_dict(),
+                restore=str(checkpoint) if checkpoint else None,
+                stop=lambda trial_id, result: bool(signals) or _reached(stop, result),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=2, checkpoint_frequency=checkpoint_freq, checkpoint_at_end=True
+                ),
+                callbacks=[_tune_callback(progress)],
+                verbose=0,
+                raise_on_failed_trial=False,
+            )
+            (trial,) = analysis.trials
+            directory = Path(str(trial.path))
+            checkpoint = _after_learner_error(trial, directory, checkpoint)
+            if checkpoint is None or signals:
+                break
+            progress.say(f"a learner failed; going on after iteration {load_iteration(checkpoint)}, from {checkpoint}")
+    if signal.SIGTERM in signals:
+        say(f"stopped by SIGTERM; go on with the same command and --resume {checkpoints.newest(directory)}")
+        raise typer.Exit(128 + signal.SIGTERM)
     if trial.status != "TERMINATED":
         _raise_trial_error(trial, directory, verbose)
     _say_summary(progress, directory)
+
+
+def _after_learner_error(trial: Any, directory: Path, begun_from: Path | None) -> Path | None:
+    """Where to go on after a learner failed; None if none did, or if nothing was saved since the trial began."""
+    from rllib_exit.grpo.learner_group import LearnerError
+
+    if not isinstance(trial.get_pickled_error(), LearnerError):
+        return None
+    try:
+        checkpoint = checkpoints.newest(directory)
+    except checkpoints.CheckpointError:
+        return None
+    return checkpoint if begun_from is None or load_iteration(checkpoint) > load_iteration(begun_from) else None
 
 
 def _sweep(
@@ -246,21 +269,31 @@ def _reached(stop: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _stop_on_interrupt(progress: _Progress) -> Iterator[list[bool]]:
-    """The list is empty until the first Ctrl-C; the second one raises KeyboardInterrupt."""
-    interrupted: list[bool] = []
-    before = signal.getsignal(signal.SIGINT)
+def _stop_on_signals(progress: _Progress) -> Iterator[list[int]]:
+    """The signals that ask to stop; a second Ctrl-C raises KeyboardInterrupt."""
+    signals: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_interrupt(*_: Any) -> None:
-        interrupted.append(True)
-        signal.signal(signal.SIGINT, before)
+    def on_interrupt(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
         progress.say("stopping after this iteration; Ctrl-C again stops at once")
 
+    def on_termination(number: int, _: Any) -> None:
+        from rllib_exit.grpo.stopping import request_stop
+
+        signals.append(number)
+        progress.say("SIGTERM: saving and stopping")
+        # Not here: a signal handler may interrupt Ray while it holds its locks.
+        threading.Thread(target=request_stop).start()
+
     signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, on_termination)
     try:
-        yield interrupted
+        yield signals
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 MAX_LOSSES = 3
 
 Call = Callable[[Any], Awaitable[Any]]
+_LOST = object()
 
 
 class EnvRunnersLostError(RuntimeError):
@@ -77,7 +78,7 @@ class Dispatcher:
         self._revive_actor = revive
         self._patience_s = patience_s
         self._waiting: deque[_Work] = deque()
-        self._newest_broadcast: Call | None = None
+        self._catch_up: Call | None = None
         self._revivals: set[asyncio.Task[None]] = set()
         self._giving_up: asyncio.TimerHandle | None = None
         self._last_error: BaseException | None = None
@@ -110,18 +111,39 @@ class Dispatcher:
         self._loop.call_soon_threadsafe(enqueue)
         return work.future
 
-    def broadcast(self, call: Call) -> None:
+    def broadcast(self, call: Call) -> list[Any]:
         """Calls every env runner and waits; one that is lost is called when it is back, before it gets work.
 
         Only the newest call is made up for. What a call raises is raised here, unless it says that the env runner
         is lost.
+
+        Returns:
+            The outcomes, of those that were there and are not lost.
+        """
+        self.catch_up_by(call)
+        return self.call_all(call)
+
+    def catch_up_by(self, call: Call) -> dict[Any, int]:
+        """Has every env runner that comes back from now on called so, before it gets work.
+
+        Returns:
+            Those that are there, and how often each was lost before.
         """
 
-        async def call_all() -> None:
-            self._newest_broadcast = call
-            await asyncio.gather(*(self._call(runner, call) for runner in self._runners if runner.ready))
+        async def set_call() -> dict[Any, int]:
+            self._catch_up = call
+            return {runner.actor: runner.losses for runner in self._runners if runner.ready}
 
-        asyncio.run_coroutine_threadsafe(call_all(), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(set_call(), self._loop).result()
+
+    def call_all(self, call: Call) -> list[Any]:
+        """As :meth:`broadcast`, but what comes back is not called."""
+
+        async def run() -> list[Any]:
+            outcomes = await asyncio.gather(*(self._call(runner, call) for runner in self._runners if runner.ready))
+            return [outcome for outcome in outcomes if outcome is not _LOST]
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
     def cancel(self) -> None:
         """Takes all work back; its futures are cancelled."""
@@ -179,15 +201,16 @@ class Dispatcher:
         del runner.in_flight[work]
         self._hand_out()
 
-    async def _call(self, runner: _Runner, call: Call) -> None:
+    async def _call(self, runner: _Runner, call: Call) -> Any:
         losses = runner.losses
         try:
-            await call(runner.actor)
+            return await call(runner.actor)
         except Exception as error:
             if not self._is_lost(error):
                 raise
             if runner.losses == losses:  # it may have been lost, and be back, since
                 self._lose(runner, error)
+            return _LOST
 
     def _lose(self, runner: _Runner, error: BaseException) -> None:
         logger.warning("lost an env runner: %s", error)
@@ -221,8 +244,8 @@ class Dispatcher:
             try:
                 await self._revive_actor(runner.actor, error)
                 done = None
-                while done is not self._newest_broadcast:
-                    done = self._newest_broadcast
+                while done is not self._catch_up:
+                    done = self._catch_up
                     await done(runner.actor)  # type: ignore[misc]
                 runner.ready = True
             except Exception as again:

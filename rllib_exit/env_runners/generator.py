@@ -67,13 +67,25 @@ class Generator(Protocol):
         """
         ...
 
-    async def update_weights(self, weights: np.ndarray) -> None:
+    async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         """Loads new weights in place and forgets what was cached under the old ones.
 
         Responses that are under way stop meanwhile, and go on under the new weights.
 
         Args:
-            weights: (bytes,) uint8, a safetensors file's content under the Hugging Face names.
+            files: Safetensors files with Hugging Face names, which together hold all weights. Each comes in
+                parts, (bytes,) uint8, that are its content one after the other.
+
+        Returns:
+            How many seconds the engine itself took.
+
+        Raises:
+            EngineError: If the engine died.
+        """
+        ...
+
+    async def sleep(self) -> None:
+        """Frees what memory it can until it gets new weights. Nothing may run.
 
         Raises:
             EngineError: If the engine died.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -25,6 +25,8 @@ from rllib_exit.env_runners.generator import EngineError, Generator, SamplingPar
 from rllib_exit.evaluation.greedy_search import search_chain
 from rllib_exit.evaluation.self_improvement import Chain, run_chain
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest
+
+T = TypeVar("T")
 
 # A node's custom Ray resource: how many sandboxed scripts may run on it at once.
 SANDBOX_SLOTS = "sandbox_slots"
@@ -77,23 +79,60 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         run = search_chain if self._evaluation_config.greedy_search else run_chain
         return await run(task_id, steps, envs=self._evaluation_envs, seed=seed)
 
-    async def update_weights(self, weights: np.ndarray, policy_version: int) -> None:
+    async def update_weights(self, policy_version: int, *files: Sequence[np.ndarray]) -> float:
         """Loads new weights in place; responses that are under way go on under them.
 
         Args:
-            weights: (bytes,) uint8, see :meth:`Generator.update_weights`.
             policy_version: Their version. It may be lower than the last one, after a restore.
+            *files: See :meth:`Generator.update_weights`.
+
+        Returns:
+            How many seconds the engine itself took.
 
         Raises:
             EngineError: If the engine died, or hangs.
         """
-        engine = self._engine
+        seconds = await self._in_time(self._engine.update_weights(files))
+        self._policy_version = policy_version
+        return seconds
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Has the engine join a group in which weights are broadcast, see :class:`NCCLTransfer`.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
+        engine: Any = self._engine
+        await self._in_time(engine.join_transfer(init_info))
+
+    async def receive_weights(self, policy_version: int, update_info: dict[str, Any]) -> float:
+        """As :meth:`update_weights`, from the learner's broadcast.
+
+        Returns:
+            0: the engine loads weights while others come.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
+        engine: Any = self._engine
+        await self._in_time(engine.receive_weights(update_info))
+        self._policy_version = policy_version
+        return 0.0
+
+    async def sleep(self) -> None:
+        """Frees the engine's memory until the next weights.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
+        await self._in_time(self._generator.sleep())
+
+    async def _in_time(self, call: Coroutine[Any, Any, T]) -> T:
         timeout_s = self.config.generation_timeout_s
         try:
-            await asyncio.wait_for(engine.update_weights(weights), timeout_s)
+            return await asyncio.wait_for(call, timeout_s)
         except TimeoutError:
             raise EngineError(f"the engine took no weights within generation_timeout_s ({timeout_s} s)") from None
-        self._policy_version = policy_version
 
     async def close(self) -> None:
         """Ends the engine."""
@@ -105,7 +144,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             self.config.model_path,
             dtype=self.config.dtype,
             max_model_len=self.config.max_model_len,
-            engine_args=self.config.engine_args,
+            engine_args=self.config.all_engine_args,
         )
 
     @property

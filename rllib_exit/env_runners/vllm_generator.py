@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class VLLMGenerator:
         self._max_model_len = max_model_len
         self._engine: Any = None
         self._start_error: Exception | None = None
+        self._asleep = False
         self._request_ids = itertools.count()
 
     @property
@@ -129,7 +131,7 @@ class VLLMGenerator:
                 return Generation(ids, np.array(logprobs, np.float32), completion.finish_reason == "length")
         raise RuntimeError("vLLM ended a request without an output")
 
-    async def update_weights(self, weights: np.ndarray) -> None:
+    async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         """Loads new weights in place.
 
         Responses under way are frozen meanwhile. Pausing also drops what was cached under the old weights, so
@@ -139,12 +141,79 @@ class VLLMGenerator:
             EngineError: If the engine's process died.
         """
         self.start()
-        with _engine_errors():
-            await self._engine.pause_generation(mode="keep", clear_cache=True)
+        copying = 0.0
+        start = time.perf_counter()
+        async with self._paused():
             # No local name for the engine: a frame that outlives it would end it as late as at exit.
-            with shared_file(weights) as path:
-                await self._engine.collective_rpc("load_weights_file", args=(path,))
-            await self._engine.resume_generation()
+            await self._engine.collective_rpc("start_loading")
+            for file in files:
+                begun = time.perf_counter()
+                with shared_file(file) as path:
+                    copying += time.perf_counter() - begun
+                    await self._engine.collective_rpc("load_file", args=(path,))
+            await self._engine.collective_rpc("finish_loading")
+        return time.perf_counter() - start - copying
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Has the engine's workers join a group of processes that weights are broadcast in.
+
+        Needs a ``weight_transfer_config``. What they were in before they leave.
+
+        Args:
+            init_info: As vLLM's engine for that kind of transfer takes it.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
+        self.start()
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        with _engine_errors():
+            await self._engine.shutdown_weight_transfer_engine()
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """As :meth:`update_weights`, from a broadcast.
+
+        Args:
+            update_info: What is broadcast, as vLLM's engine for that kind of transfer takes it.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._paused():
+            await self._engine.start_weight_update()
+            await self._engine.update_weights(WeightTransferUpdateRequest(update_info))
+            await self._engine.finish_weight_update()
+
+    async def sleep(self) -> None:
+        """Frees the memory of weights and cache, if the engine has started; new weights wake it.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
+        if self._engine is not None:
+            with _engine_errors():
+                await self._engine.sleep(level=2)
+            self._asleep = True
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """The engine with room for weights, and what runs frozen."""
+        with _engine_errors():
+            if self._asleep:
+                await self._engine.wake_up(tags=["weights"])
+            else:
+                await self._engine.pause_generation(mode="keep", clear_cache=True)
+            yield
+            if self._asleep:
+                # Awake altogether, it also goes on.
+                await self._engine.wake_up(tags=["kv_cache"])
+                self._asleep = False
+            else:
+                await self._engine.resume_generation()
 
     async def close(self) -> None:
         if self._engine is not None:

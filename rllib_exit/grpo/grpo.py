@@ -6,22 +6,21 @@ import itertools
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from pyarrow.fs import copy_files
-from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import force_list
-from ray.rllib.utils.metrics import TIMERS, WEIGHTS_SEQ_NO
+from ray.rllib.utils.metrics import TIMERS
+from ray.tune import PlacementGroupFactory
 
 from rllib_exit import checkpoints
 from rllib_exit.connectors.exit_replay import ExItReplay
@@ -38,7 +37,9 @@ from rllib_exit.evaluation.self_improvement import (
 )
 from rllib_exit.grpo.batch import TrainBatch, make_batches
 from rllib_exit.grpo.grpo_config import GRPOConfig
-from rllib_exit.grpo.learner_group import LEARNERS, GRPOLearnerGroup
+from rllib_exit.grpo.learner_group import LEARNERS, GRPOLearnerGroup, learner_errors
+from rllib_exit.grpo.stopping import StoppedError, stop_requested
+from rllib_exit.grpo.weight_transfer import NCCLTransfer, ObjectStoreTransfer, WeightTransfer
 from rllib_exit.metrics import Gauges
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
@@ -53,17 +54,13 @@ class RolloutError(RuntimeError):
     """Rollouts failed and cannot be had by running them again."""
 
 
-class LearnerError(RuntimeError):
-    """A learner failed, and with it what was learned since the last checkpoint is lost."""
-
-
 class GRPO(Algorithm):
     """Group-Relative Policy Optimization (paper section 2.2) on a curriculum of task instances (section 4).
 
     Faults: the rollouts of a lost env runner are run again, see :class:`Dispatcher`. An episode that fails twice
-    ends training with a :class:`RolloutError`, after a checkpoint. A lost learner ends it with a
-    :class:`LearnerError`; training goes on from the last checkpoint. What was selected and not yet trained on is
-    part of a checkpoint, so that a restored run trains on it again.
+    ends training with a :class:`RolloutError`, after a checkpoint. A lost learner ends it with a ``LearnerError``;
+    training goes on from the last checkpoint. What was selected and not yet trained on is part of a checkpoint, so
+    that a restored run trains on it again.
     """
 
     config: GRPOConfig
@@ -94,14 +91,18 @@ class GRPO(Algorithm):
             self._evaluation_env_runners = self._env_runners
         else:
             self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)
+        self._weight_transfers: dict[Dispatcher, WeightTransfer] = {
+            self._evaluation_env_runners: ObjectStoreTransfer(self.learner_group),
+            self._env_runners: self._make_weight_transfer(),
+        }
 
     def step(self) -> dict[str, Any]:
-        """As RLlib's; an iteration whose rollouts cannot be had leaves a checkpoint with what it had selected."""
+        """As RLlib's; an iteration that ends without its rollouts leaves a checkpoint with what it had selected."""
         try:
             result = super().step()
-        except RolloutError as error:
+        except (RolloutError, StoppedError) as error:
             checkpoint: Any = self.save()
-            raise RolloutError(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
+            raise type(error)(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
         self._gauges.set(result)
         return result
 
@@ -125,6 +126,8 @@ class GRPO(Algorithm):
             skip_zero_advantage=self.config.kl_coeff == 0,
         )
         with self._timed("update"):
+            if self.config.colocated:
+                self._env_runners.broadcast(remote_call("sleep"))
             self._update(batches)
         with self._timed("sync"):
             self._sync_weights(self._env_runners)
@@ -155,13 +158,13 @@ class GRPO(Algorithm):
         begun = self._rolled_out_at if self.config.max_policy_lag else None
         begun = begun or time.perf_counter()
         try:
-            groups = _results([self._rolling_out[request.group_id] for request in requests])
+            groups = self._results([self._rolling_out[request.group_id] for request in requests])
             if all(group.skipped for group in groups):
                 raise RolloutError(
                     f"no prompt of this iteration fits the context: max_model_len is {self.config.max_model_len} and "
                     f"max_response_tokens {self.config.max_response_tokens}; raise the one or lower the other"
                 )
-        except RolloutError:
+        except (RolloutError, StoppedError):
             self._cancel_rollouts()
             raise
         for request in requests:
@@ -169,6 +172,26 @@ class GRPO(Algorithm):
         self._rolled_out_at = time.perf_counter()
         self._rollout_s = self._rolled_out_at - begun
         return groups
+
+    def _results(self, futures: Sequence[Future[Any]]) -> list[Any]:
+        """What the env runners answer, in order.
+
+        Raises:
+            RolloutError: At the first failure.
+            StoppedError: If the run is asked to stop meanwhile.
+        """
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
+            for error in filter(None, (future.exception() for future in done)):
+                # What was raised in an env runner has Ray's error, which tells where, as its cause.
+                details = f"\n\n{error.__cause__}" if error.__cause__ else ""
+                raise RolloutError(f"{error}{details}") from error
+            if waiting and stop_requested():
+                raise StoppedError("training was asked to stop")
+            for transfer in self._weight_transfers.values():
+                transfer.serve()
+        return [future.result() for future in futures]
 
     def _cancel_rollouts(self) -> None:
         self._env_runners.cancel()
@@ -205,7 +228,7 @@ class GRPO(Algorithm):
             training_data = TrainingData(batch=batches[0])  # type: ignore[arg-type]
         else:
             training_data = TrainingData(batches=list(batches))  # type: ignore[arg-type]
-        with _learner_errors():
+        with learner_errors():
             results = self.learner_group.update(training_data=training_data)
         self.metrics.aggregate(results, key="learner")
 
@@ -214,13 +237,11 @@ class GRPO(Algorithm):
 
         RLlib's own sync does not wait, and drops weights while older ones are under way.
         """
-        with _learner_errors():
-            state = self.learner_group.get_state(
-                components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-            )[COMPONENT_LEARNER]
-        self.policy_version = state[WEIGHTS_SEQ_NO]
-        weights = ray.put(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]["model"])
-        env_runners.broadcast(remote_call("update_weights", weights, self.policy_version))
+        transferred = self._weight_transfers[env_runners](env_runners)
+        self.policy_version = transferred.policy_version
+        self._log(("sync", "bytes"), transferred.num_bytes)
+        self._log(("sync", "transfer_s"), transferred.transfer_s)
+        self._log(("sync", "load_s"), transferred.load_s)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Does nothing: the dispatcher brings lost env runners back, while the others work."""
@@ -238,7 +259,7 @@ class GRPO(Algorithm):
         task_ids = list(make_env(config.env, config.env_config).tasks)
         seeds = [chain_seed(0, i, config.self_improvement_steps) for i in range(len(task_ids))]
         calls = [remote_call("self_improve", *work) for work in zip(task_ids, seeds, strict=True)]
-        results: list[Chain | None] = _results([env_runners.submit(call) for call in calls])
+        results: list[Chain | None] = self._results([env_runners.submit(call) for call in calls])
         chains = [chain for chain in results if chain is not None]
         if not chains:
             raise RolloutError("no task of the evaluation fits the context")
@@ -256,9 +277,31 @@ class GRPO(Algorithm):
         }
 
     @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """RLlib's bundles; colocated, a learner and the env runner of its number share one.
+
+        RLlib places each env runner in the bundle of its number. The room that it leaves there is for one learner,
+        and no other bundle has any.
+        """
+        request: Any = super().default_resource_request(config)
+        merged = cls.get_default_config().update_from_dict(config)
+        if not merged.colocated:
+            return request
+        main, *bundles = request.bundles
+        pairs = zip(bundles[: merged.num_env_runners], bundles[merged.num_env_runners :], strict=True)
+        shared = [{key: a.get(key, 0) + b.get(key, 0) for key in a | b} for a, b in pairs]
+        return PlacementGroupFactory([main, *shared], strategy=request.strategy)
+
+    @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
         # Evaluation runs on the training engines unless it was given env runners of its own.
         return eval_config.evaluation_num_env_runners > 0
+
+    def _make_weight_transfer(self) -> WeightTransfer:
+        if self.config.weight_transfer == "nccl":
+            timeout_s = self.config.generation_timeout_s
+            return NCCLTransfer(self.learner_group, engine_size=self.config.engine_size, timeout_s=timeout_s)
+        return ObjectStoreTransfer(self.learner_group)
 
     def _timed(self, name: str) -> AbstractContextManager:
         return self.metrics.log_time((TIMERS, name), reduce="mean", window=1)
@@ -365,29 +408,3 @@ class GRPO(Algorithm):
             env_runners.broadcast(remote_call("close"))
             env_runners.stop()
         super().cleanup()
-
-
-@contextmanager
-def _learner_errors() -> Iterator[None]:
-    try:
-        yield
-    except RayError as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        raise LearnerError(
-            "a learner failed, and with it what was learned since the last checkpoint is lost; go on from that one.\n\n"
-            f"{type(cause).__name__}: {cause}"
-        ) from error
-
-
-def _results(futures: Sequence[Future[Any]]) -> list[Any]:
-    """What the env runners answer, in order.
-
-    Raises:
-        RolloutError: At the first failure.
-    """
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for error in filter(None, (future.exception() for future in done)):
-        # What was raised in an env runner has Ray's error, which tells where, as its cause.
-        details = f"\n\n{error.__cause__}" if error.__cause__ else ""
-        raise RolloutError(f"{error}{details}") from error
-    return [future.result() for future in futures]

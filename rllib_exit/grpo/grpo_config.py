@@ -90,6 +90,8 @@ class GRPOConfig(AlgorithmConfig):
         self.lora_target_modules: str | list[str] = "all-linear"
 
         self.max_policy_lag = 0
+        self.weight_transfer = "object_store"
+        self.colocated = False
 
         # The curriculum.
         self.strategy = "exit"
@@ -174,6 +176,7 @@ class GRPOConfig(AlgorithmConfig):
         compact_history_chars: int | None = NotProvided,
         engine_args: dict[str, Any] = NotProvided,
         generator_class: Callable[..., Any] = NotProvided,
+        weight_transfer: str = NotProvided,
     ) -> Self:
         """Sets how responses are sampled.
 
@@ -185,8 +188,11 @@ class GRPOConfig(AlgorithmConfig):
             stop: Strings that end a response.
             compact_history_chars: Where a chat leaves no room for a response, its old messages are cut to so many
                 characters, the oldest first, until it does. None: the episode ends there.
-            engine_args: More arguments of ``vllm.AsyncEngineArgs``.
+            engine_args: More arguments of ``vllm.AsyncEngineArgs``. An engine with ``tensor_parallel_size`` N needs
+                ``num_gpus_per_env_runner=N``, which Ray gives it on one node.
             generator_class: Makes the engine, called as :class:`VLLMGenerator` is.
+            weight_transfer: How weights come from the learners: ``"object_store"``, through Ray's object store and
+                shared memory, or ``"nccl"``, from GPU to GPU; see :mod:`rllib_exit.grpo.weight_transfer`.
         """
         return self._set(
             max_response_tokens=max_response_tokens,
@@ -197,6 +203,7 @@ class GRPOConfig(AlgorithmConfig):
             compact_history_chars=compact_history_chars,
             engine_args=engine_args,
             generator_class=generator_class,
+            weight_transfer=weight_transfer,
         )
 
     def training(
@@ -324,6 +331,15 @@ class GRPOConfig(AlgorithmConfig):
                 trained on it. 0 is synchronous training, the default.
         """
         return self._set(max_policy_lag=max_policy_lag)
+
+    def colocate(self) -> Self:
+        """Has every learner share a GPU with an env runner, whose engine sleeps while the learners work.
+
+        Set as many learners as env runners, each with a part of a GPU, such as ``num_gpus_per_learner=0.5`` and
+        ``num_gpus_per_env_runner=0.5``. The parts only say who shares; how much memory the engine takes is its
+        ``gpu_memory_utilization``. They share a node and a GPU where Tune runs the algorithm, as ``rllib train`` does.
+        """
+        return self._set(colocated=True)
 
     def fault_tolerance(
         self,
@@ -455,6 +471,24 @@ class GRPOConfig(AlgorithmConfig):
         )
 
     @property
+    def engine_size(self) -> int:
+        """How many workers an engine has, each with a GPU if there are any."""
+        return math.prod(self.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+
+    @property
+    def all_engine_args(self) -> dict[str, Any]:
+        """``engine_args`` and what other settings ask of the engine."""
+        args: dict[str, Any] = {}
+        if self.engine_size > 1:
+            # Processes below the env runner; inside of Ray vLLM would make actors, outside of what Ray gave it.
+            args["distributed_executor_backend"] = "mp"
+        if self.weight_transfer == "nccl":
+            args["weight_transfer_config"] = {"backend": "nccl"}
+        if self.colocated:
+            args["enable_sleep_mode"] = True
+        return {**args, **self.engine_args}
+
+    @property
     def model_path(self) -> str:
         """The local directory of the model."""
         assert self.model_name is not None, "validate() checks it"
@@ -537,7 +571,36 @@ class GRPOConfig(AlgorithmConfig):
 
             mle_bench = isinstance(self.env, type) and issubclass(self.env, MLEBenchEnv)
             self._check("greedy_search", mle_bench, f"env is {self.env!r}: only MLE-bench has it, use False")
+        self._validate_placement()
         self._check("num_env_runners", self.in_evaluation or _is_int(self.num_env_runners, 1), "use 1 or more")
+
+    def _validate_placement(self) -> None:
+        gpus, learner_gpus = self.num_gpus_per_env_runner or 0, self.num_gpus_per_learner or 0
+        self._check(
+            "num_gpus_per_env_runner",
+            gpus == self.engine_size if gpus >= 1 else self.engine_size == 1 or gpus == 0,
+            f"an engine with these engine_args has {self.engine_size} workers, and each needs a GPU of its own",
+        )
+        ways = ("object_store", "nccl")
+        self._check("weight_transfer", self.weight_transfer in ways, f"use one of {', '.join(ways)}")
+        if self.weight_transfer == "nccl":
+            self._check("num_gpus_per_env_runner", gpus >= 1, "weight_transfer='nccl' needs whole GPUs")
+            self._check("num_gpus_per_learner", learner_gpus >= 1, "weight_transfer='nccl' needs whole GPUs")
+            self._check("num_learners", _is_int(self.num_learners, 1), "weight_transfer='nccl' needs 1 or more")
+        if self.colocated and not self.in_evaluation:
+            mend = "colocated, learner and env runner share a GPU: use parts that add up to 1, such as 0.5 and 0.5"
+            self._check("num_gpus_per_env_runner", gpus > 0 and learner_gpus > 0 and gpus + learner_gpus == 1, mend)
+            self._check(
+                "num_env_runners",
+                self.num_env_runners == self.num_learners,
+                f"colocated, each shares a GPU with a learner: use as many as num_learners ({self.num_learners})",
+            )
+            self._check("max_policy_lag", self.max_policy_lag == 0, "colocated, engines and learners take turns: use 0")
+            self._check(
+                "evaluation_num_env_runners",
+                self.evaluation_num_env_runners == 0,
+                "colocated, evaluation runs on the training's engines: use 0",
+            )
 
     def _validate_learners(self) -> None:
         choices = ("ddp", "fsdp2", "deepspeed")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import ReduceOp
 
 from rllib_exit.grpo.batch import TrainBatch
@@ -25,11 +27,14 @@ from rllib_exit.grpo.learner_group import POLICY
 from rllib_exit.grpo.sharding.collectives import all_reduce, rank, start_process_group
 from rllib_exit.grpo.sharding.ddp import DDPModel
 from rllib_exit.grpo.sharding.sharded_model import OptimizerConfig, Part, ShardedModel
-from rllib_exit.grpo.sharding.weights import collect_weights, weight_buckets
+from rllib_exit.grpo.sharding.weights import collect_weights, safetensors_file, weight_buckets, weight_shapes
 from rllib_exit.memory import keep_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
+
+if TYPE_CHECKING:
+    from rllib_exit.grpo.nccl_sender import NCCLSender
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +63,7 @@ class GRPOTorchLearner(TorchLearner):
         self._num_updates = 0
         self._num_batches = 0
         self._lr = self.config.lr
+        self._sender: NCCLSender | None = None
         super().build()
 
     @property
@@ -141,6 +147,9 @@ class GRPOTorchLearner(TorchLearner):
             self.language_model.update_reference(self.config.ref_update_rate)
 
         tokens = sum(len(row.token_ids) for rows in batch.minibatches for row in rows)
+        if self.config.colocated:
+            # The engine that shares the device gets what the update no longer needs.
+            torch.cuda.empty_cache()
         self._log(sums, tokens, time.perf_counter() - start)
         return self.metrics.reduce()
 
@@ -247,9 +256,49 @@ class GRPOTorchLearner(TorchLearner):
         """The policy's weights as the engine takes them, see :func:`collect_weights`. Collective."""
         return collect_weights(self.model, self.language_model.compute_dtype)
 
-    def weight_buckets(self) -> Iterator[dict[str, Tensor]]:
-        """The same, bucket by bucket, on the device of every learner, see :func:`weight_buckets`. Collective."""
-        return weight_buckets(self.model, self.language_model.compute_dtype)
+    def put_weights(self) -> tuple[list[ray.ObjectRef], int]:
+        """Puts the same into Ray's object store, bucket by bucket. Collective.
+
+        Returns:
+            On the first learner the files, see :func:`safetensors_file`, and their bytes.
+        """
+        files, num_bytes = [], 0
+        for bucket in weight_buckets(self.model, self.language_model.compute_dtype):
+            if rank() == 0:
+                file = safetensors_file(bucket)
+                files.append(ray.put(file))
+                num_bytes += sum(part.nbytes for part in file)
+        return files, num_bytes
+
+    def describe_weights(self) -> tuple[dict[str, Any], int]:
+        """What :meth:`send_weights` sends, as vLLM's workers need it, and how many bytes that is."""
+        dtype = self.language_model.compute_dtype
+        shapes = weight_shapes(self.model)
+        update_info = {
+            "names": list(shapes),
+            "dtype_names": [str(dtype).removeprefix("torch.")] * len(shapes),
+            "shapes": [list(shape) for shape in shapes.values()],
+        }
+        return update_info, sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+
+    def transfer_address(self) -> dict[str, Any]:
+        """A free port of this node."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return {"master_address": ray.util.get_node_ip_address(), "master_port": s.getsockname()[1]}
+
+    def open_transfer(self, init_info: dict[str, Any]) -> None:
+        """Joins a group with the engines' workers, see :class:`NCCLSender`; leaves the last one. Collective."""
+        from rllib_exit.grpo.nccl_sender import NCCLSender
+
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = NCCLSender(self.model, self.language_model.compute_dtype, init_info)
+
+    def send_weights(self) -> None:
+        """Broadcasts the policy's weights in that group. Collective."""
+        assert self._sender is not None, "open_transfer comes first"
+        self._sender.send()
 
     def progress(self) -> dict[str, int]:
         """How far training is."""

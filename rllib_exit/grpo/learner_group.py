@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.exceptions import RayError, RayTaskError
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from safetensors import safe_open
@@ -26,6 +28,27 @@ PROGRESS = "progress.json"
 POLICY = "policy"
 
 
+class LearnerError(RuntimeError):
+    """A learner failed, and with it what was learned since the last checkpoint is lost."""
+
+
+class LearnersTimeoutError(RuntimeError):
+    """Learners did not answer in time; they hang, and are of no more use."""
+
+
+@contextmanager
+def learner_errors() -> Iterator[None]:
+    """Turns what is raised for a lost learner into a LearnerError."""
+    try:
+        yield
+    except (RayError, LearnersTimeoutError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise LearnerError(
+            "a learner failed, and with it what was learned since the last checkpoint is lost; go on from that one.\n\n"
+            f"{type(cause).__name__}: {cause}"
+        ) from error
+
+
 class GRPOLearnerGroup(LearnerGroup):
     """The learners.
 
@@ -38,18 +61,52 @@ class GRPOLearnerGroup(LearnerGroup):
     """
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """The policy's weights as the engine takes them, and their version; nothing else.
+        """The weights' version alone.
+
+        RLlib asks for the weights too when it makes the env runners, which get them by our own way, see
+        :mod:`rllib_exit.grpo.weight_transfer`.
+        """
+        version = self._together(lambda learner: learner.policy_version)
+        return {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {}, WEIGHTS_SEQ_NO: version}}
+
+    def collect_weights(self) -> np.ndarray:
+        """The policy's weights as the engine takes them: one safetensors file, (bytes,) uint8."""
+        return self._together(lambda learner: learner.collect_weights())
+
+    def put_weights(self) -> tuple[list[ray.ObjectRef], int, int]:
+        """Puts the policy's weights into Ray's object store.
 
         Returns:
-            ``{"learner": {"rl_module": {"default_policy": {"model": file}}, "weights_seq_no": version}}``, see
-            :meth:`CausalLMRLModule.get_state`.
+            The files, see :func:`safetensors_file`; how many bytes they have; the weights' version.
         """
-        weights, version = self._together(lambda learner: (learner.collect_weights(), learner.policy_version))
-        state = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: {"model": weights}}, WEIGHTS_SEQ_NO: version}
-        return {COMPONENT_LEARNER: state}
+        return self._together(lambda learner: (*learner.put_weights(), learner.policy_version))
 
     def set_state(self, state: Any) -> None:
         raise NotImplementedError("the learners' state is restored from a checkpoint: call restore_from_path")
+
+    def describe_weights(self) -> tuple[dict[str, Any], int, int]:
+        """What :meth:`send_weights` sends, as vLLM's workers need it; how many bytes that is; its version."""
+        return self._together(lambda learner: (*learner.describe_weights(), learner.policy_version))
+
+    def transfer_address(self) -> dict[str, Any]:
+        """Where a group for :meth:`send_weights` can meet."""
+        return self._together(lambda learner: learner.transfer_address())
+
+    def open_transfer(self, init_info: dict[str, Any], timeout_s: float | None) -> None:
+        """Has the first learner join a group with the engines' workers, see :class:`NCCLSender`.
+
+        Raises:
+            LearnersTimeoutError: If it does not come about in time.
+        """
+        self._together(lambda learner: learner.open_transfer(init_info), timeout_s)
+
+    def send_weights(self, timeout_s: float | None) -> None:
+        """Broadcasts the policy's weights in that group.
+
+        Raises:
+            LearnersTimeoutError: If it takes longer.
+        """
+        self._together(lambda learner: learner.send_weights(), timeout_s)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Writes the learners' state into a new directory."""
@@ -90,15 +147,20 @@ class GRPOLearnerGroup(LearnerGroup):
         progress = json.loads((directory / PROGRESS).read_text())
         self._together(lambda learner: learner.set_progress(progress))
 
-    def _together(self, call: Callable[[Any], Any]) -> Any:
+    def _together(self, call: Callable[[Any], Any], timeout_s: float | None = None) -> Any:
         """Calls all learners and returns the first one's result.
 
         Raises:
             RayError: The first error, if a learner has one or is lost.
+            LearnersTimeoutError: If one does not answer in time.
         """
         # Not the healthy ones alone: they would wait for the others.
-        results = self.foreach_learner(call, healthy_only=False, mark_healthy=True)  # type: ignore[arg-type]
-        return self._get_results(results)[0]
+        results = self._get_results(
+            self.foreach_learner(call, healthy_only=False, mark_healthy=True, timeout_seconds=timeout_s)  # type: ignore[arg-type]
+        )
+        if len(results) < max(1, len(self)):
+            raise LearnersTimeoutError(f"{len(self) - len(results)} learners did not answer within {timeout_s} s")
+        return results[0]
 
 
 def load_policy(checkpoint: Path, config: GRPOConfig) -> np.ndarray:

@@ -119,13 +119,14 @@ def test_trials_of_one_run_count_once(tmp_path: Path, tiny_model: str):
 def test_evaluate_loads_the_trained_weights_in_the_engines_dtype(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     updates = []
 
-    async def update_weights(self: Any, weights: np.ndarray) -> None:
-        updates.append(weights)
+    async def update_weights(self: Any, files: list[list[np.ndarray]]) -> float:
+        updates.append(files)
+        return 0.0
 
     monkeypatch.setattr(ScriptedGenerator, "update_weights", update_weights)
     assert run("evaluate", checkpoint).exit_code == 0
-    (update,) = updates
+    [[[update]]] = updates
     assert update.dtype == np.uint8
     assert update.tobytes() == load_weights(checkpoint).tobytes()
-    half = cast(update, "bfloat16")
+    [[half]] = cast(update, "bfloat16")
     assert 0.4 < len(half) / len(update) < 0.6

@@ -50,8 +50,10 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
         engines.prompts.append(self.chat.tokenizer.decode(prompt_ids))
         return await generate(self, prompt_ids, *args)
 
-    async def update_weights(self: ScriptedGenerator, weights: np.ndarray) -> None:
+    async def update_weights(self: ScriptedGenerator, files: list[list[np.ndarray]]) -> float:
+        [[weights]] = files
         engines.weights.append(weights.tobytes())
+        return 0.0
 
     monkeypatch.setattr(ScriptedGenerator, "generate", recorded)
     monkeypatch.setattr(ScriptedGenerator, "update_weights", update_weights)

@@ -21,6 +21,7 @@ from rllib_exit.env_runners.episodes import run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.grpo.causal_lm_rl_module import PACK, CausalLMRLModule
+from rllib_exit.grpo.sharding.weights import safetensors_file
 from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
 from tests.fakes import CounterEnv
@@ -34,9 +35,9 @@ PROMPT = list(range(10, 110))
 class Engine:
     """A generator with its event loop."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, **engine_args: Any) -> None:
         self.loop = asyncio.Runner()
-        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=512)
+        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=512, engine_args=engine_args)
 
     def generate(self, *prompts: list[int], seed: int = 0, **sampling: Any) -> list[Generation]:
         async def run() -> list[Generation]:
@@ -45,8 +46,8 @@ class Engine:
 
         return self.loop.run(run())
 
-    def update_weights(self, weights: np.ndarray) -> None:
-        self.loop.run(self.generator.update_weights(weights))
+    def update_weights(self, module: CausalLMRLModule) -> None:
+        self.loop.run(self.generator.update_weights(files(module)))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,12 @@ def make_module(model: str) -> CausalLMRLModule:
     )
 
 
+def files(module: CausalLMRLModule) -> list[list[np.ndarray]]:
+    """The weights in several files, whose edges cut layers in two."""
+    weights = list(module.model.named_parameters())
+    return [safetensors_file(dict(weights[i : i + 5])) for i in range(0, len(weights), 5)]
+
+
 def learner_logprobs(module: CausalLMRLModule, prompt: list[int], generation: Generation) -> np.ndarray:
     ids = np.array([*prompt, *generation.token_ids], np.int32)
     mask = np.arange(len(ids)) >= len(prompt)
@@ -88,15 +95,30 @@ def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, tiny_mod
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     assert np.abs(before.logprobs - learner_logprobs(module, PROMPT, before)).max() > 0.05
 
-    engine.update_weights(module.get_state(inference_only=True)["model"])
+    engine.update_weights(module)
     # The same prompt: a prefix cached under the old weights would show.
     [after] = engine.generate(PROMPT)
     np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
 
-    engine.update_weights(make_module(tiny_model).get_state(inference_only=True)["model"])
+    engine.update_weights(make_module(tiny_model))
     [again] = engine.generate(PROMPT)
     assert again.token_ids == before.token_ids
     np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
+
+
+def test_an_engine_of_two_workers_takes_the_learners_weights(tiny_model: str) -> None:
+    engine = Engine(tiny_model, tensor_parallel_size=2, distributed_executor_backend="mp")
+    module = make_module(tiny_model)
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter *= 1.5
+    [before] = engine.generate(PROMPT)
+    assert np.abs(before.logprobs - learner_logprobs(module, PROMPT, before)).max() > 0.05
+    engine.update_weights(module)
+    [after] = engine.generate(PROMPT)
+    np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
+    engine.loop.run(engine.generator.close())
+    engine.loop.close()
 
 
 def test_responses_under_way_go_on_under_new_weights(engine: Engine, tiny_model: str) -> None:
@@ -116,11 +138,11 @@ def test_responses_under_way_go_on_under_new_weights(engine: Engine, tiny_model:
     async def run() -> list[Generation]:
         tasks = [asyncio.create_task(engine.generator.generate(p, params, i)) for i, p in enumerate(prompts)]
         await asyncio.sleep(0.4 * seconds)
-        await engine.generator.update_weights(new.get_state(inference_only=True)["model"])
+        await engine.generator.update_weights(files(new))
         return await asyncio.gather(*tasks)
 
     generations = engine.loop.run(run())
-    engine.update_weights(old.get_state(inference_only=True)["model"])
+    engine.update_weights(old)
     switched = 0
     for prompt, generation in zip(prompts, generations, strict=True):
         before = np.abs(generation.logprobs - learner_logprobs(old, prompt, generation)) < 1e-3
@@ -232,7 +254,7 @@ def test_an_engine_whose_process_is_killed_says_so(tiny_model: str) -> None:
     with pytest.raises(EngineError):
         engine.generate(PROMPT)
     with pytest.raises(EngineError):
-        engine.update_weights(make_module(tiny_model).get_state(inference_only=True)["model"])
+        engine.update_weights(make_module(tiny_model))
     engine.loop.run(engine.generator.close())
     engine.loop.close()
 

@@ -19,8 +19,9 @@ import pytest
 import ray
 
 from envs.base import Outcome, Task
-from rllib_exit.grpo.grpo import LearnerError, RolloutError
+from rllib_exit.grpo.grpo import RolloutError
 from rllib_exit.grpo.grpo_config import vllm_generator
+from rllib_exit.grpo.learner_group import LearnerError
 from tests.grpo.test_asynchronous import SlowGenerator
 from tests.grpo.test_grpo import GuessEnv, guess, make_config, record_updates
 from tests.processes import alive, children, guards, wait_until
@@ -50,9 +51,8 @@ class FaultyEnv(GuessEnv):
         return True
 
 
-def process_id(actor: Any) -> int:
-    pid: Any = ray.get(actor.apply.remote(lambda self: os.getpid()))
-    return pid
+def ask(actor: Any, question: Callable[[], Any]) -> Any:
+    return ray.get(actor.apply.remote(lambda _: question()))
 
 
 def kill(*pids: int) -> None:
@@ -91,7 +91,15 @@ class Run:
 
     def pids(self) -> list[int]:
         """Of the env runners."""
-        return [process_id(actor) for actor in self.algo.env_runner_group._worker_manager.actors().values()]
+        return self.ask(os.getpid)
+
+    def nodes(self) -> list[str]:
+        """The env runners' nodes."""
+        return self.ask(lambda: ray.get_runtime_context().get_node_id())
+
+    def ask(self, question: Callable[[], Any]) -> list[Any]:
+        """What every env runner answers."""
+        return [ask(actor, question) for actor in self.algo.env_runner_group._worker_manager.actors().values()]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +164,7 @@ def test_a_learner_that_dies_ends_training_with_a_clear_message(
         algo.train()
         checkpoint = algo.save_to_path(tmp_path / "checkpoint")
         [learner] = algo.learner_group._workers
-        kill(process_id(learner))
+        kill(ask(learner, os.getpid))
         with pytest.raises(LearnerError, match=r"(?s)a learner failed.*go on from that one.*ActorDied") as error:
             algo.train()
         assert "IndexError" not in str(error.value)
@@ -182,7 +190,7 @@ def test_an_engine_and_an_env_runner_with_one_killed(
         actor = algo.env_runner_group._worker_manager.actors()[1]
         killed = []
         for victim in ("EngineCore", "env runner"):
-            pid = process_id(actor)
+            pid = ask(actor, os.getpid)
             engine = children(pid, "VLLM")
             assert engine and guards(pid)
             killed += [pid, *engine]
@@ -195,7 +203,7 @@ def test_an_engine_and_an_env_runner_with_one_killed(
             assert result["learner"]["logprob_abs_diff_mean"] < 1e-3
         wait_until(lambda: not any([alive(killed), *map(guards, killed)]))  # no orphan
     finally:
-        pid = process_id(actor)
+        pid = ask(actor, os.getpid)
         engine = children(pid, "VLLM")
         algo.stop()
     # Their guard sees their end, and ends too.

@@ -202,3 +202,52 @@ def test_evaluation_reports_accuracy_and_corrections_by_step(tiny_model: str, ra
         assert evaluation["improvement"] == evaluation["accuracy"]["step_2"] - evaluation["accuracy"]["step_0"]
     finally:
         algo.stop()
+
+
+class SleepyGenerator(ScriptedGenerator):
+    """Generates only while it is awake; a file says what it was told."""
+
+    def __init__(self, *args: Any, told: Path, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.told, self.asleep = told, False
+
+    async def generate(self, *args: Any) -> Any:
+        assert not self.asleep
+        return await super().generate(*args)
+
+    async def update_weights(self, files: Any) -> float:
+        self.asleep = False
+        self._tell("weights")
+        return await super().update_weights(files)
+
+    async def sleep(self) -> None:
+        self.asleep = True
+        self._tell("sleep")
+
+    def _tell(self, what: str) -> None:
+        with self.told.open("a") as file:
+            file.write(f"{what}\n")
+
+
+def test_colocated_engines_sleep_while_the_learners_work(
+    tiny_model: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tiny_model)
+    config.generation(generator_class=partial(SleepyGenerator, script=guess, told=tmp_path / "told"))
+    algo: Any = config.build_algo()
+    try:
+        # What it takes to be colocated are GPUs, which is all that the config's check is about.
+        monkeypatch.setitem(vars(algo.config), "colocated", True)
+        update = algo._update
+
+        def checked_update(batches: Any) -> None:
+            assert (tmp_path / "told").read_text().endswith("sleep\n")
+            update(batches)
+
+        monkeypatch.setattr(algo, "_update", checked_update)
+        results = [algo.train() for _ in range(2)]
+        assert [result["policy_version"] for result in results] == [1, 2]
+        assert results[0]["sync"]["bytes"] > 1e6
+        assert (tmp_path / "told").read_text().split() == ["sleep", "weights"] * 2
+    finally:
+        algo.stop()

@@ -48,6 +48,7 @@ def test_the_defaults_are_valid_once_a_model_is_named() -> None:
         ("sharding", "fsdp", "ddp, fsdp2, deepspeed"),
         ("lora_r", 0, "1 or more"),
         ("lora_alpha", 0, "above 0"),
+        ("weight_transfer", "ipc", "object_store, nccl"),
     ],
 )
 def test_a_bad_value_is_refused_with_field_value_and_mend(field: str, value: Any, mend: str) -> None:
@@ -109,3 +110,72 @@ def test_a_config_survives_a_copy_and_a_round_trip() -> None:
     made = config(prompts_per_batch=7)
     assert made.copy().prompts_per_batch == 7
     assert GRPOConfig.from_state(made.get_state()).prompts_per_batch == 7
+
+
+TWO_WORKERS = {"tensor_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "mend"),
+    [
+        ({"num_gpus_per_env_runner": 2}, "num_gpus_per_env_runner is 2", "has 1 workers"),
+        ({"num_gpus_per_env_runner": 1, "engine_args": TWO_WORKERS}, "num_gpus_per_env_runner is 1", "has 2 workers"),
+        ({"num_gpus_per_env_runner": 0.5, "engine_args": TWO_WORKERS}, "num_gpus_per_env_runner", "a GPU of its own"),
+        ({"weight_transfer": "nccl"}, "num_gpus_per_env_runner is 0", "whole GPUs"),
+        ({"weight_transfer": "nccl", "num_gpus_per_env_runner": 1}, "num_gpus_per_learner is 0", "whole GPUs"),
+        (
+            {"weight_transfer": "nccl", "num_gpus_per_env_runner": 1, "num_gpus_per_learner": 1},
+            "num_learners is 0",
+            "1 or more",
+        ),
+    ],
+)
+def test_engines_and_gpus_must_fit(fields: dict[str, Any], field: str, mend: str) -> None:
+    with pytest.raises(ValueError, match=field) as error:
+        config(**fields).validate()
+    assert mend in str(error.value)
+
+
+def colocated(**fields: Any) -> GRPOConfig:
+    shared = {"num_learners": 2, "num_gpus_per_learner": 0.5, "num_env_runners": 2, "num_gpus_per_env_runner": 0.5}
+    return config(**{**shared, **fields}).colocate()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "mend"),
+    [
+        ("num_gpus_per_env_runner", 0.25, "add up to 1"),
+        ("num_gpus_per_env_runner", 0, "add up to 1"),
+        ("num_env_runners", 3, "as many as num_learners"),
+        ("max_policy_lag", 1, "take turns"),
+        ("evaluation_num_env_runners", 1, "training's engines"),
+    ],
+)
+def test_what_shares_gpus_must_come_in_pairs(field: str, value: Any, mend: str) -> None:
+    colocated().validate()
+    with pytest.raises(ValueError, match=field) as error:
+        colocated(**{field: value}).validate()
+    assert mend in str(error.value)
+
+
+def test_engines_get_what_other_settings_ask_of_them() -> None:
+    assert config().all_engine_args == {}
+    assert colocated().all_engine_args == {"enable_sleep_mode": True}
+    transfer = config(weight_transfer="nccl", engine_args=TWO_WORKERS)
+    assert transfer.engine_size == 2
+    assert transfer.all_engine_args == {
+        "weight_transfer_config": {"backend": "nccl"}, "distributed_executor_backend": "mp", **TWO_WORKERS,
+    }  # fmt: skip
+
+
+def test_colocated_a_learner_and_an_env_runner_share_a_bundle() -> None:
+    from rllib_exit.grpo.grpo import GRPO
+
+    made = colocated(num_cpus_per_env_runner=4, num_cpus_per_learner=2)
+    assert GRPO.default_resource_request(made.to_dict()).bundles == [
+        {"CPU": 1.0},
+        {"CPU": 6.0, "GPU": 1.0},
+        {"CPU": 6.0, "GPU": 1.0},
+    ]
+    made.colocated = False
+    assert len(GRPO.default_resource_request(made.to_dict()).bundles) == 5

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from math import prod
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -37,31 +36,35 @@ def weight_buckets(model: ShardedModel, dtype: torch.dtype) -> Iterator[dict[str
         yield weights
 
 
+def weight_shapes(model: ShardedModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of what :func:`weight_buckets` gives, by name and in its order."""
+    return {name: tuple(model.shapes[base]) for name, (base, *_) in lora.sources(model.shapes).items()}
+
+
 @torch.no_grad()
 def collect_weights(model: ShardedModel, dtype: torch.dtype) -> np.ndarray | None:
-    """The full weights as a safetensors file, (bytes,) uint8, on rank 0; None on the other learners.
+    """The full weights as one safetensors file, (bytes,) uint8, on rank 0; None on the other learners. Collective."""
+    weights = {}
+    for bucket in weight_buckets(model, dtype):
+        if rank() == 0:
+            weights.update({name: tensor.to("cpu", copy=True) for name, tensor in bucket.items()})
+    return np.concatenate(safetensors_file(weights)) if rank() == 0 else None
 
-    Collective.
+
+def safetensors_file(tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """A safetensors file in parts, (bytes,) uint8 each: its header, then one tensor after the other.
+
+    Of tensors on the CPU nothing is copied.
     """
     header: dict[str, dict] = {}
+    parts = []
     size = 0
-    for name, parts in lora.sources(model.shapes).items():
-        shape = model.shapes[parts[0]]
-        end = size + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [size, end]}
+    for name, tensor in tensors.items():
+        parts.append(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+        end = size + parts[-1].nbytes
+        dtype = _SAFETENSORS_DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [size, end]}
         size = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    blob = None
-    if rank() == 0:
-        blob = np.empty(start + size, np.uint8)
-        blob[:8] = np.frombuffer(len(text).to_bytes(8, "little"), np.uint8)
-        blob[8:start] = np.frombuffer(text, np.uint8)
-    for bucket in weight_buckets(model, dtype):
-        if blob is not None:
-            target = torch.from_numpy(blob)
-            for name, tensor in bucket.items():
-                begin, end = (start + offset for offset in header[name]["data_offsets"])
-                target[begin:end].copy_(tensor.contiguous().view(-1).view(torch.uint8))
-    return blob
+    return [np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), *parts]

@@ -132,7 +132,7 @@ def test_two_learners_train_as_one(
     assert_close(state, single[3], 1e-4)  # the moments too
 
     # The weights for the engine are those of the checkpoint.
-    weights = load(learners.get_state()["learner"]["rl_module"]["default_policy"]["model"].tobytes())
+    weights = load(learners.collect_weights().tobytes())
     assert_close({f"policy/{name}": w for name, w in weights.items()}, of("policy", state), 0)
 
     if name in SHARDED:
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_float32_masters_and_rope_frequencies(
     state = saved(learners, tmp_path / "state")
     assert {t.dtype for t in of("policy", state).values()} == {torch.float32}
     assert_close(of("policy", state), of("policy", saved(plain, tmp_path / "plain")), 0.02)
-    weights = load(learners.get_state()["learner"]["rl_module"]["default_policy"]["model"].tobytes())
+    weights = load(learners.collect_weights().tobytes())
     rounded = {n.removeprefix("policy/"): t.bfloat16() for n, t in of("policy", state).items()}
     assert weights.keys() == rounded.keys() and all(torch.equal(w, rounded[name]) for name, w in weights.items())
 
@@ -243,8 +243,8 @@ def test_adapters(name: str, dtype: str, pair: Processes, tiny_model: str, tmp_p
     state, expected = saved(learners, tmp_path / "two"), saved(alone, tmp_path / "one")
     assert len(of("policy", state)) == 2 * 7 * 2 and not of("reference", state)
     assert_close(of("policy", state), of("policy", expected), 1e-5 if dtype == "float32" else 0.05)
-    merged = load(learners.get_state()["learner"]["rl_module"]["default_policy"]["model"].tobytes())
-    expected = load(alone.get_state()["learner"]["rl_module"]["default_policy"]["model"].tobytes())
+    merged = load(learners.collect_weights().tobytes())
+    expected = load(alone.collect_weights().tobytes())
     assert_close(merged, expected, 1e-5 if dtype == "float32" else 0.01)
 
 
