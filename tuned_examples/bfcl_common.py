@@ -61,6 +61,8 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
             min_buffer_size=320,
             embedding_model="sentence-transformers/all-MiniLM-L6-v2",
         )
+        # 122 GB of weights, gradients and moments: too much for one GPU.
+        .fsdp2()
         .learners(num_learners=8, num_gpus_per_learner=1)
         .env_runners(num_env_runners=8, num_gpus_per_env_runner=1)
         .self_improvement(steps=16)
