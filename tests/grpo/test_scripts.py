@@ -34,7 +34,7 @@ with open("submission.csv", "w") as file:
 
 
 def script(seconds: float, prompt: str, seed: int) -> str:
-    return f"```python\n{SCRIPT.format(seconds=seconds, minutes=10 + seed % 30)}\n```"
+    return f"```python\n{SCRIPT.format(seconds=seconds, minutes=25 + seed % 30)}\n```"
 
 
 def make_config(model: str, competition: Path, seconds: float, **env_config: Any) -> GRPOConfig:
@@ -54,7 +54,7 @@ def make_config(model: str, competition: Path, seconds: float, **env_config: Any
 
 @pytest.fixture(scope="module")
 def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate(tmp_path_factory.mktemp("competitions"))[0]
+    return generate(tmp_path_factory.mktemp("competitions"))[1]
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -66,13 +66,13 @@ def test_scripts_die_with_their_env_runner_and_training_goes_on(
     tiny_model: str, ray_session: None, competition: Path
 ) -> None:
     before = set(Path(tempfile.gettempdir()).glob("sandbox-????????????????"))
-    algo: Any = make_config(tiny_model, competition, seconds=3, slots=4).build_algo()
+    algo: Any = make_config(tiny_model, competition, seconds=6, slots=4).build_algo()
     killed: dict[int, str] = {}
 
     def kill_while_scripts_run() -> None:
         actor = algo.env_runner_group._worker_manager.actors()[1]
         pid: Any = ray.get(actor.apply.remote(lambda self: os.getpid()))
-        wait_until(lambda: sum("script.py" in run for run in descendants(pid).values()) >= 4)
+        wait_until(lambda: sum("script.py" in run for run in descendants(pid).values()) >= 4, timeout_s=120)
         os.kill(pid, signal.SIGSTOP)  # it starts nothing more
         killed.update(descendants(pid) | {pid: "env runner"})
         os.kill(pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ def test_scripts_die_with_their_env_runner_and_training_goes_on(
         result = algo.train()
         killer.join()
         assert sum("script.py" in run for run in killed.values()) >= 4
-        assert ended[0] < 2.5  # before they would have ended by themselves
+        assert ended[0] < 5  # before they would have ended by themselves
         assert result["rollouts"]["lost_env_runners"] == 1 and result["rollouts"]["dropped_episodes"] == 0
         assert result["rollouts"]["scored"] == 1 and result["curriculum"]["group_variance_mean"] > 0
         assert algo.train()["policy_version"] == 2
