@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -58,8 +59,12 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """All processes below a stopped one, with what they run."""
-    return {child.pid: " ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)}
+    """All processes below this one, with what they run."""
+    found = {}
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found[child.pid] = " ".join(child.cmdline())
+    return found
 
 
 def test_scripts_die_with_their_env_runner_and_training_goes_on(
