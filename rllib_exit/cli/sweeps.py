@@ -195,13 +195,16 @@ class RememberingASHA(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
-        checkpoint = trial.latest_checkpoint_result
-        until = (
-            float("inf") if trial.status == "TERMINATED" else checkpoint.metrics[self._time_attr] if checkpoint else 0
-        )
+        until = float("inf") if trial.status == "TERMINATED" else _saved_iteration(trial)
         for result in reported(Path(trial.path)) if trial.has_reported_at_least_once else []:
             if result[self._time_attr] <= until:
                 self.on_trial_result(tune_controller, trial, flatten_dict(result))
+
+
+def _saved_iteration(trial: Any) -> int:
+    """After which iteration a trial's newest checkpoint was written; 0 without one."""
+    checkpoint = trial.latest_checkpoint_result
+    return checkpoint.metrics["training_iteration"] if checkpoint else 0
 
 
 def reported(trial_directory: Path) -> list[dict[str, Any]]:
@@ -355,7 +358,7 @@ class SweepProgress(Callback):
         self._found = False
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        last = trial.last_result.get("training_iteration", 0) if trial.last_result else 0
+        last = _saved_iteration(trial)
         say(f"{_name(trial)}: {f'goes on after iteration {last}' if last else 'begins'}")
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:

@@ -352,3 +352,14 @@ def test_the_sweeps_of_the_paper(
     if scale == "paper" and name == "bfcl_exit_sweep":
         assert {v["min_buffer_size"] for v in values if v["buffer_size"] == 100} == {100}
         assert {v["min_buffer_size"] for v in values if v["buffer_size"] == 640} == {320}
+
+
+def test_a_trial_goes_on_from_its_checkpoint_not_from_its_last_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    progress = sweeps.SweepProgress(SWEEP, {"training_iteration": 9}, evaluation_interval=1)
+    for checkpoint_at in (None, 2):
+        restored = trial("t0", tmp_path, checkpoint_at=checkpoint_at)
+        restored.last_result, restored.evaluated_params = result(3, 0.5), {"lr": 1.0}
+        progress.on_trial_start(1, [], restored)
+    assert capsys.readouterr().out == "t0 lr=1: begins\nt0 lr=1: goes on after iteration 2\n"
