@@ -142,11 +142,11 @@ Row = dict[str, Any]
 class LoggedRollouts:
     """Reads the log of a run.
 
-    Of several logs under the directory the last written one counts; the iterations before its first are taken from
+    Of several logs under the directories the last written one counts; the iterations before its first are taken from
     the one before, as where a run was resumed.
 
     Args:
-        directory: A log's, or one above some.
+        directories: A log's, or some above logs of one run.
 
     Attributes:
         files: By iteration, in order.
@@ -155,13 +155,15 @@ class LoggedRollouts:
         FileNotFoundError: If there is no log.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, *directories: Path) -> None:
         logs: dict[Path, list[Path]] = defaultdict(list)
-        for file in directory.rglob("iteration-*.parquet"):
-            logs[file.parent].append(file)
+        for directory in directories:
+            for file in directory.rglob("iteration-*.parquet"):
+                logs[file.parent].append(file)
         if not logs:
             raise FileNotFoundError(
-                f"{directory} has no log of rollouts: train with --log-rollouts, and name the run's directory"
+                f"{', '.join(map(str, directories))} has no log of rollouts: train with --log-rollouts, and name the "
+                "run's directory"
             )
         files: dict[int, Path] = {}
         for log in sorted(logs.values(), key=lambda log: max(file.stat().st_mtime_ns for file in log), reverse=True):

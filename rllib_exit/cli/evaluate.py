@@ -116,6 +116,7 @@ class _Job:
                 **{name: getattr(config, name) for name in ("dtype", "max_model_len", "max_response_tokens")},
                 **{name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "stop")},
                 "self_improvement_steps": config.self_improvement_steps,
+                "greedy_search": config.greedy_search,
                 "seeds": seeds,
                 "limit": limit,
                 "baseline": baseline,
@@ -279,7 +280,8 @@ async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> l
     """The chains of every seed on a split's tasks."""
     from rllib_exit.chat import ChatTokenizer
     from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
-    from rllib_exit.evaluation.self_improvement import self_improve
+    from rllib_exit.evaluation.greedy_search import search_chain
+    from rllib_exit.evaluation.self_improvement import run_chain, self_improve
 
     config, env_config = job.config, job.splits[split]
     seeds = job.settings["seeds"]
@@ -299,6 +301,7 @@ async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> l
                 # Tasks and steps take consecutive seeds: leave room between.
                 seed=seed * 10**9,
                 compact_history_chars=config.compact_history_chars,
+                run=search_chain if config.greedy_search else run_chain,
             )
         say(f"{label}: {duration(time.perf_counter() - start)}")
         chains_by_seed.append(chains)

@@ -10,6 +10,7 @@ import typer
 from rllib_exit.cli.evaluate import evaluate
 from rllib_exit.cli.export import export
 from rllib_exit.cli.grafana import grafana
+from rllib_exit.cli.report import report
 from rllib_exit.cli.rollouts import rollouts
 from rllib_exit.cli.search import search
 from rllib_exit.cli.sft import sft
@@ -37,6 +38,7 @@ app.command()(evaluate)
 app.command()(export)
 app.command()(sft)
 app.command()(search)
+app.command()(report)
 app.command()(rollouts)
 app.command()(sweep_table)
 app.command()(grafana)

@@ -1,11 +1,19 @@
-"""What training runs have left in their directories."""
+"""What `rllib train`, `rllib evaluate` and `rllib search` have left in directories."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rllib_exit.evaluation.greedy_search import Step
+    from rllib_exit.evaluation.results import Evaluation
+    from rllib_exit.rollout_log import LoggedRollouts
 
 PARAMS, RESULTS = "params.json", "result.json"
 
@@ -34,6 +42,7 @@ HYPER_PARAMETERS: Mapping[str, str] = {
     "max_policy_lag": "Policy lag",
     "temperature": "Temperature",
     "max_model_len": "Context tokens",
+    "compact_history_chars": "History compacted to",
     "max_response_tokens": "Response tokens",
     "buffer_size": "Total buffer size",
     "min_buffer_size": "Min. buffer size",
@@ -41,6 +50,8 @@ HYPER_PARAMETERS: Mapping[str, str] = {
     "divergence_prob": "Divergence prob.",
     "self_iteration": "Self-iteration steps",
     "inverse_temperature": "Inverse temperature α",
+    "learnability": "Learnability score",
+    "staleness_coeff": "Staleness coefficient",
     "expansions_per_group": "Expansions per group",
     "diversity_bonus": "Diversity bonus",
     "diversity_metric": "Diversity metric",
@@ -68,3 +79,239 @@ def env_name(env: Any) -> str:
     if isinstance(env, type):
         return env.__name__
     return str(env).removeprefix("<class '").removesuffix("'>").rpartition(".")[2]
+
+
+def domain(env: str, env_config: Mapping[str, Any]) -> str:
+    """What the report calls the domain of an environment."""
+    if env == "CompetitionMathEnv":
+        return "Arithmetic" if env_config.get("tasks", "arithmetic") == "arithmetic" else "Competition math"
+    return {"BFCLEnv": "Tool use", "MLEBenchEnv": "ML engineering"}.get(env, env)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One training run, with its evaluations; or evaluations alone, if the run's directory is not there.
+
+    Attributes:
+        params: Its config as Tune wrote it down; of evaluations alone, what they say of the run.
+        trials: Its directories, the newest first: more than one if it was resumed.
+        results: Its iterations' results in order, without the config.
+        log: Its log of rollouts; None without one.
+        evaluations: By file, the newest last.
+    """
+
+    params: Mapping[str, Any]
+    trials: tuple[Path, ...] = ()
+    results: tuple[Mapping[str, Any], ...] = ()
+    log: LoggedRollouts | None = None
+    evaluations: dict[Path, Evaluation] = field(default_factory=dict)
+
+    @property
+    def strategy(self) -> str:
+        return self.params["strategy"]
+
+    @property
+    def seed(self) -> int | None:
+        return self.params.get("seed")
+
+    @property
+    def model(self) -> str:
+        return str(self.params.get("model_name"))
+
+    @property
+    def domain(self) -> str:
+        return domain(env_name(self.params["env"]), self.params.get("env_config") or {})
+
+    @property
+    def name(self) -> str:
+        """Strategy and seed."""
+        return self.strategy if self.seed is None else f"{self.strategy}-seed{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its outcome depends on besides strategy and seed."""
+        names = [name for name in HYPER_PARAMETERS if name in self.params]
+        return {name: self.params[name] for name in names} | {"env_config": self.params.get("env_config") or {}}
+
+    def series(self, path: str) -> dict[int, float]:
+        """By iteration, a number of the results, where they have it; see :mod:`rllib_exit.metrics`."""
+        numbers = {}
+        for result in self.results:
+            value: Any = result
+            for key in path.split("/"):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, int | float) and math.isfinite(value):
+                numbers[result["training_iteration"]] = float(value)
+        return numbers
+
+    def evaluation(self) -> tuple[Path, Evaluation] | None:
+        """That of the most trained checkpoint; of several, the newest."""
+        if not self.evaluations:
+            return None
+        return max(self.evaluations.items(), key=lambda pair: (pair[1].iteration, pair[0].stat().st_mtime_ns))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """A greedy search.
+
+    Attributes:
+        file: Its ``search.jsonl``.
+        settings: Its first line.
+        steps: Its further lines.
+        run: The run whose checkpoint it used; None for a model alone.
+    """
+
+    file: Path
+    settings: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    run: Run | None = None
+
+    @property
+    def competition(self) -> str:
+        return self.settings["competition"]
+
+    @property
+    def trained_on(self) -> bool:
+        """Whether the run was trained on the competition."""
+        competitions = (self.run.params.get("env_config") or {}).get("competitions") if self.run else None
+        if isinstance(competitions, str):
+            competitions = [competitions]
+        return any(Path(directory).name == self.competition for directory in competitions or ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Everything that was found.
+
+    Attributes:
+        runs: Training runs.
+        searches: Greedy searches.
+        problems: What could not be used, and why.
+    """
+
+    runs: tuple[Run, ...]
+    searches: tuple[Search, ...]
+    problems: tuple[str, ...]
+
+
+def find(directories: Iterable[Path]) -> Found:
+    """Reads what lies under some directories.
+
+    Trials of one experiment with the same settings and seed are one run: the newest counts, and for the iterations
+    before its first the one before, as where it was resumed.
+
+    Raises:
+        FileNotFoundError: If a directory does not exist.
+    """
+    directories = list(dict.fromkeys(directory.absolute() for directory in directories))
+    for directory in directories:
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is no directory")
+    problems: list[str] = []
+
+    def files(name: str) -> list[Path]:
+        return sorted({file for directory in directories for file in directory.rglob(name)})
+
+    trials: dict[str, list[Path]] = defaultdict(list)
+    for file in files(RESULTS):
+        if not (file.parent / PARAMS).is_file():
+            continue
+        if not read_lines(file):
+            problems.append(f"{file}: no iteration has ended yet")
+            continue
+        params = read_params(file.parent) or {}
+        if "strategy" not in params or "env" not in params:
+            problems.append(f"{file.parent}: no run of rllib-exit: its {PARAMS} has no strategy")
+            continue
+        trials[identity(file.parent)].append(file.parent)
+    runs = [_read_run(of_run) for of_run in trials.values()]
+    runs += _add_evaluations(runs, files("evaluation.json"), problems)
+    searches = tuple(search for file in files("search.jsonl") for search in _read_search(file, runs, problems))
+    order = list(_strategies())
+    runs.sort(key=lambda run: (run.domain, _place(order, run.strategy), run.seed or 0, str(run.trials)))
+    return Found(tuple(runs), searches, tuple(problems))
+
+
+def _strategies() -> Sequence[str]:
+    from rllib_exit.curriculum.exit import STRATEGIES
+
+    return tuple(STRATEGIES)
+
+
+def _place(order: Sequence[str], name: str) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last one that is still being written is left out."""
+    text = file.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _read_run(trials: Sequence[Path]) -> Run:
+    from rllib_exit.rollout_log import LoggedRollouts
+
+    newest = sorted(trials, key=lambda trial: (trial / RESULTS).stat().st_mtime_ns, reverse=True)
+    results: dict[int, dict[str, Any]] = {}
+    for trial in newest:
+        first = min(results, default=math.inf)
+        # Within a trial the last line of an iteration counts.
+        lines = {line["training_iteration"]: line for line in read_lines(trial / RESULTS)}
+        results |= {iteration: line for iteration, line in lines.items() if iteration < first}
+    for line in results.values():
+        line.pop("config", None)
+    try:
+        log = LoggedRollouts(*newest)
+    except FileNotFoundError:
+        log = None
+    params = read_params(newest[0]) or {}
+    return Run(params, tuple(newest), tuple(line for _, line in sorted(results.items())), log)
+
+
+def _add_evaluations(runs: Sequence[Run], files: Sequence[Path], problems: list[str]) -> list[Run]:
+    """Gives evaluations to their runs; those without one make runs of their own."""
+    from rllib_exit.evaluation.results import read
+
+    by_trial = {trial.name: run for run in runs for trial in run.trials}
+    others: dict[str, Run] = {}
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        try:
+            evaluation = read(file)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        # Tune's names of trials are unique, wherever they were moved.
+        names = [*(path.name for path in file.parents), Path(evaluation.checkpoint).parent.name]
+        run = next((by_trial[name] for name in names if name in by_trial), None)
+        if run is None:
+            said = {**evaluation.run, "model_name": evaluation.run["model"]}
+            run = others.setdefault(json.dumps(said, sort_keys=True, default=str), Run(said))
+        run.evaluations[file] = evaluation
+    return list(others.values())
+
+
+def _read_search(file: Path, runs: Sequence[Run], problems: list[str]) -> Iterator[Search]:
+    from rllib_exit.evaluation.greedy_search import Step
+
+    try:
+        settings, *steps = read_lines(file)
+        search = Search(file, settings, tuple(Step(**step) for step in steps))
+        checkpoint = settings["checkpoint"]
+    except (ValueError, TypeError, KeyError) as error:
+        problems.append(f"{file}: no search of this version of rllib-exit ({type(error).__name__}: {error})")
+        return
+    if not search.steps:
+        problems.append(f"{file}: no step has ended yet")
+        return
+    if checkpoint is None:
+        yield search
+        return
+    trial = Path(checkpoint).parent
+    run = next((run for run in runs for there in run.trials if there.name == trial.name), None)
+    if run is None and (params := read_params(trial)):
+        run = Run(params, (trial,))
+    if run is None:
+        problems.append(f"{file}: its checkpoint's run is not there: name the directory of {trial} too")
+        return
+    yield Search(file, settings, search.steps, run)

@@ -7,7 +7,7 @@ each k = 0…K is an episode of its own. The first turn's iterates are one chain
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,8 +54,23 @@ async def self_improve(
     env_timeout_s: float | None = None,
     generation_timeout_s: float | None = None,
     compact_history_chars: int | None = None,
+    run: Callable[..., Awaitable[Chain | None]] | None = None,
 ) -> list[Chain | None]:
     """Answers every task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
+
+    Args:
+        task_ids: The tasks.
+        steps: K.
+        make_env: Makes an environment.
+        max_concurrent: So many episodes run at once.
+        generator: The engine.
+        chat: The model's tokenizer.
+        sampling: How to sample.
+        seed: Of the sampling.
+        env_timeout_s: See :class:`EnvPool`.
+        generation_timeout_s: See :class:`EnvPool`.
+        compact_history_chars: See :class:`EnvPool`.
+        run: What is done on each task: :func:`run_chain`, the default, or a greedy search.
 
     Returns:
         One chain per task, in order; None where the first prompt does not fit the context.
@@ -70,7 +85,8 @@ async def self_improve(
         generation_timeout_s=generation_timeout_s,
         compact_history_chars=compact_history_chars,
     )
-    chains = (run_chain(task, steps, envs=envs, seed=chain_seed(seed, i, steps)) for i, task in enumerate(task_ids))
+    run = run or run_chain
+    chains = (run(task, steps, envs=envs, seed=chain_seed(seed, i, steps)) for i, task in enumerate(task_ids))
     return list(await asyncio.gather(*chains))
 
 

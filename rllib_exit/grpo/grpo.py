@@ -45,6 +45,7 @@ from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, means
+from rllib_exit.versions import versions
 
 CURRICULUM = "curriculum"
 SELECTED = "selected_requests"
@@ -104,7 +105,7 @@ class GRPO(Algorithm):
             checkpoint: Any = self.save()
             raise type(error)(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
         self._gauges.set(result)
-        return result
+        return {**result, "versions": versions()}
 
     def training_step(self) -> None:
         """One iteration: select, roll out, advantages, update, sync, curriculum update."""

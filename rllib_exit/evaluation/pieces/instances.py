@@ -1,0 +1,349 @@
+"""Task instances: how many, how different (paper section 5.5), one alone (section 3), chains (appendix D)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rllib_exit.evaluation import figures
+from rllib_exit.evaluation.figures import Line, mean_and_se
+from rllib_exit.evaluation.groups import LABELS, Domain, Group
+from rllib_exit.evaluation.instances import (
+    SAMPLE,
+    Instance,
+    mean_distances,
+    sample,
+    task_prompts,
+    texts,
+    umap_map,
+)
+from rllib_exit.evaluation.page import Cell, HtmlTable, Link, Piece, ShownChain
+from rllib_exit.evaluation.page import shortened as short
+from rllib_exit.evaluation.runs import Run
+
+if TYPE_CHECKING:
+    from rllib_exit.rollout_log import Row
+from rllib_exit.evaluation.pieces.material import NO_LOG, NO_TRAINING, Material, line_rows, number, unique
+
+
+def distinct_instances(domain: Domain, material: Material) -> Piece:
+    """How many distinct task instances each strategy trained on."""
+    piece = Piece(f"{domain.slug}-distinct", "Distinct task instances", "Figure 7, left")
+    groups = [group for group in domain.groups if any(run.results for run in group.runs)]
+    if not groups:
+        piece.gap = NO_TRAINING
+        return piece
+    last = min(max(run.series("curriculum/distinct_instances_total"), default=0) for run in domain.trained)
+    if last == 0:
+        piece.gap = "the results have no curriculum/distinct_instances_total"
+        return piece
+    counts = {
+        group: [
+            (
+                run,
+                run.series("curriculum/distinct_instances_total")[last],
+                run.series("curriculum/distinct_tasks_total")[last],
+            )
+            for run in group.runs
+            if run.results
+        ]
+        for group in groups
+    }
+    base = [instances for group in groups if group.strategy == "grpo" for _, instances, _ in counts[group]]
+    bars, table = [], []
+    rows = []
+    for group in groups:
+        values = np.array([instances for _, instances, _ in counts[group]])
+        tasks = np.array([tasks for *_, tasks in counts[group]])
+        mean, se = mean_and_se(values)
+        bars.append((group.label, group.style, float(mean), None if se is None else float(se)))
+        sources = tuple(s for run, *_ in counts[group] for s in material.results(domain, run))
+        ratio = f"{mean / np.mean(base):.2f}" if base else "—"
+        cells = [number(float(mean), None if se is None else float(se), ".0f"), f"{tasks.mean():.0f}", ratio]
+        table.append([Cell(group.label), *(Cell(text, sources) for text in cells)])
+        rows += [
+            {"method": group.label, "run": run.name, "iteration": last, "instances": instances, "base_tasks": tasks}
+            for run, instances, tasks in counts[group]
+        ]
+    piece.figure = figures.bars(bars, y_label=f"distinct instances by iteration {last}")
+    piece.table = HtmlTable(["Method", "Distinct instances", "Distinct base tasks", "Relative to GRPO"], table)
+    piece.rows = rows
+    piece.sources = unique(s for run in domain.trained for s in material.results(domain, run))
+    piece.caption = (
+        f"Task instances that were rolled out by iteration {last}, the last that all runs have: a base task, or one "
+        "with its own history and iterate."
+    )
+    return piece
+
+
+def distances(domain: Domain, material: Material) -> list[Piece]:
+    """Pairwise distances of task instances, and their map."""
+    new = Piece(f"{domain.slug}-distances-new", "Distances between new task instances", "Table 2")
+    everything = Piece(f"{domain.slug}-distances-all", "Distances between all task instances", "Table 7")
+    mapped = Piece(f"{domain.slug}-umap", "Map of task instances (UMAP)", "Figure 7, right")
+    pieces = [new, everything, mapped]
+
+    def gap(reason: str) -> list[Piece]:
+        for piece in pieces:
+            piece.gap = reason
+        return pieces
+
+    logged = {group: [run for run in group.runs if run.log is not None] for group in domain.groups}
+    logged = {group: runs for group, runs in logged.items() if runs}
+    if not logged:
+        return gap(NO_LOG if domain.trained else NO_TRAINING)
+    if material.embedder is None:
+        return gap("embeddings were not asked for (--embedding-model none)")
+    try:
+        prompts = task_prompts(next(iter(logged.values()))[0])
+    except ValueError as error:
+        return gap(str(error))
+    embedded: dict[str, np.ndarray] = {}
+
+    def embed(run: Run, of: Sequence[Instance]) -> np.ndarray:
+        assert material.embedder is not None
+        written = texts(run, of, prompts)
+        unknown = list(dict.fromkeys(text for text in written if text not in embedded))
+        embedded.update(zip(unknown, material.embedder.embed(unknown), strict=True))
+        return np.stack([embedded[text] for text in written])
+
+    for piece, only_new in ((new, True), (everything, False)):
+        _fill_distances(piece, domain, logged, material, embed, only_new)
+    _fill_map(mapped, domain, logged, material, embed)
+    return pieces
+
+
+def _fill_distances(
+    piece: Piece, domain: Domain, logged: Mapping[Group, Sequence[Run]], material: Material, embed: Any, only_new: bool
+) -> None:
+    table, rows, sources = [], [], []
+    for group, runs in logged.items():
+        of_group = []
+        from_runs = []
+        for run in runs:
+            chosen = [instance for instance in material.instances(run) if instance.new or not only_new]
+            if len(chosen) < 2:
+                continue
+            cosine, l2 = mean_distances(embed(run, drawn := sample(chosen)))
+            of_group.append((cosine, l2))
+            source = material.log(domain, run)
+            from_runs.append(source)
+            rows.append(
+                {
+                    "method": group.label,
+                    "run": run.name,
+                    "cosine": cosine,
+                    "l2": l2,
+                    "instances": len(chosen),
+                    "embedded": len(drawn),
+                    "file": source.href,
+                }
+            )
+        cells = [Cell("N/A"), Cell("N/A")]
+        if of_group:
+            mean, se = mean_and_se(np.array(of_group))
+            cells = [Cell(number(mean[i], None if se is None else se[i], ".3f"), tuple(from_runs)) for i in range(2)]
+        table.append([Cell("Uniform (GRPO)" if group.strategy == "grpo" else group.label), *cells])
+        sources += from_runs
+    if not rows:
+        piece.gap = "no run has two instances that the curriculum made"
+        return
+    which = "instances that the curriculum made" if only_new else "instances, base tasks included"
+    piece.table = HtmlTable(["Method", "Cosine distance", "L2 distance"], table)
+    piece.rows = rows
+    piece.sources = unique(sources)
+    piece.caption = (
+        f"Mean over all pairs of distinct {which}, at most {SAMPLE} of a run drawn at random, embedded by "
+        f"{material.embedder.model if material.embedder else ''} and scaled to unit length; an instance's text is its "
+        "iterate and the request that it answers. N/A: the strategy makes no such instances."
+    )
+
+
+def _fill_map(
+    piece: Piece, domain: Domain, logged: Mapping[Group, Sequence[Run]], material: Material, embed: Any
+) -> None:
+    base: dict[str, np.ndarray] = {}
+    new: dict[Group, np.ndarray] = {}
+    for group, runs in logged.items():
+        each = max(1, SAMPLE // len(runs))
+        of_group = []
+        for run in runs:
+            everything = material.instances(run)
+            tasks = [instance for instance in everything if not instance.new and instance.id not in base]
+            tasks = sample(tasks, max(0, SAMPLE - len(base)))
+            if tasks:
+                base.update(zip([instance.id for instance in tasks], embed(run, tasks), strict=True))
+            if made := sample([instance for instance in everything if instance.new], each):
+                of_group.append(embed(run, made))
+        if of_group:
+            new[group] = np.concatenate(of_group)
+    if not new:
+        piece.gap = "no run has instances that the curriculum made"
+        return
+    try:
+        points = umap_map(np.concatenate([*([np.stack(list(base.values()))] if base else []), *new.values()]))
+    except ValueError as error:
+        piece.gap = str(error)
+        return
+    background, rest = points[: len(base)], points[len(base) :]
+    drawn: dict[str, tuple[figures.Style, np.ndarray]] = {}
+    rows = [{"method": "base tasks", "x": x, "y": y} for x, y in background]
+    for group, embeddings in new.items():
+        of_group, rest = rest[: len(embeddings)], rest[len(embeddings) :]
+        drawn[group.label] = group.style, of_group
+        rows += [{"method": group.label, "x": x, "y": y} for x, y in of_group]
+    piece.figure = figures.scatters(drawn, background, label=f"base tasks: {len(background)}")
+    piece.rows = rows
+    piece.sources = unique(material.log(domain, run) for group in new for run in logged[group])
+    piece.caption = (
+        f"Instances that each strategy made, at most {SAMPLE} of a strategy, over the base tasks in grey; one UMAP of "
+        f"their embeddings by {material.embedder.model if material.embedder else ''}, by cosine distance."
+    )
+
+
+def learnability(domain: Domain, material: Material) -> Piece:
+    """A task trained on alone, against the same task trained on with others."""
+    piece = Piece(f"{domain.slug}-one-task", "One task alone, and with others", "Figure 1")
+    logged = [(group, run) for group in domain.groups for run in group.runs if run.log is not None]
+    if not logged:
+        piece.gap = NO_LOG if domain.trained else NO_TRAINING
+        return piece
+    tasks = {id(run): {instance.task_id for instance in material.instances(run)} for _, run in logged}
+    alone = [(group, run) for group, run in logged if len(tasks[id(run)]) == 1]
+    found = [
+        (task, alone_group, run_group)
+        for alone_group, run in alone
+        for task in tasks[id(run)]
+        for run_group, other in logged
+        if run_group.strategy == alone_group.strategy and len(tasks[id(other)]) > 1 and task in tasks[id(other)]
+    ]
+    if not found:
+        piece.gap = (
+            "no strategy was trained both on one task alone and on several with it; train twice, with "
+            "--set env_config.competitions=... or the like, and --log-rollouts"
+        )
+        return piece
+    task = found[0][0]
+    groups = list(dict.fromkeys(group for which, *pair in found if which == task for group in pair))
+    lines = []
+    for group in groups:
+        series = [_task_quality(run, task) for run in group.runs if run.log is not None]
+        shared = sorted(set.intersection(*map(set, series)))
+        if shared:
+            values = np.array([[of_run[i] for i in shared] for of_run in series])
+            together = len(tasks[id(group.runs[0])])
+            label = f"{LABELS.get(group.strategy, group.strategy)}, " + (
+                "alone" if together == 1 else f"{together} tasks"
+            )
+            lines.append(Line(label, group.style, np.array(shared), *mean_and_se(values)))
+    piece.figure = figures.panels([(task, "mean quality", lines)], x_label="iteration", markers=True, columns=1)
+    piece.rows = line_rows([(task, line) for line in lines], "iteration")
+    piece.sources = unique(material.log(domain, run) for group in groups for run in group.runs if run.log is not None)
+    piece.caption = f"Mean quality of the rollouts of {task} by iteration, in runs on it alone and on several tasks."
+    return piece
+
+
+def _task_quality(run: Run, task: str) -> dict[int, float]:
+    import pyarrow.dataset as ds
+
+    assert run.log is not None
+    by_iteration: dict[int, list[float]] = defaultdict(list)
+    for row in run.log.read(ds.field("task_id") == task, columns=["iteration", "quality"]):
+        by_iteration[row["iteration"]].append(row["quality"])
+    return {iteration: float(np.mean(qualities)) for iteration, qualities in sorted(by_iteration.items())}
+
+
+def chains(domain: Domain, material: Material) -> Piece:
+    """Self-iteration chains met in training."""
+    piece = Piece(f"{domain.slug}-chains", "Self-iteration chains met in training", "Appendix D")
+    order = ("exit", "diverge", "improve")
+    runs = [
+        run
+        for strategy in order
+        for group in domain.groups
+        if group.strategy == strategy
+        for run in group.runs
+        if run.log is not None
+    ]
+    if not runs:
+        strategies = {group.strategy for group in domain.groups if any(run.log is not None for run in group.runs)}
+        piece.gap = (
+            f"the logs of rollouts are of {', '.join(sorted(strategies))}, which does not self-iterate"
+            if strategies
+            else NO_LOG
+        )
+        return piece
+    run = runs[0]
+    found = _sample_chains(run)
+    if not found:
+        piece.gap = f"{run.name} has no self-iteration step yet"
+        return piece
+    try:
+        prompts = task_prompts(run)
+    except ValueError:
+        prompts = {}
+    source = material.log(domain, run)
+    shown, rows = [], []
+    for why, chain in found:
+        task = chain[0]["task_id"]
+        links = []
+        for i, row in enumerate(chain):
+            turn = row["turns"][row["starting_turn"]]
+            title = (
+                f"{'Answer' if row['kind'] == 'base' else row['kind'].capitalize()} · iteration {row['iteration']} · "
+                f"depth {turn['depth']} · quality {row['quality']:.3g}"
+            )
+            feedback = turn["feedback"] or "" if i < len(chain) - 1 else ""
+            links.append(Link(title, short(turn["response"]) or "(nothing)", short(feedback, 800)))
+            rows.append(
+                {
+                    "chain": why,
+                    "task_id": task,
+                    "rollout": f"{row['group_id']}/{row['g']}",
+                    **{name: row[name] for name in ("iteration", "kind", "starting_turn", "quality")},
+                    "response": turn["response"],
+                    "feedback": turn["feedback"],
+                }
+            )
+        shown.append(ShownChain(f"{why}: {task}", short(prompts.get(task, ""), 900), links, source))
+    piece.chains = shown
+    piece.rows = rows
+    piece.sources = [source]
+    piece.caption = (
+        f"From the log of {run.name}. Each step starts from the response above it; the prompts of the steps are those "
+        "of envs/prompts.py. `rllib rollouts DIR --show GROUP/G` shows a rollout of the CSV file in full."
+    )
+    return piece
+
+
+def _sample_chains(run: Run) -> list[tuple[str, list[Row]]]:
+    """A chain that gained, one that diverged, and the deepest; each from its first response on."""
+    import pyarrow.dataset as ds
+
+    assert run.log is not None
+    columns = ["iteration", "group_id", "g", "task_id", "kind", "depth", "quality", "iterate"]
+    steps = run.log.read((ds.field("kind") != "base") & ds.field("valid") & ~ds.field("truncated"), columns=columns)
+
+    def gain(row: Row) -> float:
+        return row["quality"] - (row["iterate"]["quality"] or 0.0)
+
+    found: list[tuple[str, Row]] = []
+    for why, chosen, key in (
+        ("Improved", [r for r in steps if r["kind"] == "improve" and gain(r) > 0], lambda r: (r["depth"], gain(r))),
+        ("Diverged", [r for r in steps if r["kind"] == "diverge" and gain(r) >= 0], lambda r: (gain(r), r["depth"])),
+        ("The deepest", steps, lambda r: (r["depth"], r["quality"])),
+    ):
+        taken = {row["task_id"] for _, row in found}
+        chosen = [row for row in chosen if row["task_id"] not in taken]
+        if chosen:
+            found.append((why, max(chosen, key=key)))
+    chains = []
+    for why, row in found:
+        whole = run.log.rollout(row["group_id"], row["g"], iteration=row["iteration"])
+        ancestors, _ = run.log.lineage(whole)
+        earlier = [run.log.rollout(a["group_id"], a["g"], iteration=a["iteration"]) for a in reversed(ancestors)]
+        chains.append((why, [*earlier, whole]))
+    return chains

@@ -1,0 +1,301 @@
+"""Scores and gains: Table 1, self-improvement by step, greedy search (paper section 5.3, appendix C)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rllib_exit.evaluation import figures
+from rllib_exit.evaluation.figures import Line, mean_and_se
+from rllib_exit.evaluation.groups import Domain, Improvement, improvements
+from rllib_exit.evaluation.page import Cell, HtmlTable, Piece, Source
+from rllib_exit.evaluation.results import ALL
+from rllib_exit.evaluation.runs import Search
+
+if TYPE_CHECKING:
+    pass
+from rllib_exit.evaluation.pieces.material import NO_EVALUATION, Material, line_rows, number, unique
+
+
+def table_1(domains: Sequence[Domain], material: Material) -> Piece:
+    """Initial score and gain by strategy and domain."""
+    piece = Piece("table-1", "Initial score, and gain after the last step", "Table 1")
+    columns: list[Column] = []
+    for domain in domains:
+        column = _search_column(domain, material) or _evaluation_column(domain, material)
+        if column is not None:
+            columns.append(column)
+    if not columns:
+        piece.gap = NO_EVALUATION
+        return piece
+    labels = dict.fromkeys(label for column in columns for label in column.scores)
+    strategies = {label: place for domain in domains for label, place in domain.places().items()}
+    rows = []
+    for label in sorted(labels, key=lambda label: strategies[label]):
+        row = [Cell(label)]
+        for column in columns:
+            if label in column.scores:
+                initial, gain, sources, _ = column.scores[label]
+                row += [Cell(initial, sources), Cell(gain, sources)]
+            else:
+                row += [Cell("—"), Cell("—")]
+        rows.append(row)
+    header = [name for column in columns for name in (f"{column.domain} (%)", "gain")]
+    piece.table = HtmlTable(["Method", *header], rows)
+    piece.rows = [row for column in columns for *_, row in column.scores.values()]
+    piece.sources = unique(s for column in columns for _, _, sources, _ in column.scores.values() for s in sources)
+    piece.caption = (
+        "The score before self-improvement in percent, ± one standard error where there are several seeds, and the "
+        f"points gained by the last step. {' '.join(column.note for column in columns)}"
+    )
+    return piece
+
+
+@dataclass(frozen=True)
+class Column:
+    """Table 1's of a domain: by method the initial score, the gain, the sources and the CSV's row."""
+
+    domain: str
+    scores: Mapping[str, tuple[str, str, tuple[Source, ...], dict[str, Any]]]
+    note: str
+
+
+def _score(
+    domain: Domain, label: str, values_SK: np.ndarray, over: str, sources: tuple[Source, ...], **row: Any
+) -> tuple[str, str, tuple[Source, ...], dict[str, Any]]:
+    """A score from (S, K+1) values in percent."""
+    mean, se = mean_and_se(values_SK)
+    first_se = None if se is None else float(se[0])
+    gain = float(mean[-1] - mean[0])
+    row = {
+        "domain": domain.name,
+        "method": label,
+        "initial": float(mean[0]),
+        "standard_error": first_se,
+        "final": float(mean[-1]),
+        "gain": gain,
+        **row,
+        "over": over,
+        "files": " ".join(source.href for source in sources),
+    }
+    return number(float(mean[0]), first_se), number(gain, None, "+.1f"), sources, row
+
+
+def _evaluation_column(domain: Domain, material: Material) -> Column | None:
+    found = improvements(domain)
+    if not found:
+        return None
+    split, of_split = next(iter(found.items()))
+    steps = len(of_split[0].curve.accuracy) - 1
+    tasks = of_split[0].curve.num_tasks
+    scores = {
+        improvement.label: _score(
+            domain,
+            improvement.label,
+            100 * improvement.curve.accuracy_SK,
+            improvement.over,
+            _evaluations(domain, improvement, material),
+            split=split,
+            steps=steps,
+            tasks=improvement.curve.num_tasks,
+        )
+        for improvement in of_split
+    }
+    which = "all splits together" if split == ALL else f"the split {split}"
+    note = f"{domain.name}: accuracy on {which} ({tasks} tasks), {steps} self-improvement steps; {_over(of_split)}."
+    return Column(domain.name, scores, note)
+
+
+def _over(found: Sequence[Improvement]) -> str:
+    """What the means of the methods are over, in words."""
+    methods: dict[str, list[str]] = defaultdict(list)
+    for improvement in found:
+        if improvement.label not in methods[improvement.over]:
+            methods[improvement.over].append(improvement.label)
+    if len(methods) == 1:
+        return f"mean over {next(iter(methods))}"
+    longest = max(methods, key=lambda over: len(methods[over]))
+    others = "; ".join(f"{', '.join(labels)}: {over}" for over, labels in methods.items() if over != longest)
+    return f"mean over {longest} ({others})"
+
+
+def _search_column(domain: Domain, material: Material) -> Column | None:
+    searches = [search for of_group in domain.searches.values() for search in of_group]
+    if not searches:
+        return None
+    held_out = [search for search in searches if not _trained_on(domain, search.competition)]
+    shown = sorted({search.competition for search in held_out or searches})
+    steps = min(len(search.steps) for search in searches if search.competition in shown)
+    scores = {}
+    overs: dict[str, None] = {}
+    for label in domain.styles():
+        of_group = [search for search in domain.searches.get(label, ()) if search.competition in shown]
+        if of_group:
+            values_SK, over = _search_curves(of_group, steps)
+            sources = tuple(material.search(domain, search) for search in of_group)
+            scores[label] = _score(
+                domain, label, 100 * values_SK, over, sources, split=" ".join(shown), steps=steps, tasks=len(shown)
+            )
+            overs[over] = None
+    note = (
+        f"{domain.name}: best normalised score of a greedy search after its first step and after step {steps}, over "
+        f"the {'held-out' if held_out else 'training'} competitions {', '.join(shown)}; mean over {' or '.join(overs)}."
+    )
+    return Column(domain.name, scores, note)
+
+
+def _trained_on(domain: Domain, competition: str) -> bool:
+    return any(
+        search.trained_on for of in domain.searches.values() for search in of if search.competition == competition
+    )
+
+
+def _search_curves(searches: Sequence[Search], steps: int) -> tuple[np.ndarray, str]:
+    """(S, K) the best score so far, averaged over competitions; S over training runs and sampling seeds."""
+    by_seed: dict[tuple[Any, Any], list[np.ndarray]] = defaultdict(list)
+    for search in searches:
+        run = search.run.seed if search.run else None
+        by_seed[run, search.settings["seed"]].append(_best_so_far(search, steps))
+    over = f"{len(by_seed)} seed{'s' * (len(by_seed) > 1)}"
+    return np.array([np.mean(of_seed, axis=0) for of_seed in by_seed.values()]), over
+
+
+def _best_so_far(search: Search, steps: int) -> np.ndarray:
+    return np.maximum.accumulate([step.quality for step in search.steps[:steps]])
+
+
+def self_improvement(domain: Domain, material: Material) -> list[Piece]:
+    """Accuracy and net corrections by step: all splits together, and each."""
+    together = Piece(f"{domain.slug}-self-improvement", "Self-improvement by step", "Figures 3 and 4")
+    per_split = Piece(f"{domain.slug}-splits", "Self-improvement by step, per split", "Figure 8")
+    found = improvements(domain)
+    if not found:
+        together.gap = per_split.gap = NO_EVALUATION
+        return [together, per_split]
+    first, *others = found
+    _fill_self_improvement(together, domain, {first: found[first]}, material)
+    if others:
+        _fill_self_improvement(per_split, domain, {split: found[split] for split in others}, material)
+    else:
+        per_split.gap = f"the evaluations have one split, {first}, shown above; run `rllib evaluate DIR --split ...`"
+    pieces = [together, per_split]
+    turns = [
+        improvement for improvement in found[first] if {"first_turn_accuracy"} <= improvement.curve.metrics_SK.keys()
+    ]
+    if turns:
+        pieces.insert(1, _first_turn(domain, turns, material))
+    return pieces
+
+
+def _fill_self_improvement(
+    piece: Piece, domain: Domain, found: Mapping[str, Sequence[Improvement]], material: Material
+) -> None:
+    drawn, rows = [], []
+    for split, of_split in found.items():
+        name = "All splits" if split == ALL else split
+        tasks = of_split[0].curve.num_tasks
+        accuracy = [improvement.line(100 * improvement.curve.accuracy_SK) for improvement in of_split]
+        corrections = [improvement.line(improvement.curve.net_corrections_SK) for improvement in of_split]
+        drawn.append((f"{name} ({tasks} tasks)", "accuracy (%)", accuracy))
+        drawn.append((f"{name}: net corrections", "problems", corrections))
+        for improvement, of_accuracy, of_corrections in zip(of_split, accuracy, corrections, strict=True):
+            files = " ".join(source.href for source in _evaluations(domain, improvement, material))
+            for k in range(len(of_accuracy.x)):
+                rows.append(
+                    {
+                        "split": split,
+                        "method": improvement.label,
+                        "step": k,
+                        "accuracy": of_accuracy.mean[k],
+                        "accuracy_standard_error": None if of_accuracy.se is None else of_accuracy.se[k],
+                        "net_corrections": of_corrections.mean[k],
+                        "net_corrections_standard_error": None if of_corrections.se is None else of_corrections.se[k],
+                        "tasks": tasks,
+                        "over": improvement.over,
+                        "files": files,
+                    }
+                )
+    everything = [improvement for of_split in found.values() for improvement in of_split]
+    piece.figure = figures.panels(drawn, x_label="self-improvement step k", markers=True)
+    piece.rows = rows
+    piece.sources = unique(s for improvement in everything for s in _evaluations(domain, improvement, material))
+    settings = {
+        _settings(run.evaluations[file].settings) for improvement in everything for file, run in improvement.evaluations
+    }
+    piece.caption = (
+        "Net corrections: problems that are right after step k and were wrong at step 0, less those the other way "
+        f"round. M{_over(everything)[1:]}; bands are one standard error where there is more than one. "
+        f"Settings: {' | '.join(sorted(settings))}."
+    )
+    if len(settings) > 1:
+        piece.caption += " The evaluations differ in their settings: compare with care."
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """What an evaluation's numbers depend on, in words."""
+    names = ("temperature", "top_p", "top_k", "self_improvement_steps", "limit")
+    return ", ".join(f"{name} {settings[name]}" for name in names if settings.get(name) is not None)
+
+
+def _first_turn(domain: Domain, found: Sequence[Improvement], material: Material) -> Piece:
+    drawn = [
+        (title, "%", [improvement.line(100 * improvement.curve.metrics_SK[name]) for improvement in found])
+        for title, name in (
+            ("First request solved", "first_turn_accuracy"),
+            ("Requests solved", "requests_solved_fraction"),
+        )
+        if all(name in improvement.curve.metrics_SK for improvement in found)
+    ]
+    lines = [(title, line) for title, _, of_panel in drawn for line in of_panel]
+    return Piece(
+        f"{domain.slug}-first-turn",
+        "First-turn and per-request accuracy by step",
+        "Figure 3 (tool use)",
+        "The first user request solved, and the share of all of a task's requests; all of them is the accuracy above.",
+        figure=figures.panels(drawn, x_label="self-improvement step k", markers=True),
+        rows=line_rows(lines, "step"),
+        sources=unique(s for improvement in found for s in _evaluations(domain, improvement, material)),
+    )
+
+
+def _evaluations(domain: Domain, improvement: Improvement, material: Material) -> tuple[Source, ...]:
+    return tuple(material.evaluation(domain, file, run) for file, run in improvement.evaluations)
+
+
+def greedy_search(domain: Domain, material: Material) -> list[Piece]:
+    """Best score so far by step: over training and held-out competitions, and per competition."""
+    together = Piece(f"{domain.slug}-search", "Greedy search by step", "Figure 9")
+    each = Piece(f"{domain.slug}-search-each", "Greedy search by step, per competition", "Figure 10")
+    searches = [search for of_group in domain.searches.values() for search in of_group]
+    if not searches:
+        together.gap = each.gap = "no search.jsonl is there; run `rllib search RUN --competition DIR`"
+        return [together, each]
+    competitions = sorted({search.competition for search in searches})
+    on = [name for name in competitions if _trained_on(domain, name)]
+    off = [name for name in competitions if name not in on]
+    for piece, asked in (
+        (together, {title: names for title, names in (("Training", on), ("Held out", off)) if names}),
+        (each, {f"{name} ({'training' if name in on else 'held out'})": [name] for name in competitions}),
+    ):
+        drawn = []
+        for title, names in asked.items():
+            lines = []
+            for label, of_style in domain.styles().items():
+                shown = [search for search in domain.searches.get(label, ()) if search.competition in names]
+                if shown:
+                    steps = min(len(search.steps) for search in shown)
+                    values_SK, _ = _search_curves(shown, steps)
+                    lines.append(Line(label, of_style, np.arange(1, steps + 1), *mean_and_se(values_SK)))
+            drawn.append((title, "best normalised score", lines))
+        piece.figure = figures.panels(drawn, x_label="search step", steps=True, markers=True)
+        piece.rows = line_rows([(title, line) for title, _, lines in drawn for line in lines], "step")
+        piece.sources = unique(material.search(domain, search) for search in searches)
+        piece.caption = (
+            "The best score up to each step, in [0, 1]; a script without a score counts 0. Bands are one standard "
+            "error over seeds, where there is more than one."
+        )
+    return [together, each]
