@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,10 +89,16 @@ class CausalLMRLModule(TorchRLModule):
         return self._score(self.model, batch[PACK])
 
     @torch.no_grad()
-    def reference_logprobs(self, pack: Pack) -> torch.Tensor:
-        """Log-probabilities (N,) of the pack's targets under the reference policy."""
-        with adapters.without_adapters(self.model) if self._lora else nullcontext():
-            return self._score(self.model if self._lora else self.reference, pack)[LOGPROBS]
+    def reference_logprobs(self, packs: Sequence[Pack]) -> list[torch.Tensor]:
+        """Log-probabilities (N,) of each pack's targets under the reference policy.
+
+        In one go, so that the reference is on the device no longer than that.
+        """
+        if self._lora:
+            with adapters.without_adapters(self.model):
+                return [self._score(self.model, pack)[LOGPROBS] for pack in packs]
+        with self.reference.on_device():
+            return [self._score(self.reference, pack)[LOGPROBS] for pack in packs]
 
     def _score(self, model: Any, pack: Pack) -> dict[str, torch.Tensor]:
         mixed = any(p.dtype != self.compute_dtype for p in model.parameters())
@@ -130,7 +135,7 @@ class CausalLMRLModule(TorchRLModule):
             return
         for names in self.reference.buckets(list(self.reference.shapes)):
             theta, ref = self.model.gather("weights", names), self.reference.gather("weights", names)
-            new = {name: old.lerp(theta[name].to(old.dtype), rate) for name, old in ref.items()}
+            new = {name: old.lerp(theta[name].to(old), rate) for name, old in ref.items()}
             self.reference.scatter("weights", new)
 
     def get_state(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
 from rllib_exit.grpo.batch import TrainBatch
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Sums over the tokens that a learner trains on.
 SUMMED = ("loss", "kl", "clipped", "entropy", "logprob_abs_diff", "num_tokens")
+Sums = defaultdict[str, Any]  # of numbers, or scalar tensors
 # A pack whose loss is 0, for a learner that has fewer packs than another.
 EMPTY_ROW = Row(np.zeros(2, np.int32), np.array([False, True]), np.zeros(2, np.float32), 0.0, 0.0)
 
@@ -134,23 +137,28 @@ class GRPOTorchLearner(TorchLearner):
         batch: TrainBatch = training_data.batch
         self._weights_seq_no += 1
         minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
+        packs = [pack for packs in minibatches for pack in packs]
+        # What the updates do not change is computed ahead of them, once for all epochs.
+        reference = self.language_model.reference_logprobs(packs) if self.config.kl_coeff else [None] * len(packs)
         # π_old is the policy at the start. With a single update it is the current one, for free.
         single = self.config.num_epochs * len(minibatches) == 1
-        old = None if single else [[self._logprobs(p) for p in packs] for packs in minibatches]
+        old = [None if single else self._logprobs(pack) for pack in packs]
 
-        sums: dict[str, float] = defaultdict(float)
+        sums: Sums = defaultdict(float)
         for _ in range(self.config.num_epochs):
-            for i, packs in enumerate(minibatches):
-                self._update_minibatch(packs, old[i] if old else [None] * len(packs), sums)
+            scored = zip(packs, old, reference, strict=True)
+            for minibatch in minibatches:
+                self._update_minibatch(list(itertools.islice(scored, len(minibatch))), sums)
         self._num_batches += 1
         if self._num_batches % self.config.ref_update_interval == 0:
             self.language_model.update_reference(self.config.ref_update_rate)
 
         tokens = sum(len(row.token_ids) for rows in batch.minibatches for row in rows)
+        numbers = defaultdict(float, {name: float(value) for name, value in sums.items()})
         if self.config.colocated:
             # The engine that shares the device gets what the update no longer needs.
             torch.cuda.empty_cache()
-        self._log(sums, tokens, time.perf_counter() - start)
+        self._log(numbers, tokens, time.perf_counter() - start)
         return self.metrics.reduce()
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
@@ -161,24 +169,29 @@ class GRPOTorchLearner(TorchLearner):
     def _equalise(self, minibatches: list[list[Pack]]) -> list[list[Pack]]:
         """Adds empty packs, so that every learner makes as many passes: with sharded parameters each is collective."""
         numbers = all_reduce([len(packs) for packs in minibatches], self._torch_device, ReduceOp.MAX)
-        empty = self._pack((EMPTY_ROW,))
-        return [packs + empty * (int(n) - len(packs)) for packs, n in zip(minibatches, numbers, strict=True)]
+        return [
+            packs + [self._empty_pack] * (int(n) - len(packs)) for packs, n in zip(minibatches, numbers, strict=True)
+        ]
+
+    @cached_property
+    def _empty_pack(self) -> Pack:
+        [pack] = self._pack((EMPTY_ROW,))
+        return pack
 
     @torch.no_grad()
     def _logprobs(self, pack: Pack) -> torch.Tensor:
         return self.language_model.forward_train({PACK: pack})[LOGPROBS]
 
-    def _update_minibatch(self, packs: list[Pack], old: Sequence[torch.Tensor | None], sums: dict[str, float]) -> None:
+    def _update_minibatch(self, scored: Sequence[tuple[Pack, Tensor | None, Tensor | None]], sums: Sums) -> None:
+        """One optimizer step over packs, each with its log-probabilities under the old and the reference policy."""
         sums["minibatches"] += 1
-        if not packs:
+        if not scored:
             return
-        for pack, old_logprobs_N in zip(packs, old, strict=True):
-            # Before the policy's pass: with adapters both are passes of one model.
-            reference = self.language_model.reference_logprobs(pack) if self.config.kl_coeff else None
+        for pack, old_logprobs_N, ref_logprobs_N in scored:
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID,
                 config=self.config,
-                batch={PACK: pack, "old_logprobs": old_logprobs_N, "reference_logprobs": reference, "sums": sums},
+                batch={PACK: pack, "old_logprobs": old_logprobs_N, "reference_logprobs": ref_logprobs_N, "sums": sums},
                 fwd_out=self.language_model.forward_train({PACK: pack}),
             )
             self.model.backward(loss)
@@ -212,19 +225,17 @@ class GRPOTorchLearner(TorchLearner):
             kl_coeff=config.kl_coeff,
             mismatch_clip=config.mismatch_clip,
         )
-        if not pack.weights_N.any():
-            return loss  # an empty pack
-        sums = batch["sums"]
-        sums["loss"] += float(loss.detach())
-        sums["entropy"] += float(fwd_out[ENTROPY].sum())
+        if pack is self._empty_pack:
+            return loss
+        # Tensors: to read one of them would have the device wait for what it is to do next.
+        sums: Sums = batch["sums"]
+        stats = {"loss": loss.detach(), "entropy": fwd_out[ENTROPY].sum(), **stats}
         for name, value in stats.items():
-            if name.endswith("_max"):
-                sums[name] = max(sums[name], float(value))
-            else:
-                sums[name] += float(value)
+            value = value.double()
+            sums[name] = torch.clamp(value, min=sums[name]) if name.endswith("_max") else sums[name] + value
         return loss
 
-    def _log(self, sums: dict[str, float], tokens: int, seconds: float) -> None:
+    def _log(self, sums: Mapping[str, float], tokens: int, seconds: float) -> None:
         """Logs the same on every learner: RLlib's mean over the learners is then that of all their tokens."""
         *totals, tokens_total = all_reduce([*(sums[name] for name in SUMMED), tokens], self._torch_device, ReduceOp.SUM)
         total = dict(zip(SUMMED, totals, strict=True))

@@ -110,10 +110,10 @@ class _Score(torch.autograd.Function):
             target_logits_N = torch.where(inside_N, picked_N, target_logits_N)
             # Σ exp(l - m) and Σ exp(l - m) · (l - m), m the block's maximum.
             maxima.append(logits_NB.amax(1))
-            shifted_NB = logits_NB - maxima[-1][:, None]
-            exp_NB = shifted_NB.exp()
+            exp_NB = logits_NB.sub_(maxima[-1][:, None]).exp()
             sums.append(exp_NB.sum(1))
-            products.append(exp_NB.mul_(shifted_NB).sum(1))
+            products.append(exp_NB.mul_(logits_NB).sum(1))
+            del exp_NB
         max_KN, sum_KN, product_KN = torch.stack(maxima), torch.stack(sums), torch.stack(products)
         max_N = max_KN.amax(0)
         # Shifted from each block's maximum to that of all.
@@ -122,13 +122,14 @@ class _Score(torch.autograd.Function):
         sum_N = (scale_KN * sum_KN).sum(0)
         product_N = (scale_KN * (product_KN + below_KN * sum_KN)).sum(0)
         logsumexp_N = max_N + sum_N.log()
-        kept_NV = logits_NB if len(ctx.args[2]) == 1 else None
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, logsumexp_N, kept_NV)
+        # A single block is kept, less its maximum.
+        kept = (logits_NB, sum_N.log()) if len(ctx.args[2]) == 1 else (None, logsumexp_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, *kept)
         return torch.stack([target_logits_N - logsumexp_N, sum_N.log() - product_N / sum_N])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, targets_N, logsumexp_N, kept_NV = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, targets_N, kept_NV, logsumexp_N = ctx.saved_tensors
         temperature, dtype, blocks = ctx.args
         hidden_grad, weight_grad, bias_grad, *_ = ctx.needs_input_grad
         grad_N = grads[0][0] / temperature
@@ -137,11 +138,13 @@ class _Score(torch.autograd.Function):
         d_weight_VD = torch.empty_like(weight_VD) if weight_grad else None
         d_bias_V = torch.empty_like(bias_V) if bias_grad else None
         for block in blocks:
-            logits_NB = kept_NV
-            if logits_NB is None:
-                logits_NB = _logits(hidden_cast_ND, weight_VD, bias_V, block, temperature, dtype)
+            if kept_NV is None:
+                d_logits_NB = _logits(hidden_cast_ND, weight_VD, bias_V, block, temperature, dtype)
+                d_logits_NB.sub_(logsumexp_N[:, None])
+            else:
+                d_logits_NB = kept_NV - logsumexp_N[:, None]
             # ∂ log p(target) / ∂ logits = [target] - p
-            d_logits_NB = (logits_NB - logsumexp_N[:, None]).exp_().mul_(-grad_N[:, None])
+            d_logits_NB.exp_().mul_(-grad_N[:, None])
             inside_N, columns_N = _inside(targets_N, block)
             d_logits_NB.scatter_add_(1, columns_N[:, None], (grad_N * inside_N)[:, None])
             if d_bias_V is not None:

@@ -24,7 +24,9 @@ LORA: dict[str, Any] = {"lora_r": 4, "lora_alpha": 8.0, "kl_coeff": 0.1, "ref_up
 def logprobs(module: CausalLMRLModule, reference: bool = False) -> np.ndarray:
     [packed] = pack(batch(make_groups(np.random.default_rng(9)))[0].minibatches[0], 4096)
     with torch.no_grad():
-        scores = module.reference_logprobs(packed) if reference else module.forward_train({"pack": packed})["logprobs"]
+        scores = (
+            module.reference_logprobs([packed])[0] if reference else module.forward_train({"pack": packed})["logprobs"]
+        )
     return scores.numpy()
 
 

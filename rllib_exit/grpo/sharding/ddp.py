@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ class DDPModel(ShardedModel):
     Args:
         module: The model; on learners other than the first its tensors may be on the ``meta`` device.
         device: The learner's.
-        optimizer: None for a model that is not trained.
+        optimizer: None for a model that is not trained. On a GPU it lies in host memory while it is not used.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, optimizer: OptimizerConfig | None) -> None:
         super().__init__(module)
+        self._device = device
         self._distribute(device)
         self._parameters_by_name = dict(self.module.named_parameters())
         self._optimizer_config = optimizer
@@ -34,6 +36,27 @@ class DDPModel(ShardedModel):
             self._trained = [self._parameters_by_name[name] for name in self.trainable]
             self._optimizer = make_adamw(self._trained, optimizer)
             start_moments(self._optimizer, self._trained)
+        elif self._offloads:
+            for parameter in self.module.parameters():
+                parameter.data = parameter.data.cpu().pin_memory()
+
+    @property
+    def _offloads(self) -> bool:
+        return self._optimizer_config is None and self._device.type == "cuda"
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        if not self._offloads:
+            yield
+            return
+        in_host_memory = [(parameter, parameter.data) for parameter in self.module.parameters()]
+        try:
+            for parameter, data in in_host_memory:
+                parameter.data = data.to(self._device, non_blocking=True)
+            yield
+        finally:
+            for parameter, data in in_host_memory:
+                parameter.data = data
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -34,6 +34,10 @@ class FSDP2Model(DDPModel):
         self._compute_dtype = compute_dtype
         super().__init__(module, device, optimizer)
 
+    @property
+    def _offloads(self) -> bool:
+        return False  # a share of it is small
+
     def backward(self, loss: Tensor) -> None:
         # FSDP averages.
         super().backward(loss * world_size())

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -72,6 +73,10 @@ class ShardedModel(nn.Module, ABC):
 
     def forward(self, **inputs: Any) -> Any:
         return self.module(**inputs)
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Within it the model can be called; outside of it, one that is not trained may lie in host memory."""
+        return nullcontext()
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
