@@ -56,6 +56,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -245,14 +246,14 @@ def run_script(
     if slots is not None and slots < 1:
         raise ValueError(f"slots is {slots}: it must be positive, or None")
     interpreter = view.interpreter(python or sys.executable)
-    chosen: str
-    try:
-        chosen = available_tier(python, tier)
-    except SandboxUnavailableError:
-        if not allow_unsandboxed or sys.platform != "linux":
-            raise
-        chosen = "unsandboxed"
     with contextlib.nullcontext() if slots is None else _slot(slots):
+        chosen: str
+        try:
+            chosen = available_tier(python, tier)  # the first time, by running a script
+        except SandboxUnavailableError:
+            if not allow_unsandboxed or sys.platform != "linux":
+                raise
+            chosen = "unsandboxed"
         return _run(script, data, files, limits, interpreter, chosen)
 
 
@@ -273,7 +274,8 @@ def available_tier(python: str | None = None, tier: Tier | None = None) -> Tier:
     interpreter = view.interpreter(python or sys.executable)
     reasons = []
     for candidate in tiers if tier is None else (tier,):
-        reason = _probe(candidate, interpreter)
+        with _probing:
+            reason = _probe(candidate, interpreter)
         if reason is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")
@@ -296,6 +298,10 @@ assert refused(os.kill, {caller}, 0), "it signals the caller"
 assert refused(connect), "it reaches the network"
 open("inside", "w").close()
 """
+
+
+# One thread probes, the others wait for what it finds.
+_probing = threading.Lock()
 
 
 @functools.cache

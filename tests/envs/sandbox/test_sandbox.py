@@ -18,6 +18,7 @@ from envs.sandbox import kernel, view
 from envs.sandbox import sandbox as module
 from envs.sandbox.sandbox import (
     Limits,
+    Run,
     SandboxError,
     SandboxUnavailableError,
     Status,
@@ -262,6 +263,22 @@ def test_slots_bound_how_many_run_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         runs = pool.map(lambda _: run_script(script, slots=1), range(3))
         times = sorted(tuple(map(float, run.output.split())) for run in runs)
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(times))
+
+
+def test_many_threads_probe_once(monkeypatch: pytest.MonkeyPatch):
+    runs: list[str] = []
+
+    def run(script: str, *_: object) -> Run:
+        runs.append(script)
+        time.sleep(0.1)
+        return Run(Status.OK, 0, "", {}, 0.1, "bubblewrap")
+
+    monkeypatch.setattr(module, "_run", run)
+    module._probe.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: run_script("pass", slots=4), range(4)))
+    module._probe.cache_clear()  # what it found was made up
+    assert len(runs) == 5 and runs.count("pass") == 4
 
 
 # Whoever dies, nothing is left.
