@@ -83,7 +83,7 @@ async def play_demonstrations(
 
 
 class _Replay:
-    """A generator that gives the responses of a demonstration, ended as an engine ends them."""
+    """Gives the responses of a demonstration, ended as an engine ends them."""
 
     def __init__(self, responses: Sequence[str], chat: ChatTokenizer, end_of_turn: int, max_model_len: int) -> None:
         if isinstance(responses, str):
@@ -97,9 +97,6 @@ class _Replay:
     @property
     def max_model_len(self) -> int:
         return self._max_model_len
-
-    def start(self) -> None:
-        """Nothing runs."""
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         if self.given == len(self._responses):
@@ -118,12 +115,6 @@ class _Replay:
                 f"response {self.given} has {len(ids)} tokens, over max_response_tokens ({sampling.max_tokens})"
             )
         return Generation(tuple(ids), np.zeros(len(ids), np.float32))
-
-    async def update_weights(self, weights: np.ndarray) -> None:
-        raise NotImplementedError("demonstrations have no weights")
-
-    async def close(self) -> None:
-        """Nothing runs."""
 
 
 def _end_of_turn(chat: ChatTokenizer) -> int:

@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny_models import make_tiny_model
+
+# Examples are slow on a busy machine, which is no fault of theirs.
+settings.register_profile("tests")
+settings.load_profile("tests")
 
 # No test may reach for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -22,7 +22,7 @@ import numpy as np
 from envs.base import InfrastructureError, SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.compaction import compactions
-from rllib_exit.env_runners.generator import EngineError, Generation, Generator, SamplingParams
+from rllib_exit.env_runners.generator import EngineError, Generation, Sampler, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ async def run_episode(
     env: SelfImprovementEnv,
     instance: TaskInstance,
     *,
-    generator: Generator,
+    generator: Sampler,
     chat: ChatTokenizer,
     sampling: SamplingParams,
     seed: int,
@@ -191,7 +191,7 @@ class EnvPool:
         make_env: Callable[[], SelfImprovementEnv],
         size: int,
         *,
-        generator: Generator,
+        generator: Sampler,
         chat: ChatTokenizer,
         sampling: SamplingParams,
         env_timeout_s: float | None = None,

@@ -47,16 +47,12 @@ class Generation:
     truncated: bool = False
 
 
-class Generator(Protocol):
-    """An inference engine. Many ``generate`` calls run concurrently in one event loop."""
+class Sampler(Protocol):
+    """What an episode needs of an inference engine. Many ``generate`` calls run concurrently in one event loop."""
 
     @property
     def max_model_len(self) -> int:
         """The most tokens of prompt and response together."""
-        ...
-
-    def start(self) -> None:
-        """Starts the engine, if it has not started; returns when it has."""
         ...
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
@@ -65,6 +61,14 @@ class Generator(Protocol):
         Raises:
             EngineError: If the engine died.
         """
+        ...
+
+
+class Generator(Sampler, Protocol):
+    """An inference engine."""
+
+    def start(self) -> None:
+        """Starts the engine, if it has not started; returns when it has."""
         ...
 
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rllib_exit.objective.logprobs import OutputLayer, score
 
@@ -78,7 +79,7 @@ def test_logits_are_never_whole() -> None:
     largest = weight.numel()
     assert block_size < largest
 
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    class Largest(TorchDispatchMode):
         found = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

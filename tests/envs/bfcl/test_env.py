@@ -248,7 +248,6 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
 @pytest.mark.slow
 @settings(
     max_examples=500,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(fuzzed_responses())
