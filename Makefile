@@ -1,6 +1,8 @@
 # make quickstart   trains a small model with ExIt on this CPU and prints its K-step accuracy
 # make test         runs every test
 # make check        formats, lints and types
+# make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
+#                   that the scripts run); the machine must be idle
 #
 # TORCH_INDEX=URL   where to find the CPU build of torch (PyTorch's own CPU wheel index), on machines
 #                   where pip does not find it by itself
@@ -10,10 +12,11 @@
 PYTHON ?= python3
 EXTRA ?= cpu
 TORCH_INDEX ?=
+BENCH ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check bench format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
@@ -42,9 +45,23 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+bench: $(STAMP) .venv-trl/installed
+	for name in learner_memory learner driver rollouts startup iterations vs_trl; do \
+		$(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; \
+	done
+	$(BIN)/python benchmarks/learner_gpu.py --quick
+
+# TRL beside the packages that we use, so that both have the same torch and transformers.
+.venv-trl/installed: $(STAMP)
+	$(BIN)/python -m venv .venv-trl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(.venv-trl/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	.venv-trl/bin/pip install -q --disable-pip-version-check --no-deps trl==1.16.0
+	touch $@
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv results
+	rm -rf .venv .venv-trl results

@@ -119,7 +119,7 @@ def main() -> None:
             update()
             return tokens / (time.perf_counter() - start)
 
-        contenders = {"bare": lambda packs=packs: rate(lambda: bare.update(packs))}
+        contenders: dict[str, Callable[[], float]] = {"bare": lambda packs=packs: rate(lambda: bare.update(packs))}
         for name, learner in learners.items():
             contenders[name] = lambda learner=learner, data=data: rate(lambda: learner.update(training_data=data))
         figures = alternate(contenders, args.repeats)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from side_by_side import alternate, arguments, medians, write
@@ -33,8 +34,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
     """The most that torch has allocated at once during ``run``, over what it had before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    profiled: Any = profiler.profiler
+    events = [event for event in profiled.kineto_results.events() if event.name() == "[memory]"]
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
