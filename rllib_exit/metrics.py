@@ -94,7 +94,9 @@ METRICS = (
     Metric("learner/tokens_per_s", "Tokens trained on per second."),
     Metric("timers/select", "Selecting the prompts.", SECONDS, "parts of an iteration"),
     Metric("timers/rollout", "Rolling out.", SECONDS, "parts of an iteration"),
-    Metric("timers/embed", "Advantages and the diversity bonus.", SECONDS, "parts of an iteration"),
+    Metric(
+        "timers/embed", "Advantages and the diversity bonus; part of rolling out.", SECONDS, "parts of an iteration"
+    ),
     Metric("timers/update", "Updating the policy.", SECONDS, "parts of an iteration"),
     Metric("timers/sync", "Giving the weights to the env runners.", SECONDS, "parts of an iteration"),
     Metric("sync/bytes", "Size of the weights.", BYTES),

@@ -6,8 +6,8 @@ import itertools
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class GRPO(Algorithm):
         self._ahead: deque[list[RolloutRequest]] = deque()  # selected and not yet trained on, by iteration
         self._rolling_out: dict[str, Future[RolloutGroup]] = {}  # by group_id
         self._rolled_out_at: float | None = None
+        self._advantages: dict[str, np.ndarray] = {}  # of this iteration's groups, by group_id
         self._num_lost_before = 0
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
@@ -114,8 +115,7 @@ class GRPO(Algorithm):
         with self._timed("rollout"):
             groups = self._roll_out(requests)
         rolled_out = [group for group in groups if not group.skipped]
-        with self._timed("embed"):
-            advantages = self._advantages(rolled_out)
+        advantages = [self._advantages[group.request.group_id] for group in rolled_out]
         batches = make_batches(
             rolled_out,
             advantages,
@@ -154,12 +154,17 @@ class GRPO(Algorithm):
         return self._ahead[0]
 
     def _roll_out(self, requests: Sequence[RolloutRequest]) -> list[RolloutGroup]:
-        """Waits for the groups of all the requests: what ends first is not preferred."""
+        """Waits for the groups of all the requests: what ends first is not preferred.
+
+        While some are under way, the solutions of those that are in are embedded.
+        """
+        self._advantages.clear()
+        self._embed_s = 0.0
         # If they were begun before, rollouts have been under way since those of the last iteration were in.
         begun = self._rolled_out_at if self.config.max_policy_lag else None
         begun = begun or time.perf_counter()
         try:
-            groups = self._results([self._rolling_out[request.group_id] for request in requests])
+            groups = self._results([self._rolling_out[request.group_id] for request in requests], self._score)
             if all(group.skipped for group in groups):
                 raise RolloutError(
                     f"no prompt of this iteration fits the context: max_model_len is {self.config.max_model_len} and "
@@ -172,10 +177,17 @@ class GRPO(Algorithm):
             del self._rolling_out[request.group_id]
         self._rolled_out_at = time.perf_counter()
         self._rollout_s = self._rolled_out_at - begun
+        self._log((TIMERS, "embed"), self._embed_s)
         return groups
 
-    def _results(self, futures: Sequence[Future[Any]]) -> list[Any]:
+    def _results(
+        self, futures: Sequence[Future[Any]], as_each_is_in: Callable[[Any], object] = lambda result: None
+    ) -> list[Any]:
         """What the env runners answer, in order.
+
+        Args:
+            futures: The answers.
+            as_each_is_in: Called with each answer when it is in, while others may be under way.
 
         Raises:
             RolloutError: At the first failure.
@@ -183,11 +195,13 @@ class GRPO(Algorithm):
         """
         waiting = set(futures)
         while waiting:
-            done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
+            done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             for error in filter(None, (future.exception() for future in done)):
                 # What was raised in an env runner has Ray's error, which tells where, as its cause.
                 details = f"\n\n{error.__cause__}" if error.__cause__ else ""
                 raise RolloutError(f"{error}{details}") from error
+            for future in done:
+                as_each_is_in(future.result())
             if waiting and stop_requested():
                 raise StoppedError("training was asked to stop")
             for transfer in self._weight_transfers.values():
@@ -202,22 +216,21 @@ class GRPO(Algorithm):
     def _embeds(self) -> bool:
         return self.config.diversity_bonus and self.config.diversity_metric == "embedding"
 
-    def _advantages(self, groups: Sequence[RolloutGroup]) -> list[np.ndarray]:
-        """(G,) per group: Eq. 3, times Eq. 6 with the diversity bonus."""
-        normalize = self.config.normalize_std
-        advantages = [group_advantages(group.returns_G, normalize_std=normalize) for group in groups]
-        if self.config.diversity_bonus:
-            # Where every advantage is 0 there is nothing to scale.
-            scaled = [i for i, advantages_G in enumerate(advantages) if advantages_G.any()]
-            solutions = [[self._solution(groups[i], rollout) for rollout in groups[i].rollouts] for i in scaled]
+    def _score(self, group: RolloutGroup) -> None:
+        """The group's (G,) advantages: Eq. 3, times Eq. 6 with the diversity bonus."""
+        if group.skipped:
+            return
+        start = time.perf_counter()
+        advantages_G = group_advantages(group.returns_G, normalize_std=self.config.normalize_std)
+        # Where every advantage is 0 there is nothing to scale.
+        if self.config.diversity_bonus and advantages_G.any():
+            solutions = [self._solution(group, rollout) for rollout in group.rollouts]
             if self.embedder is not None:
-                embeddings = iter(self.embedder.embed([text for texts in solutions for text in texts]))
-                coefficients = [diversity_coefficients(np.stack([next(embeddings) for _ in t])) for t in solutions]
+                advantages_G = advantages_G * diversity_coefficients(self.embedder.embed(solutions))
             else:
-                coefficients = [edit_diversity_coefficients(texts) for texts in solutions]
-            for i, coefficients_G in zip(scaled, coefficients, strict=True):
-                advantages[i] = advantages[i] * coefficients_G
-        return advantages
+                advantages_G = advantages_G * edit_diversity_coefficients(solutions)
+        self._advantages[group.request.group_id] = advantages_G
+        self._embed_s += time.perf_counter() - start
 
     def _solution(self, group: RolloutGroup, rollout: Rollout) -> str:
         """What the policy wrote in this rollout, without the history it started from."""
