@@ -7,7 +7,7 @@ positions only, cross-entropy, backward, clipping and AdamW. Contenders:
 
 - ``bare``: that, on packs made beforehand;
 - ``learner``: ``GRPOTorchLearner.update`` from rows to reported metrics, entropies and log-probabilities;
-- ``learner, KL``: the same with a reference policy.
+- ``learner, KL``: the same with a reference policy (``--kl``).
 
 Two workloads: rows that have nothing in common, and groups of rollouts that share their prompts, which the learner
 computes once and bare PyTorch once for each. Lengths are ragged: prompts of 30 to 90 tokens, responses of 4 to
@@ -95,17 +95,17 @@ def main() -> None:
     parser = arguments(__doc__, "learner")
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--response", type=int, default=64, help="the most tokens of a response")
     parser.add_argument("--max-tokens", type=int, default=512, help="tokens of a micro-batch")
+    parser.add_argument("--kl", action="store_true", help="also with a reference policy")
     args = parser.parse_args()
     if args.quick:
-        args.rows, args.repeats = 8, 1
+        args.rows, args.response, args.repeats = 8, 8, 1
     path = resolve_model(args.model)
-    learners = {
-        "learner": make_learner(path, args.dtype, args.max_tokens, 0.0),
-        "learner, KL": make_learner(path, args.dtype, args.max_tokens, 0.001),
-    }
+    learners = {"learner": make_learner(path, args.dtype, args.max_tokens, 0.0)}
+    if args.kl:
+        learners["learner, KL"] = make_learner(path, args.dtype, args.max_tokens, 0.001)
     bare = Bare(path, args.dtype)
     table, runs = [], {}
     for workload, group_size in WORKLOADS.items():

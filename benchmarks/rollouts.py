@@ -113,7 +113,6 @@ class Workload:
 
     def close(self) -> None:
         self.loop.run_until_complete(self.runner.close())
-        self.loop.close()
 
 
 def groups(config: GRPOConfig, num: int) -> Workload:
@@ -123,7 +122,9 @@ def groups(config: GRPOConfig, num: int) -> Workload:
 
 
 def chains(config: GRPOConfig, num: int) -> Workload:
-    tasks = list(make_env(config.env, config.env_config).tasks)[:num]
+    evaluation = config.get_evaluation_config_object()
+    assert evaluation is not None
+    tasks = list(make_env(evaluation.env, evaluation.env_config).tasks)[:num]
     steps = config.self_improvement_steps
     work = [(task, chain_seed(0, i, steps)) for i, task in enumerate(tasks)]
     return Workload(config, lambda runner: [runner.self_improve(*w) for w in work], SEEDS_PER_EPISODE * (steps + 1))

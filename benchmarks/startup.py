@@ -48,7 +48,7 @@ def child() -> None:
     import math_common
 
     config = math_common.cpu("grpo")[0]
-    config.training(prompts_per_batch=1, rollouts_per_prompt=1).generation(max_response_tokens=1)
+    config.training(prompts_per_batch=1, rollouts_per_prompt=2).generation(max_response_tokens=1)
     done("load the example")
     ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
     done("start Ray")
