@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import time
@@ -204,7 +203,6 @@ def _evaluate(jobs: Sequence[_Job], directories: Sequence[Path]) -> None:
 
     for _, sharing in groupby(sorted(to_do, key=lambda pair: pair[0].engine), key=lambda pair: pair[0].engine):
         shown |= asyncio.run(_run(list(sharing)))
-        gc.collect()  # vLLM's engine prints a traceback if it is collected as late as at exit
     _print([shown[job] for job in jobs])
 
 

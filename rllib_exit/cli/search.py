@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,7 +93,6 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
         say("temperature is 0: a step that does not improve is repeated to the end")
     if len(directory.steps) < steps:
         asyncio.run(_run(config, checkpoint, name, steps, directory, seed))
-        gc.collect()  # vLLM's engine prints a traceback if it is collected as late as at exit
     out.print(search.table(directory.steps))
     best = search.best_step(directory.steps)
     say(

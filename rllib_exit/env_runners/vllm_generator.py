@@ -218,6 +218,8 @@ class VLLMGenerator:
     async def close(self) -> None:
         if self._engine is not None:
             self._engine.shutdown()
+            # Its destructor shuts it down again, which prints a traceback where the interpreter is ending.
+            self._engine.shutdown = lambda timeout=None: None
             self._engine = None
 
 

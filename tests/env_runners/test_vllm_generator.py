@@ -242,8 +242,8 @@ def test_an_engine_whose_process_is_killed_says_so(tiny_model: str) -> None:
     [core] = [pid for pid in children(os.getpid(), "EngineCore") if pid not in before]
 
     async def run() -> None:
-        params = SamplingParams(max_tokens=400)
-        task = asyncio.create_task(engine.generator.generate(PROMPT, params, 0))
+        os.kill(core, signal.SIGSTOP)  # so that it does not answer first
+        task = asyncio.create_task(engine.generator.generate(PROMPT, SamplingParams(max_tokens=16), 0))
         await asyncio.sleep(0.2)
         os.kill(core, signal.SIGKILL)
         async with asyncio.timeout(30):

@@ -194,6 +194,7 @@ def test_an_engine_and_an_env_runner_with_one_killed(
             engine = children(pid, "VLLM")
             assert engine and guards(pid)
             killed += [pid, *engine]
+            os.kill(engine[0], signal.SIGSTOP)  # so that it does not finish first
             timer = threading.Timer(0.5, kill, (engine[0] if victim == "EngineCore" else pid,))
             timer.start()
             result = algo.train()
