@@ -289,7 +289,7 @@ def _descendants() -> list[int]:
         pid = pending.pop()
         try:
             threads = os.listdir(f"/proc/{pid}/task")
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         for thread in threads:
             try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,28 @@ def test_a_full_disk_is_no_failure_of_the_script(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(guard, "_DISK_RESERVE_BYTES", 1 << 62)
     with pytest.raises(guard._InfrastructureError, match="almost full"):
         watch.look_at_disk()
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, ProcessLookupError])
+def test_a_process_that_ends_while_it_is_looked_at_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+):
+    child = os.fork()
+    if child == 0:
+        os.execlp("sleep", "sleep", "60")
+    listdir = os.listdir
+
+    def ended(path: str) -> list[str]:
+        if path == f"/proc/{child}/task":
+            raise error(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", ended)
+    try:
+        assert child in guard._descendants()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_regular_files_are_opened(tmp_path: Path):
