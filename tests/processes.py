@@ -27,6 +27,19 @@ def alive(pids: Sequence[int]) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
+def wait_for_end(pids: Sequence[int], timeout_s: float = 30) -> None:
+    """Returns when all have ended.
+
+    Raises:
+        TimeoutError: If one does not in time; it says which.
+    """
+    try:
+        wait_until(lambda: not alive(pids), timeout_s)
+    except TimeoutError:
+        left = [f"{pid} {' '.join(psutil.Process(pid).cmdline())}" for pid in alive(pids)]
+        raise TimeoutError(f"after {timeout_s} s there are still {left}") from None
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
     """Returns when the condition holds.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rllib_exit import checkpoints
-from tests.processes import alive, children, wait_until
+from tests.processes import children, wait_for_end, wait_until
 from tests.test_end_to_end import CONFIG, RLLIB, environment, results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -74,7 +74,7 @@ def test_sigterm_saves_what_is_under_way_at_once_and_it_can_be_resumed(train: li
             os.killpg(process.pid, signal.SIGKILL)
     print(f"SIGTERM to exit: {seconds:.1f} s")
     assert process.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in output
-    wait_until(lambda: not alive(below))
+    wait_for_end(below)
 
     checkpoint = checkpoints.newest(tmp_path / "results")
     assert str(checkpoint) in output.replace("\n", "")

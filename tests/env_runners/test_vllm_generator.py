@@ -25,7 +25,7 @@ from rllib_exit.grpo.sharding.weights import safetensors_file
 from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
 from tests.fakes import CounterEnv
-from tests.processes import alive, children, wait_until
+from tests.processes import children, wait_for_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -287,4 +287,4 @@ def test_an_engine_ends_with_the_process_that_started_it(tiny_model: str, tmp_pa
     os.kill(engine[0], signal.SIGKILL)  # what it leaves is ended, too
     owner.kill()
     owner.wait()
-    wait_until(lambda: not alive(engine), 5)
+    wait_for_end(engine, 5)

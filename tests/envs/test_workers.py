@@ -14,7 +14,7 @@ import pytest
 
 from envs import workers as module
 from envs.workers import WorkerError, Workers
-from tests.processes import alive, wait_until
+from tests.processes import alive, wait_for_end
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,4 +197,4 @@ def test_the_processes_die_with_their_parent(busy: bool, tmp_path: Path):
     parent.wait()
     parent.stdin.close()
     parent.stdout.close()
-    wait_until(lambda: not alive([pid]), timeout_s=15)
+    wait_for_end([pid], timeout_s=15)

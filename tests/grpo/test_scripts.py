@@ -20,7 +20,7 @@ from envs.mle_bench.env import MLEBenchEnv
 from envs.mle_bench.synthetic import generate
 from rllib_exit.grpo.grpo_config import GRPOConfig
 from tests.fakes import ScriptedGenerator
-from tests.processes import alive, wait_until
+from tests.processes import wait_for_end, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -82,7 +82,7 @@ def test_scripts_die_with_their_env_runner_and_training_goes_on(
         killed.update(descendants(pid) | {pid: "env runner"})
         os.kill(pid, signal.SIGKILL)
         begin = time.monotonic()
-        wait_until(lambda: not alive(list(killed)))
+        wait_for_end(list(killed))
         ended.append(time.monotonic() - begin)
 
     ended: list[float] = []
