@@ -15,7 +15,7 @@ import typer
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say
 from rllib_exit.files import atomic_directory, new_directory
-from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
+from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason, usable_cpus
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _train(
     from rllib_exit.memory import keep_freed_memory
     from rllib_exit.sft import fine_tune
 
-    torch.set_num_threads(threads or config.learner_threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or config.learner_threads or usable_cpus())
     keep_freed_memory()
     # The learner's module, with neither reference policy nor adapters, at temperature 1.
     config = config.copy(copy_frozen=False)

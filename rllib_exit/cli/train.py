@@ -21,7 +21,7 @@ from rllib_exit import checkpoints
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import CommandError, Verbose, clear_errors, duration, err, error_message, out, quiet, say
 from rllib_exit.cli.runs import load_iteration
-from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
+from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason, usable_cpus
 
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
@@ -135,7 +135,7 @@ def _train_with_tune(
     needed = _needed_resources(config)
     if not cluster:
         # Logical CPUs: one for the algorithm and one for each actor, which take turns on the cores there are.
-        _init_ray(verbose, num_cpus=max(os.cpu_count() or 1, int(needed.get("CPU", 0))))
+        _init_ray(verbose, num_cpus=max(usable_cpus(), int(needed.get("CPU", 0))))
     _check_resources(needed)
 
     say(f"results: {results_dir / file.stem}")
@@ -208,7 +208,7 @@ def _sweep(
     needed = _needed_resources(first)
     if not cluster:
         num_trials = tune_config.max_concurrent_trials or 1
-        _init_ray(verbose, num_cpus=max(os.cpu_count() or 1, num_trials * int(needed.get("CPU", 0))))
+        _init_ray(verbose, num_cpus=max(usable_cpus(), num_trials * int(needed.get("CPU", 0))))
     _check_resources(needed)
     say(f"sweep: {directory}")
     sweeps.run_sweep(

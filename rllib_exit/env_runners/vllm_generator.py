@@ -14,6 +14,7 @@ import numpy as np
 from rllib_exit.env_runners.engine_guard import end_with_this_process
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.weight_transfer import WeightLoader, shared_file
+from rllib_exit.scale import usable_cpus
 
 
 class VLLMGenerator:
@@ -85,7 +86,7 @@ class VLLMGenerator:
                 self._engine_args.setdefault("distributed_executor_backend", executor)
             # Ray gives an actor as many threads as the CPUs it reserved, and vLLM leaves one core to its
             # scheduler: of two cores one would compute. Engine, scheduler and learner take turns.
-            os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+            os.environ["OMP_NUM_THREADS"] = str(usable_cpus())
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             os.environ.setdefault("KMP_BLOCKTIME", "0")

@@ -32,7 +32,7 @@ class GRPOConfig(AlgorithmConfig):
         ... )
     """
 
-    # RLlib also takes schedules here; we warm up with lr_warmup_steps.
+    # RLlib also takes schedules here; ours are lr_warmup_steps and lr_decay_steps.
     lr: float
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -75,6 +75,7 @@ class GRPOConfig(AlgorithmConfig):
         self.mismatch_clip: float | None = 2.0
         self.overlong_filtering = False
         self.lr_warmup_steps = 0
+        self.lr_decay_steps: int | None = None
         self.weight_decay = 0.0
         self.adam_betas = (0.9, 0.999)
         self.grad_clip = 1.0
@@ -222,6 +223,7 @@ class GRPOConfig(AlgorithmConfig):
         mismatch_clip: float | None = NotProvided,
         overlong_filtering: bool = NotProvided,
         lr_warmup_steps: int = NotProvided,
+        lr_decay_steps: int | None = NotProvided,
         weight_decay: float = NotProvided,
         adam_betas: tuple[float, float] = NotProvided,
         learner_threads: int | None = NotProvided,
@@ -244,6 +246,8 @@ class GRPOConfig(AlgorithmConfig):
             mismatch_clip: Truncates the importance weight of learner against engine; None for no weight.
             overlong_filtering: No loss for rollouts that are truncated or end invalidly.
             lr_warmup_steps: Updates over which the learning rate rises linearly.
+            lr_decay_steps: Updates after these over which it falls linearly to 0, where it then stays; None: it
+                does not fall.
             weight_decay: AdamW's.
             adam_betas: AdamW's.
             learner_threads: CPU threads of a learner; None for all cores.
@@ -264,6 +268,7 @@ class GRPOConfig(AlgorithmConfig):
             mismatch_clip=mismatch_clip,
             overlong_filtering=overlong_filtering,
             lr_warmup_steps=lr_warmup_steps,
+            lr_decay_steps=lr_decay_steps,
             weight_decay=weight_decay,
             adam_betas=adam_betas,
             learner_threads=learner_threads,
@@ -529,6 +534,11 @@ class GRPOConfig(AlgorithmConfig):
             "compact_history_chars",
             self.compact_history_chars is None or _is_int(self.compact_history_chars, 0),
             "use None or a number of characters",
+        )
+        self._check(
+            "lr_decay_steps",
+            self.lr_decay_steps is None or _is_int(self.lr_decay_steps, 1),
+            "use None or a number of updates",
         )
         for name in ("kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
             self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "use a number of 0 or more")

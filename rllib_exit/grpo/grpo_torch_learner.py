@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import socket
 import time
 from collections import defaultdict
@@ -34,6 +33,7 @@ from rllib_exit.memory import keep_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
+from rllib_exit.scale import usable_cpus
 
 if TYPE_CHECKING:
     from rllib_exit.grpo.nccl_sender import NCCLSender
@@ -61,7 +61,7 @@ class GRPOTorchLearner(TorchLearner):
     def build(self) -> None:
         # Ray gives a process as many threads as the CPUs that it reserved. The learner works while the
         # engine waits, so it may use them all.
-        torch.set_num_threads(self.config.learner_threads or os.cpu_count() or 1)
+        torch.set_num_threads(self.config.learner_threads or usable_cpus())
         keep_freed_memory()
         self._num_updates = 0
         self._num_batches = 0
@@ -195,7 +195,7 @@ class GRPOTorchLearner(TorchLearner):
                 fwd_out=self.language_model.forward_train({PACK: pack}),
             )
             self.model.backward(loss)
-        lr = self.config.lr * min(1.0, (self._num_updates + 1) / max(1, self.config.lr_warmup_steps))
+        lr = self.config.lr * self._lr_factor(self._num_updates)
         # The norm is that of all learners together, and so is what follows from it.
         norm = self.model.step(lr)
         if not math.isfinite(norm):
@@ -205,6 +205,14 @@ class GRPOTorchLearner(TorchLearner):
         sums["grad_norm"] += norm
         self._num_updates += 1
         self._lr = lr
+
+    def _lr_factor(self, num_updates: int) -> float:
+        """The share of the learning rate for the next update: it rises linearly, stays, or falls linearly to 0."""
+        warmup, decay = self.config.lr_warmup_steps, self.config.lr_decay_steps
+        factor = min(1.0, (num_updates + 1) / max(1, warmup))
+        if decay is not None:
+            factor = min(factor, max(0.0, 1 - (num_updates - warmup) / decay))
+        return factor
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]

@@ -28,6 +28,7 @@ def test_the_defaults_are_valid_once_a_model_is_named() -> None:
         ("rollouts_per_prompt", 1, "at least 2 rollouts"),
         ("prompts_per_batch", 0, "1 or more"),
         ("max_response_tokens", 4096, "room for a prompt in max_model_len"),
+        ("lr_decay_steps", 0, "number of updates"),
         ("minibatch_size", 0, "None"),
         ("lr", float("nan"), "0 or more"),
         ("kl_coeff", -0.1, "0 or more"),

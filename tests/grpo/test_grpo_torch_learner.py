@@ -56,6 +56,13 @@ def test_the_learning_rate_warms_up_and_the_reference_follows(tiny_model: str) -
     np.testing.assert_allclose(flat(reference), (start + weights(learner)) / 2, atol=1e-7)
 
 
+def test_the_learning_rate_falls_to_0_after_its_warm_up(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, lr_warmup_steps=2, lr_decay_steps=4)
+    rng = np.random.default_rng(4)
+    rates = [update(learner, batch(make_groups(rng))[0])["lr"] for _ in range(8)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4, 0, 0])
+
+
 def test_several_epochs_and_minibatches_use_the_first_policy_as_the_old_one(tiny_model: str) -> None:
     learner = make_learner(tiny_model, num_epochs=2, lr=1e-2)
     train_batch = batch(make_groups(np.random.default_rng(5)), minibatch_size=4)[0]
