@@ -11,12 +11,16 @@ can be stopped and resumed: what is done is not done again, and a run that was c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -30,11 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("grpo", "curriculum", "improve", "diverge", "exit")
 
 
-def rllib(log: Path, *arguments: str) -> None:
-    """Runs the command line, its output in a log file."""
+def rllib(log: Path, *arguments: str, cores: Sequence[int] = ()) -> None:
+    """Runs the command line, its output in a log file; on some cores only, if they are given."""
+    pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
     with open(log, "a") as file:
         subprocess.run(
-            [Path(sys.executable).parent / "rllib", *arguments],
+            [*pinned, str(Path(sys.executable).parent / "rllib"), *arguments],
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -42,7 +47,7 @@ def rllib(log: Path, *arguments: str) -> None:
         )
 
 
-def train(strategy: str, seed: int, iterations: int, run: Path) -> None:
+def train(strategy: str, seed: int, iterations: int, run: Path, cores: Sequence[int]) -> None:
     try:
         resume = ["--resume", str(checkpoints.newest(run))]
         if load_iteration(Path(resume[1])) >= iterations:
@@ -52,7 +57,7 @@ def train(strategy: str, seed: int, iterations: int, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     options = ["--scale", "cpu", "--set", f"seed={seed}", "--stop-iters", f"{iterations}", "--log-rollouts"]
     file = f"tuned_examples/math_{strategy}.py"
-    rllib(run / "train.log", "train", "file", file, *options, *resume, "--results-dir", str(run))
+    rllib(run / "train.log", "train", "file", file, *options, *resume, "--results-dir", str(run), cores=cores)
 
 
 def results(run: Path) -> Iterator[dict[str, Any]]:
@@ -122,17 +127,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--steps", type=int, default=8, help="K, the self-improvement steps of the evaluation")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("--output", type=Path, default=Path("results/reproduction"))
     args = parser.parse_args()
     output = args.output.absolute()
-    for seed in args.seeds:
-        for strategy in args.strategies:
-            train(strategy, seed, args.iterations, output / f"{strategy}-seed{seed}")
-        # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
-        rllib(output / "evaluate.log", "evaluate", str(output), "--baseline", "--steps", f"{args.steps}")
-        summarise(output)
+    cores = sorted(os.sched_getaffinity(0))
+    shares: SimpleQueue[list[int]] = SimpleQueue()
+    for i in range(args.jobs):
+        shares.put(cores[i :: args.jobs])
+
+    def job(seed: int, strategy: str) -> None:
+        share = shares.get()
+        try:
+            train(strategy, seed, args.iterations, output / f"{strategy}-seed{seed}", share)
+        finally:
+            shares.put(share)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(job, *zip(*itertools.product(args.seeds, args.strategies), strict=True)))
+    # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
+    rllib(output / "evaluate.log", "evaluate", str(output), "--baseline", "--steps", f"{args.steps}")
+    summarise(output)
 
 
 if __name__ == "__main__":

@@ -18,3 +18,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_top_pad, 2**28)
         libc.mallopt(m_mmap_max, 0)
+
+
+def release_freed_memory() -> None:
+    """Gives kept memory back to the kernel once; with tensors of ever new sizes it frays, and grows."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

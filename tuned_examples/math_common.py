@@ -66,8 +66,9 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=512)
         .generation(max_response_tokens=24, engine_args={"max_num_seqs": 128})
         .training(
-            lr=5e-5,
+            lr=4e-5,
             lr_warmup_steps=3,
+            lr_decay_steps=37,
             prompts_per_batch=16,
             rollouts_per_prompt=8,
             kl_coeff=0.0,
@@ -88,4 +89,4 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         )
         .debugging(seed=0)
     )
-    return config, {"training_iteration": 30}
+    return config, {"training_iteration": 40}

@@ -80,6 +80,9 @@ class VLLMGenerator:
             self._engine_args.setdefault("enable_chunked_prefill", False)
             self._engine_args.setdefault("max_num_batched_tokens", max(4096, self._max_model_len))
             self._engine_args.setdefault("kv_cache_memory_bytes", 1 << 30)
+            # Whole blocks are cached, and vLLM's 128 tokens are more than a short prompt has. The CPU's kernels want
+            # multiples of 32.
+            self._engine_args.setdefault("block_size", 32)
             if self._engine_args.get("tensor_parallel_size", 1) == 1:
                 # In the engine's process itself: it would spin on a core while it waits for a worker of its own.
                 executor = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
