@@ -1,5 +1,7 @@
-# make quickstart   trains a small model with ExIt on this CPU and prints its K-step accuracy
-# make test         runs every test
+# make quickstart   trains a small model with ExIt on this CPU, for half as long as the example does by itself, and
+#                   prints its K-step accuracy
+# make test         runs every test: the fast ones, some of which measure time, by themselves; those that mostly
+#                   wait for processes to start, two at a time
 # make check        formats, lints and types
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
@@ -34,11 +36,13 @@ endif
 	touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/rllib train file tuned_examples/math_exit.py --scale cpu --stop-iters 12 --results-dir results/quickstart
+	$(BIN)/rllib train file tuned_examples/math_exit.py --scale cpu --results-dir results/quickstart \
+		--stop-iters 20 --set lr=6e-5 --set lr_decay_steps=17
 	$(BIN)/rllib evaluate results/quickstart --baseline --steps 4 --limit 96
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray and not vllm and not deepspeed and not slow"
+	$(BIN)/python -m pytest -m "ray or vllm or deepspeed or slow" --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
