@@ -1,4 +1,4 @@
-# make quickstart   trains a small model with ExIt on this CPU, for half as long as the example does by itself, and
+# make quickstart   trains a small model with ExIt on this CPU, in fewer steps than the example does by itself, and
 #                   prints its K-step accuracy
 # make test         runs every test: the fast ones, some of which measure time, by themselves; those that mostly
 #                   wait for processes to start, two at a time
@@ -37,7 +37,7 @@ endif
 
 quickstart: $(STAMP)
 	$(BIN)/rllib train file tuned_examples/math_exit.py --scale cpu --results-dir results/quickstart \
-		--stop-iters 20 --set lr=6e-5 --set lr_decay_steps=17
+		--stop-iters 30 --set lr=5e-5 --set lr_decay_steps=27
 	$(BIN)/rllib evaluate results/quickstart --baseline --steps 4 --limit 96
 
 test: $(STAMP)
