@@ -17,6 +17,7 @@ TORCH_INDEX ?=
 BENCH ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
+SLOW := ray or vllm or deepspeed or slow
 
 .PHONY: quickstart test check bench format clean
 .DEFAULT_GOAL := test
@@ -41,8 +42,8 @@ quickstart: $(STAMP)
 	$(BIN)/rllib evaluate results/quickstart --baseline --steps 4 --limit 96
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not ray and not vllm and not deepspeed and not slow"
-	$(BIN)/python -m pytest -m "ray or vllm or deepspeed or slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not ($(SLOW))"
+	$(BIN)/python -m pytest -m "$(SLOW)" --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

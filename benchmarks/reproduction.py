@@ -138,7 +138,8 @@ def main() -> None:
     for i in range(args.jobs):
         shares.put(cores[i :: args.jobs])
 
-    def job(seed: int, strategy: str) -> None:
+    def job(run: tuple[int, str]) -> None:
+        seed, strategy = run
         share = shares.get()
         try:
             train(strategy, seed, args.iterations, output / f"{strategy}-seed{seed}", share)
@@ -146,7 +147,7 @@ def main() -> None:
             shares.put(share)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(job, *zip(*itertools.product(args.seeds, args.strategies), strict=True)))
+        list(pool.map(job, itertools.product(args.seeds, args.strategies)))
     # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
     rllib(output / "evaluate.log", "evaluate", str(output), "--baseline", "--steps", f"{args.steps}")
     summarise(output)

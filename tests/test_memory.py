@@ -12,7 +12,6 @@ def resident():
 
 keep_freed_memory()
 libc = ctypes.CDLL(None)
-libc.malloc.restype = libc.memset.argtypes = None
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 start = resident()
