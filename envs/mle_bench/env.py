@@ -15,6 +15,7 @@ from envs.mle_bench.competitions import Competition, ScoreRange, load_competitio
 from envs.mle_bench.grading import Grade, shared_grader
 from envs.mle_bench.prompts import START_SCRIPT, extract_script, prompt, tail
 from envs.sandbox.sandbox import Limits, Run, SandboxError, SandboxUnavailableError, Status, run_script
+from envs.workers import usable_cpus
 
 SUBMISSION = "submission.csv"
 SLOTS_VARIABLE = "SANDBOX_SLOTS"
@@ -247,7 +248,7 @@ class MLEBenchEnv(SelfImprovementEnv):
 def _default_slots(threads: int) -> int:
     given = os.environ.get(SLOTS_VARIABLE)
     if given is None:
-        return max(1, (os.cpu_count() or 1) // threads)
+        return max(1, usable_cpus() // threads)
     if not given.isdecimal() or int(given) == 0:
         raise ValueError(f"{SLOTS_VARIABLE} is {given!r}: set a number of scripts, at least 1")
     return int(given)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from envs.workers import usable_cpus
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say
 from rllib_exit.files import atomic_directory, new_directory
-from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason, usable_cpus
+from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:

@@ -17,11 +17,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from envs.workers import usable_cpus
 from rllib_exit import checkpoints
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import CommandError, Verbose, clear_errors, duration, err, error_message, out, quiet, say
 from rllib_exit.cli.runs import load_iteration
-from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason, usable_cpus
+from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 
 if TYPE_CHECKING:
     from ray.tune import TuneConfig

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from envs.workers import usable_cpus
 from rllib_exit.env_runners.engine_guard import end_with_this_process
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.weight_transfer import WeightLoader, shared_file
-from rllib_exit.scale import usable_cpus
 
 
 class VLLMGenerator:

@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
+from envs.workers import usable_cpus
 from rllib_exit.grpo.batch import TrainBatch
 from rllib_exit.grpo.causal_lm_rl_module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.grpo.grpo_config import GRPOConfig
@@ -33,7 +34,6 @@ from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
-from rllib_exit.scale import usable_cpus
 
 if TYPE_CHECKING:
     from rllib_exit.grpo.nccl_sender import NCCLSender

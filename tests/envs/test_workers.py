@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from envs import workers as module
-from envs.workers import WorkerError, Workers
+from envs.workers import WorkerError, Workers, usable_cpus
 from tests.processes import alive, wait_for_end
 
 ROOT = Path(__file__).parents[2]
@@ -198,3 +198,13 @@ def test_the_processes_die_with_their_parent(busy: bool, tmp_path: Path):
     parent.stdin.close()
     parent.stdout.close()
     wait_for_end([pid], timeout_s=15)
+
+
+def test_cpus_that_are_not_ours_do_not_count():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert usable_cpus() == len(before)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from envs.mle_bench.competitions import load_competition
 from envs.mle_bench.env import DEFAULTS, MLEBenchEnv, Result
 from envs.mle_bench.prompts import GOALS, START_SCRIPT
 from envs.sandbox.sandbox import Limits, Run, SandboxError, SandboxUnavailableError, Status
-from envs.workers import WorkerError
+from envs.workers import WorkerError, usable_cpus
 
 NAME = "courier-delivery-times"
 BASE = TaskInstance(NAME)
@@ -351,7 +350,7 @@ def test_the_same_competition_twice_is_an_error(deliveries: Path):
 def test_none_counts_as_absent(deliveries: Path):
     env = MLEBenchEnv({"competitions": deliveries, **dict.fromkeys(list(DEFAULTS)[1:])})
     assert env.limits == Limits() and not env.allow_unsandboxed
-    assert env.slots == os.cpu_count() and MLEBenchEnv({"competitions": deliveries, "threads": 999}).slots == 1
+    assert env.slots == usable_cpus() and MLEBenchEnv({"competitions": deliveries, "threads": 999}).slots == 1
     assert env.competitions[NAME] == load_competition(deliveries)
 
 
