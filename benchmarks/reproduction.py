@@ -1,37 +1,45 @@
-"""The paper's comparison at small scale: strategies and seeds on arithmetic, on a CPU, at equal rollouts.
+"""The paper's comparison at small scale, on a CPU: strategies and seeds at equal rollouts.
 
     python benchmarks/reproduction.py --output results/reproduction
+    python benchmarks/reproduction.py --domain bfcl --strategies exit --seeds 0 --output results/bfcl
 
-Trains every strategy with every seed by ``rllib train file tuned_examples/math_STRATEGY.py --scale cpu``, measures
-K-step self-improvement before and after by ``rllib evaluate``, and draws held-out accuracy over the training time. It
-can be stopped and resumed: what is done is not done again, and a run that was cut off goes on from its last checkpoint.
-``rllib report results/reproduction --output DIR`` makes the whole report.
+Trains every strategy with every seed by ``rllib train file tuned_examples/DOMAIN_STRATEGY.py --scale cpu``, measures
+K-step self-improvement before and after by ``rllib evaluate``, and draws both. Tool use starts from a model that
+``rllib sft`` has warmed up. The script can be stopped and resumed: what is done is not done again, and a run that was
+cut off goes on from its last checkpoint. ``rllib report results/reproduction --output DIR`` makes the whole report.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 
 from rllib_exit import checkpoints
 from rllib_exit.cli.runs import load_iteration
-from rllib_exit.evaluation.curves import Curve
-from rllib_exit.evaluation.results import BASELINE, JSON, TRAINED, read
+from rllib_exit.evaluation import runs
+from rllib_exit.evaluation.results import BASELINE, TRAINED
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("grpo", "curriculum", "improve", "diverge", "exit")
+# For each domain, what its figure is called, and the options of its warm start.
+DOMAINS: dict[str, tuple[str, list[str]]] = {
+    "math": ("SmolLM2-135M on arithmetic, on a CPU", []),
+    "bfcl": (
+        "SmolLM2-135M on multi-turn tool use after a warm start, on a CPU",
+        ["--epochs", "4", "--lr", "1e-4", "--batch-size", "8"],
+    ),
+}
+SMOOTHED = 5  # iterations: one has few episodes that start where a task does
 
 
 def rllib(log: Path, *arguments: str, cores: Sequence[int] = ()) -> None:
@@ -47,7 +55,18 @@ def rllib(log: Path, *arguments: str, cores: Sequence[int] = ()) -> None:
         )
 
 
-def train(strategy: str, seed: int, iterations: int, run: Path, cores: Sequence[int]) -> None:
+def warm_start(domain: str, options: Sequence[str], output: Path) -> list[str]:
+    """The options of ``rllib train`` that make it start from the warmed-up model."""
+    if not options:
+        return []
+    model = output / "warm-start"
+    if not (model / "sft.json").is_file():
+        file = f"tuned_examples/{domain}_exit.py"
+        rllib(output / "warm-start.log", "sft", file, "--scale", "cpu", "--output", str(model), *options)
+    return ["--set", f"model_name={model}"]
+
+
+def train(file: str, seed: int, iterations: int, run: Path, options: Sequence[str], cores: Sequence[int]) -> None:
     try:
         resume = ["--resume", str(checkpoints.newest(run))]
         if load_iteration(Path(resume[1])) >= iterations:
@@ -55,69 +74,71 @@ def train(strategy: str, seed: int, iterations: int, run: Path, cores: Sequence[
     except checkpoints.CheckpointError:
         resume = []
     run.mkdir(parents=True, exist_ok=True)
-    options = ["--scale", "cpu", "--set", f"seed={seed}", "--stop-iters", f"{iterations}", "--log-rollouts"]
-    file = f"tuned_examples/math_{strategy}.py"
+    options = ["--scale", "cpu", "--set", f"seed={seed}", "--stop-iters", f"{iterations}", "--log-rollouts", *options]
     rllib(run / "train.log", "train", "file", file, *options, *resume, "--results-dir", str(run), cores=cores)
 
 
-def results(run: Path) -> Iterator[dict[str, Any]]:
-    """RLlib's results, one per iteration. A run that went on wrote more than one file."""
-    by_iteration: dict[int, dict[str, Any]] = {}
-    for file in sorted(run.rglob("result.json"), key=lambda file: file.stat().st_mtime):
-        for line in file.read_text().splitlines():
-            result = json.loads(line)
-            by_iteration[result["training_iteration"]] = result
-    return (by_iteration[i] for i in sorted(by_iteration))
+def first_answers(run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
+    """By iteration, the mean quality in % of the training episodes that start where a task does, smoothed."""
+    assert run.log is not None
+    at_start = (ds.field("kind") == "base") & (ds.field("starting_turn") == 0)
+    rows = run.log.read(at_start, columns=["iteration", "quality"])
+    iterations = np.array([row["iteration"] for row in rows])
+    qualities = np.array([row["quality"] for row in rows])
+    ends = np.arange(min(SMOOTHED, iterations.max()), iterations.max() + 1)
+    windows = [(iterations > end - SMOOTHED) & (iterations <= end) for end in ends]
+    return ends, np.array([100 * qualities[window].mean() if window.any() else np.nan for window in windows])
 
 
-def summarise(output: Path) -> None:
+def summarise(title: str, output: Path) -> None:
     """Prints and writes the table of all runs, and draws their curves."""
     from matplotlib.figure import Figure
 
-    runs: dict[str, dict[int, tuple[Path, dict[str, Curve]]]] = defaultdict(dict)
-    for strategy in STRATEGIES:
-        for run in sorted(output.glob(f"{strategy}-seed*")):
-            for file in run.rglob(JSON):
-                runs[strategy][int(run.name.rpartition("seed")[2])] = run, read(file).pooled()
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    over_time, over_steps = figure.subplots(1, 2)
+    found = [run for run in runs.find([output]).runs if run.results and run.evaluations]
+    held_out = any(run.series("evaluation/accuracy/step_0") for run in found)
+    figure = Figure(figsize=(15 if held_out else 10, 4.2), layout="constrained")
+    axes = list(figure.subplots(1, 3 if held_out else 2))
+    over_iterations, over_steps, over_time = axes[0], axes[-1], axes[1] if held_out else None
     table = ["strategy    seed  untrained %  trained %  points  after K steps %  points  train minutes"]
     untrained = np.empty(0)
-    for i, (strategy, seeds) in enumerate(runs.items()):
+    strategies = sorted({run.strategy for run in found}, key=STRATEGIES.index)
+    for strategy in strategies:
+        color = f"C{STRATEGIES.index(strategy)}"
         trained = []
-        for seed, (run, curves) in seeds.items():
+        for i, run in enumerate(run for run in found if run.strategy == strategy):
+            label = None if i else strategy
+            evaluated = run.evaluation()
+            assert evaluated is not None
+            curves = evaluated[1].pooled()
             untrained = 100 * curves[BASELINE].accuracy
             trained.append(100 * curves[TRAINED].accuracy)
-            history = list(results(run))
-            points = [
-                (result["time_total_s"] / 60, 100 * result["evaluation"]["accuracy"]["step_0"])
-                for result in history
-                if "evaluation" in result
-            ]
-            over_time.plot(
-                *zip((0.0, untrained[0]), *points, strict=True),
-                "o-",
-                ms=3,
-                lw=1,
-                color=f"C{i}",
-                label=strategy if seed == min(seeds) else None,
-            )
+            over_iterations.plot(*first_answers(run), lw=1, color=color, label=label)
+            minutes = {iteration: seconds / 60 for iteration, seconds in run.series("time_total_s").items()}
+            if over_time is not None:
+                accuracy = run.series("evaluation/accuracy/step_0")
+                x, y = [0.0, *map(minutes.__getitem__, accuracy)], [untrained[0], *(100 * a for a in accuracy.values())]
+                over_time.plot(x, y, "o-", ms=3, lw=1, color=color, label=label)
             first, last = trained[-1][0], trained[-1][-1]
             table.append(
-                f"{strategy:10}  {seed:4}  {untrained[0]:11.1f}  {first:9.1f}  {first - untrained[0]:+6.1f}  "
-                f"{last:15.1f}  {last - untrained[-1]:+6.1f}  {history[-1]['time_total_s'] / 60:13.1f}"
+                f"{strategy:10}  {run.seed:4}  {untrained[0]:11.1f}  {first:9.1f}  {first - untrained[0]:+6.1f}  "
+                f"{last:15.1f}  {last - untrained[-1]:+6.1f}  {max(minutes.values()):13.1f}"
             )
-        over_steps.plot(np.mean(trained, axis=0), color=f"C{i}", label=strategy)
+        over_steps.plot(np.mean(trained, axis=0), color=color, label=strategy)
     over_steps.plot(untrained, ":", color="black", label="untrained")
-    over_time.set(xlabel="training time (minutes)", ylabel="held-out accuracy (%)", title="One line per seed")
-    over_steps.set(xlabel="self-improvement steps", ylabel="held-out accuracy (%)", title="Mean over seeds")
+    over_iterations.set(
+        xlabel="iteration",
+        ylabel="training quality at a task's start (%)",
+        title=f"Training, mean of {SMOOTHED} iterations, a line per seed",
+    )
+    over_steps.set(xlabel="self-improvement steps", ylabel="held-out accuracy (%)", title="Held out, mean over seeds")
     over_steps.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (over_time, over_steps):
-        axes.set_ylim(0, 100)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.suptitle("SmolLM2-135M on held-out arithmetic, on a CPU")
+    if over_time is not None:
+        over_time.set(xlabel="training time (minutes)", ylabel="held-out accuracy (%)", title="Held out, per seed")
+    for ax in axes:
+        ax.set_ylim(0, 100)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.suptitle(title)
     figure.savefig(output / "learning.png", dpi=130)
     (output / "learning.txt").write_text("\n".join(table) + "\n")
     print("\n".join(table), flush=True)
@@ -125,6 +146,7 @@ def summarise(output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", choices=DOMAINS, default="math")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=40)
@@ -133,6 +155,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/reproduction"))
     args = parser.parse_args()
     output = args.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    title, warm_start_options = DOMAINS[args.domain]
+    options = warm_start(args.domain, warm_start_options, output)
     cores = sorted(os.sched_getaffinity(0))
     shares: SimpleQueue[list[int]] = SimpleQueue()
     for i in range(args.jobs):
@@ -141,8 +166,9 @@ def main() -> None:
     def job(run: tuple[int, str]) -> None:
         seed, strategy = run
         share = shares.get()
+        file = f"tuned_examples/{args.domain}_{strategy}.py"
         try:
-            train(strategy, seed, args.iterations, output / f"{strategy}-seed{seed}", share)
+            train(file, seed, args.iterations, output / f"{strategy}-seed{seed}", options, share)
         finally:
             shares.put(share)
 
@@ -150,7 +176,7 @@ def main() -> None:
         list(pool.map(job, itertools.product(args.seeds, args.strategies)))
     # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
     rllib(output / "evaluate.log", "evaluate", str(output), "--baseline", "--steps", f"{args.steps}")
-    summarise(output)
+    summarise(title, output)
 
 
 if __name__ == "__main__":
