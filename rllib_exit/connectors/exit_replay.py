@@ -36,8 +36,10 @@ class ExItReplay(ConnectorV2):
         """Updates the task buffer with an iteration's groups (paper section 4, expansion)."""
         self.curriculum.update(batch)
         values = self.curriculum.metrics()
-        self._starting_turns.append(values["starting_turn_mean"])
-        values["starting_turn_plateau"] = plateau(self._starting_turns)
+        # Of replayed instances: how many base tasks there are, at turn 0, is what self_iteration_prob says.
+        if values["selected_fraction"]:
+            self._starting_turns.append(values["starting_turn_mean"] / values["selected_fraction"])
+        values["starting_turn_plateau"] = plateau(self._starting_turns) if self._starting_turns else 0.0
         if metrics is not None:
             for name, value in values.items():
                 metrics.log_value(("curriculum", name), value, reduce="mean", window=1)

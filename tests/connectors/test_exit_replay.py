@@ -17,8 +17,8 @@ def make() -> ExItReplay:
     return ExItReplay(ExIt(STRATEGIES["exit"], ["a", "b"], np.random.default_rng(0)))
 
 
-def train(replay: ExItReplay, starting_turn: float) -> dict[Any, float]:
-    """One iteration, whose instances start at this turn on average; what it reports."""
+def train(replay: ExItReplay, starting_turn: float, selected: float = 0.5) -> dict[Any, float]:
+    """One iteration, whose replayed instances start at this turn on average; what it reports."""
     reported: dict[Any, float] = {}
     metrics = SimpleNamespace(log_value=lambda key, value, **kwargs: reported.__setitem__(key, value))
     groups = [
@@ -27,7 +27,8 @@ def train(replay: ExItReplay, starting_turn: float) -> dict[Any, float]:
     ]
     curriculum: Any = replay.curriculum
     whole = ExIt.metrics
-    curriculum.metrics = lambda: {**whole(curriculum), "starting_turn_mean": starting_turn}
+    of_all = {"starting_turn_mean": starting_turn * selected, "selected_fraction": selected}
+    curriculum.metrics = lambda: {**whole(curriculum), **of_all}
     assert replay(batch=groups, metrics=metrics) is groups
     del curriculum.metrics
     return reported
@@ -46,3 +47,10 @@ def test_reports_where_the_starting_turn_plateaus_and_goes_on_when_restored() ->
     reported = train(restored, 3.0)
     assert reported["curriculum", "starting_turn_plateau"] == pytest.approx(3.0)
     assert train(make(), 1.0)["curriculum", "starting_turn_plateau"] == 1.0
+
+
+def test_the_plateau_does_not_depend_on_how_much_is_replayed() -> None:
+    replay = make()
+    assert train(replay, 0.0, selected=0.0)["curriculum", "starting_turn_plateau"] == 0.0
+    for selected in (0.25, 1.0, 0.0, 0.5):
+        assert train(replay, 2.0, selected)["curriculum", "starting_turn_plateau"] == pytest.approx(2.0)
