@@ -1,8 +1,9 @@
-"""Processes that do risky work and that a hard deadline can kill.
+"""Processes that do risky work and that a hard limit of CPU time can kill.
 
 An answer such as ``9^{9^{9^9}}`` keeps Python or SymPy busy for hours inside one operation, which neither a
 signal handler nor a thread can interrupt; a submission can eat all memory of what reads it. So such work is
-done in plain Python processes (this module run by name). A process ends when its pipe does.
+done in plain Python processes (this module run by name). A process ends when its pipe does. CPU time, not the
+clock: that the machine is busy says nothing about the work.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +27,9 @@ from typing import Any
 from envs.base import InfrastructureError
 
 START_TIMEOUT_S = 300.0
-# A process that the deadline cannot kill, because its parent is dead, ends itself so much later.
+# A process that has not answered after so many times its CPU time is stalled, or waits for what never comes.
+STALL_FACTOR = 20
+# A process that nobody can kill, because its parent is dead, ends itself so much later.
 ORPHAN_GRACE_S = 3
 
 Handler = Callable[[Any], Iterable[Any]]
@@ -84,13 +88,14 @@ class Workers:
 
         Args:
             request: What the handler gets; anything that can be pickled.
-            timeout_s: The deadline, from when a process takes the request up. A process that passes it is killed.
+            timeout_s: The CPU time for it. A process that needs more is killed.
 
         Returns:
-            The handler's answers, and whether they are all there, not cut short by the deadline.
+            The handler's answers, and whether they are all there, not cut short by the limit.
 
         Raises:
-            WorkerError: If no process can be started, or one died twice for another reason than the deadline.
+            WorkerError: If no process can be started, one died twice for another reason than the limit, or has
+                answered nothing after ``STALL_FACTOR`` times ``timeout_s``.
         """
         worker, idle = self._slots.get(), None
         try:
@@ -171,11 +176,27 @@ class _Worker:
             raise
 
     def ask(self, request: Any, timeout_s: float) -> Iterator[Any]:
-        """The answers to a request; TimeoutError past the deadline, EOFError or OSError if the process died."""
-        deadline = time.monotonic() + timeout_s
+        """The answers to a request.
+
+        Raises:
+            TimeoutError: If the process used up its CPU time.
+            WorkerError: If it is stalled.
+            EOFError, OSError: If it died.
+        """
+        stalled = time.monotonic() + STALL_FACTOR * timeout_s
         self.connection.send((request, timeout_s))
-        while answer := self._receive(deadline):
-            yield answer[0]
+        try:
+            while answer := self._receive(stalled):
+                yield answer[0]
+        except TimeoutError:
+            raise WorkerError(
+                f"a process has not answered within {STALL_FACTOR * timeout_s:g} s, and did not use up its "
+                f"{timeout_s:g} s of CPU time: the machine is overloaded, or the work waits for something"
+            ) from None
+        except (EOFError, OSError) as error:
+            if self.process.wait() == -signal.SIGPROF:
+                raise TimeoutError from error
+            raise
 
     def _receive(self, deadline: float) -> list[Any]:
         """One answer in a list, or the empty list that ends them; not pickled, since the process is not trusted."""
@@ -192,7 +213,6 @@ class _Worker:
 def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
     """What runs in the process."""
     import resource
-    import signal
 
     connection = Connection(descriptor)
 
@@ -202,7 +222,8 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
     if sys.platform == "linux":  # macOS refuses
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # its default ends the process, whatever it is doing
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)  # its default ends the process, whatever it is doing
     try:
         module, _, function = start.partition(":")
         handler: Handler = getattr(importlib.import_module(module), function)(connection.recv())
@@ -212,10 +233,12 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
     reply()
     while True:
         request, timeout_s = connection.recv()
-        signal.alarm(math.ceil(timeout_s) + ORPHAN_GRACE_S)
+        signal.setitimer(signal.ITIMER_PROF, timeout_s)
+        signal.alarm(math.ceil(STALL_FACTOR * timeout_s) + ORPHAN_GRACE_S)
         for answer in handler(request):
             reply(answer)
         reply()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
 
 

@@ -40,7 +40,7 @@ class CompetitionMathEnv(SelfImprovementEnv):
             - ``system_prompt``: the system message; none by default.
             - ``instruction``: what follows the problem in the prompt; by default a request to reason and to
               box the answer, for ``arithmetic`` nothing.
-            - ``grading_timeout_s``: an answer that takes longer to grade is wrong.
+            - ``grading_timeout_s``: an answer that takes more CPU time to grade is wrong.
 
     Raises:
         ValueError: If an option is unknown, contradicts ``tasks`` or has an impossible value.

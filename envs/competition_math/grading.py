@@ -1,4 +1,4 @@
-r"""Grades answers with math-verify, in processes that a hard deadline can kill.
+r"""Grades answers with math-verify, in processes that a hard limit of CPU time can kill.
 
 An answer such as ``9^{9^{9^9}}`` keeps SymPy busy for ever, inside single calls that neither a signal handler nor a
 thread can interrupt; math-verify's own time limit therefore does not hold, and works in a main thread only.
@@ -28,7 +28,7 @@ def grade(answer: str, response: str, timeout_s: float = 5.0, *, literal: bool =
     Args:
         answer: The gold answer in LaTeX, without ``\boxed{}``.
         response: The policy's text; the answer is what math-verify extracts by default.
-        timeout_s: The deadline, from when a process takes up the answer.
+        timeout_s: The CPU time that grading may take.
         literal: Whether the response must spell the answer out as a number. Without this, ``7 + 5`` is a correct
             answer to "What is 7 + 5?".
 

@@ -91,7 +91,7 @@ class MLEBenchEnv(SelfImprovementEnv):
               their time. By default what the environment variable ``SANDBOX_SLOTS`` says, else as many as have
               ``threads`` CPUs each.
             - ``python``: the interpreter of the scripts; by default this one.
-            - ``grading_timeout_s``: a submission that takes longer to grade is invalid.
+            - ``grading_timeout_s``: a submission that takes more CPU time to grade is invalid.
             - ``output_chars``: how much of a failed script's output the feedback shows, from its end.
             - ``allow_unsandboxed``: run scripts without protection where no sandbox works.
 

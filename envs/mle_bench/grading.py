@@ -1,4 +1,4 @@
-"""Grades submissions with a competition's own grader, in a process that a hard deadline can kill.
+"""Grades submissions with a competition's own grader, in a process that a hard limit of CPU time can kill.
 
 A submission is untrusted data in the hands of pandas and scikit-learn: it may make them slow, or eat
 memory. So each competition has one process of its own, which loads grader and answers once.
@@ -61,12 +61,11 @@ class SubmissionGrader:
 
         Args:
             submission: The content of ``submission.csv``.
-            timeout_s: The deadline, from when the process takes the submission up. A submission that takes
-                longer is invalid.
+            timeout_s: The CPU time for it. A submission that takes more is invalid.
 
         Raises:
             WorkerError: If the submission was not judged: the grader cannot be loaded, rejects the competition's
-                own answers, or died twice for another reason than the deadline.
+                own answers, died twice for another reason than the limit, or is stalled.
         """
         if len(submission) > MAX_SUBMISSION_BYTES:
             return Grade(None, f"the file has {len(submission)} bytes; the most are {MAX_SUBMISSION_BYTES}")
