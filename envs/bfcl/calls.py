@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ def parse_response(text: str) -> Action:
 
 def _parse_calls(text: str) -> tuple[Call, ...]:
     try:
-        calls = json.loads(text, parse_constant=_no_constant)
+        calls = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError(f"not valid JSON: nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
@@ -102,6 +103,12 @@ def _parse_calls(text: str) -> tuple[Call, ...]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 def _deeper(value: Any, depth: int) -> bool:

@@ -63,7 +63,7 @@ class BFCLEnv(SelfImprovementEnv):
             - ``requests``: ``first`` (default), as in training, or ``all`` of the user's requests.
             - ``max_turns``: the most responses; by default 10 for ``first`` and 60 for ``all``.
             - ``trim_schemas``: short function schemas, for small contexts.
-            - ``call_timeout_s``: how long the calls of one response may take together.
+            - ``call_timeout_s``: the CPU time that the calls of one response may take together.
 
     Raises:
         ModuleNotFoundError: If ``bfcl-eval`` is not installed.
@@ -134,7 +134,7 @@ class BFCLEnv(SelfImprovementEnv):
                     done = True
             case ActionKind.ERROR | ActionKind.UNENDED:
                 done = True
-        quality, metrics = self._grade(task, done)
+        quality, metrics = self._grade(task)
         return Outcome(quality, feedback, done, valid=action.kind is not ActionKind.UNENDED, metrics=metrics)
 
     def _execute(self, task: Task, requested: Sequence[Call]) -> str:
@@ -168,7 +168,7 @@ class BFCLEnv(SelfImprovementEnv):
             raise ValueError(f"unknown function {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
         return bind(call, self._functions[call.name].signature)
 
-    def _grade(self, task: Task, done: bool) -> tuple[float, dict[str, float]]:
+    def _grade(self, task: Task) -> tuple[float, dict[str, float]]:
         """The quality and metrics if the episode ended here."""
         solved = [
             contained(solution, [made.call for made in request if made.ok])
@@ -187,9 +187,9 @@ class BFCLEnv(SelfImprovementEnv):
             "tool_calls": float(self._tool_calls),
             "failed_calls": float(self._failed_calls),
         }
-        if done:
-            verdict = worker.official_verdict(task.data, made, self._ground_truth, self.call_timeout_s)
-            metrics["official_accuracy"] = float(verdict)
+        # The context may end with any turn.
+        verdict = worker.official_verdict(task.data, made, self._ground_truth, self.call_timeout_s)
+        metrics["official_accuracy"] = float(verdict)
         return float(quality), metrics
 
 

@@ -1,17 +1,18 @@
-"""Runs the API classes in processes that a hard deadline can kill.
+"""Runs the API classes in processes that a hard limit of CPU time can kill.
 
 ``power(9, 10**9)`` keeps Python busy for hours inside one operation, which no thread or signal handler can
 interrupt. A process keeps nothing between requests: every request brings the initial configuration and the calls
 so far, which are replayed on new objects; that takes less than a millisecond. So a few processes serve any number
 of episodes, a killed one takes no state with it, and a restored episode is not a special case.
 
-Calls come with every argument (see :func:`envs.bfcl.calls.bind`): a default of a method is a single object, which
-some methods change.
+Calls come with every argument (see :func:`envs.bfcl.calls.bind`), and each gets copies of its own: some methods keep
+and change what they are given, as the lists that are their defaults.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import decimal
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 import mpmath
 
-from envs.bfcl.apis import functions, load, methods, same_state
+from envs.bfcl.apis import STATELESS_CLASS, functions, load, methods, same_state
 from envs.bfcl.calls import Call
 from envs.workers import Handler, Workers
 
@@ -29,7 +30,12 @@ MAX_RESULT_CHARS = 4000
 
 Scenario = Mapping[str, Any]  # the task's "classes" and "config"
 
-workers = Workers("envs.bfcl.worker:start", memory_bytes=1 << 30)
+# More than the CPUs: one that computes for seconds keeps nobody else waiting.
+workers = Workers("envs.bfcl.worker:start", workers=8, memory_bytes=1 << 30)
+
+# Calls that used up their time, and would every time: a policy that likes one may make it in every episode.
+_endless: dict[str, None] = {}
+MAX_ENDLESS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Result:
     Attributes:
         ok: Whether it succeeded. An API answers a failure with an ``error`` or raises.
         text: What it returned as JSON, or ``{"error": ...}``.
-        finished: False if the deadline stopped it; the call then left no trace in the state.
+        finished: False if the CPU time ran out; the call then left no trace in the state.
     """
 
     ok: bool
@@ -54,7 +60,7 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
         scenario: The task's ``classes`` and ``config``.
         replayed: The calls made before, failed ones too; unfinished ones not.
         calls: The new calls.
-        timeout_s: The deadline for all of it. The call that it stops has failed.
+        timeout_s: The CPU time for all of it. The call that it stops has failed.
 
     Returns:
         The results of the calls that were run.
@@ -62,13 +68,23 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
     Raises:
         WorkerError: If nothing is known about the calls.
     """
-    answers, in_time = _ask(_execute, scenario, _plain(replayed), _plain(calls), timeout_s)
+    first_endless = next((i for i, call in enumerate(calls) if _key(call, timeout_s) in _endless), len(calls))
+    wanted = calls[:first_endless]
+    answers, in_time = _ask(_execute, scenario, _plain(replayed), _plain(wanted), timeout_s) if wanted else ([], True)
     results = [Result(ok, text) for ok, text in answers]
-    complete = len(results) == len(calls) or (bool(results) and not results[-1].ok)
-    if not in_time and not complete:
+    if len(results) < len(calls) and all(result.ok for result in results):
+        # The first call had all the time to itself.
+        if not in_time and not results and functions()[calls[0].name].api == STATELESS_CLASS:
+            _endless[_key(calls[0], timeout_s)] = None
+            if len(_endless) > MAX_ENDLESS:
+                del _endless[next(iter(_endless))]
         error = f"stopped after {timeout_s:g} s: this takes too long"
         results.append(Result(False, json.dumps({"error": error}), finished=False))
     return results
+
+
+def _key(call: Call, timeout_s: float) -> str:
+    return json.dumps([call.name, call.args, timeout_s], sort_keys=True)
 
 
 def compare(
@@ -80,7 +96,7 @@ def compare(
         scenario: The task's ``classes`` and ``config``.
         made: The calls made for each request, failed ones too.
         ground_truth: The calls that fulfil each, as many.
-        timeout_s: The deadline. States that it leaves uncompared count as different.
+        timeout_s: The CPU time. States that it leaves uncompared count as different.
 
     Raises:
         WorkerError: If nothing is known about the states.
@@ -94,7 +110,7 @@ def official_verdict(
 ) -> bool:
     """What the package's own checker says of the calls; the arguments are those of :func:`compare`.
 
-    A deadline makes it False.
+    It is False if the CPU time runs out.
 
     Raises:
         WorkerError: If it said nothing.
@@ -180,7 +196,7 @@ def call_method(method: Callable[..., Any], args: dict[str, Any]) -> tuple[bool,
     """Whether a call succeeded, and its result as JSON text."""
     try:
         with _precision_kept():
-            result = method(**args)
+            result = method(**copy.deepcopy(args))
             text = _json(result)
     except Exception as error:  # whatever the API's code raises for these arguments
         return False, _json({"error": f"{type(error).__name__}: {error}"[:MAX_RESULT_CHARS]})
@@ -210,7 +226,7 @@ def _official_text(method: Callable[..., Any], args: dict[str, Any]) -> str:
     """A result as the official executor renders it."""
     try:
         with _precision_kept():
-            result = method(**args)
+            result = method(**copy.deepcopy(args))
             if isinstance(result, dict):
                 with contextlib.suppress(Exception):
                     return json.dumps(result)

@@ -251,9 +251,10 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(fuzzed_responses())
-def test_a_thousand_fuzzed_responses(executed: list[Call], fuzzed: tuple[str, list[str]]):
+def test_a_thousand_fuzzed_responses(executed: list[Call], tiny_model: str, fuzzed: tuple[str, list[str]]):
     task_id, responses = fuzzed
-    env = BFCLEnv({"split": "all", "call_timeout_s": 0.5})
+    chat = chat_tokenizer(tiny_model)
+    env = BFCLEnv({"split": "all", "trim_schemas": True, "call_timeout_s": 0.5})
     begin(env, task_id)
     for response in responses:
         executed.clear()
@@ -270,6 +271,19 @@ def test_a_thousand_fuzzed_responses(executed: list[Call], fuzzed: tuple[str, li
             results = json.loads(outcome.feedback)
             assert isinstance(results, list) and results
             outcome.feedback.encode()
+            messages = env.messages()
+            blank = [Message(role=message["role"], content="") for message in messages]
+            assert special_tokens(chat, messages) == special_tokens(chat, blank)
+
+
+@functools.cache
+def chat_tokenizer(model: str) -> ChatTokenizer:
+    return ChatTokenizer(model)
+
+
+def special_tokens(chat: ChatTokenizer, messages: list[Message]) -> list[int]:
+    """The control tokens of a chat, in order."""
+    return [token for token in chat.encode(messages) if token in chat.tokenizer.all_special_ids]
 
 
 @pytest.mark.parametrize("name", ["__init__", "_load_scenario", "__class__", "__eq__", "root", "load", "cp", "add"])
