@@ -24,11 +24,14 @@ class Segment:
         loss_mask: (T,) bool, True where the policy generated the token. The first is never True.
         logprobs: (T,) float32, the engine's log-probability of each generated token (at the sampling
             temperature), 0 elsewhere.
+        ended_mask: (T,) bool, ``loss_mask`` without the responses that lack a valid ending, which overlong
+            filtering leaves out; None if there are none.
     """
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
     logprobs: np.ndarray
+    ended_mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not len(self.token_ids) == len(self.loss_mask) == len(self.logprobs):
@@ -71,7 +74,7 @@ class RolloutRequest:
         group_id: Unique within a run.
         instance: Where the episodes start.
         source: The task buffer's instance that this one was made from; None for a base task.
-        seed: Seeds the sampling of the group; rollout g uses ``seed + g``.
+        seed: Seeds the sampling of the group; rollout g uses those from ``seed + 1000 * g``, one for each turn.
     """
 
     group_id: str

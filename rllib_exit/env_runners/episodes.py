@@ -51,6 +51,8 @@ class _Segments:
 
     def _begin(self, prompt: list[int]) -> None:
         self._ids, self._mask, self._logprobs = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
+        self._last = slice(0, 0)  # the last response
+        self._unended: list[slice] = []
 
     def prompt(self, ids: list[int]) -> None:
         known = len(self._ids)
@@ -64,14 +66,23 @@ class _Segments:
             self._begin(ids)
 
     def generated(self, generation: Generation) -> None:
+        self._last = slice(len(self._ids), len(self._ids) + len(generation.token_ids))
         self._ids += generation.token_ids
         self._mask += [True] * len(generation.token_ids)
         self._logprobs += generation.logprobs.tolist()
 
+    def unended(self) -> None:
+        """The last response lacks a valid ending."""
+        self._unended.append(self._last)
+
     def close(self) -> tuple[Segment, ...]:
         if any(self._mask):
             ids, mask = np.array(self._ids, np.int32), np.array(self._mask, bool)
-            self.done.append(Segment(ids, mask, np.array(self._logprobs, np.float32)))
+            ended = mask.copy()
+            for response in self._unended:
+                ended[response] = False
+            logprobs = np.array(self._logprobs, np.float32)
+            self.done.append(Segment(ids, mask, logprobs, ended if self._unended else None))
         self._begin([])
         return tuple(self.done)
 
@@ -165,6 +176,8 @@ async def run_episode(
         outcome = info["outcome"]
         valid &= outcome.valid
         truncated |= cut
+        if cut or not outcome.valid:
+            segments.unended()
     assert outcome is not None
     return_ = env.episode_return(outcome.quality)
     return Rollout(segments.close(), env.turns, return_, outcome.quality, valid, truncated, dict(outcome.metrics))

@@ -45,7 +45,7 @@ def make_batches(
             may be larger by less than a group.
         loss_aggregation: See :func:`rllib_exit.objective.loss.loss_weights`.
         max_response_tokens: As there.
-        overlong_filtering: Whether rollouts that are truncated or end invalidly get no loss.
+        overlong_filtering: Whether responses that lack a valid ending get no loss.
         skip_zero_advantage: Leave out rows whose advantage is 0. Their gradient is 0 if there is no KL
             term; they count in the loss's denominators all the same.
     """
@@ -53,19 +53,22 @@ def make_batches(
     for chunk in _chunks(list(zip(groups, advantages, strict=True)), minibatch_size):
         rollouts = [(r, a) for group, advantage in chunk for r, a in zip(group.rollouts, advantage, strict=True)]
         segments = [(i, segment) for i, (rollout, _) in enumerate(rollouts) for segment in rollout.segments]
-        trained = [not overlong_filtering or (r.valid and not r.truncated) for r, _ in rollouts]
+        masks = [
+            segment.ended_mask if overlong_filtering and segment.ended_mask is not None else segment.loss_mask
+            for _, segment in segments
+        ]
         weights = loss_weights(
             np.array([segment.loss_mask.sum() for _, segment in segments]),
             np.array([i for i, _ in segments]),
-            np.array([trained[i] for i, _ in segments]),
+            np.array([mask.sum() for mask in masks]),
             aggregation=loss_aggregation,
             num_rollouts=len(rollouts),
             max_response_tokens=max_response_tokens,
         )
         minibatches.append(
             [
-                Row(segment.token_ids, segment.loss_mask, segment.logprobs, float(rollouts[i][1]), float(weight))
-                for (i, segment), weight in zip(segments, weights, strict=True)
+                Row(segment.token_ids, mask, segment.logprobs, float(rollouts[i][1]), float(weight))
+                for (i, segment), mask, weight in zip(segments, masks, weights, strict=True)
                 if weight and not (skip_zero_advantage and rollouts[i][1] == 0)
             ]
         )

@@ -244,7 +244,7 @@ class GRPOConfig(AlgorithmConfig):
             normalize_std: Divide advantages by the group's standard deviation (Eq. 3).
             loss_aggregation: ``"sequence_mean"`` (GRPO), ``"token_mean"`` (DAPO) or ``"constant"`` (Dr. GRPO).
             mismatch_clip: Truncates the importance weight of learner against engine; None for no weight.
-            overlong_filtering: No loss for rollouts that are truncated or end invalidly.
+            overlong_filtering: No loss for responses that the token limit cut or that end invalidly.
             lr_warmup_steps: Updates over which the learning rate rises linearly.
             lr_decay_steps: Updates after these over which it falls linearly to 0, where it then stays; None: it
                 does not fall.

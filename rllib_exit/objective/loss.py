@@ -19,7 +19,7 @@ LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
 def loss_weights(
     num_tokens_R: ArrayLike,
     rollout_R: ArrayLike,
-    trained_R: ArrayLike,
+    num_trained_R: ArrayLike,
     *,
     aggregation: LossAggregation,
     num_rollouts: int,
@@ -34,7 +34,7 @@ def loss_weights(
     Args:
         num_tokens_R: (R,) generated tokens of each row.
         rollout_R: (R,) which rollout each row belongs to.
-        trained_R: (R,) False for the rows that overlong filtering leaves out; their weight is 0.
+        num_trained_R: (R,) those of them that overlong filtering leaves in. A row without any has the weight 0.
         aggregation: How the token losses become one number.
         num_rollouts: The rollouts of the batch, those filtered out included.
         max_response_tokens: The most tokens that a response may have.
@@ -46,18 +46,18 @@ def loss_weights(
         ValueError: If the aggregation is unknown.
     """
     num_tokens_R = np.asarray(num_tokens_R, dtype=np.float64)
-    trained_R = np.asarray(trained_R, dtype=bool)
+    num_trained_R = np.asarray(num_trained_R, dtype=np.float64)
     if aggregation == "sequence_mean":
         _, rollout_R = np.unique(np.asarray(rollout_R), return_inverse=True)
         divisor_R = num_rollouts * np.bincount(rollout_R, weights=num_tokens_R)[rollout_R]
     elif aggregation == "token_mean":
-        divisor_R = np.full(num_tokens_R.shape, num_tokens_R[trained_R].sum())
+        divisor_R = np.full(num_tokens_R.shape, num_trained_R.sum())
     elif aggregation == "constant":
         divisor_R = np.full(num_tokens_R.shape, float(num_rollouts * max_response_tokens))
     else:
         raise ValueError(f"loss_aggregation is {aggregation!r}: set 'sequence_mean', 'token_mean' or 'constant'")
     # A row of no tokens adds nothing to the loss, whatever its weight.
-    return np.divide(1.0, divisor_R, out=np.zeros(num_tokens_R.shape), where=trained_R & (divisor_R > 0))
+    return np.divide(1.0, divisor_R, out=np.zeros(num_tokens_R.shape), where=(num_trained_R > 0) & (divisor_R > 0))
 
 
 def grpo_loss(

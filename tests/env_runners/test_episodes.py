@@ -13,7 +13,7 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import EnvPool, EpisodeError, PromptTooLongError, roll_out, run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
-from tests.fakes import ScriptedGenerator
+from tests.fakes import CounterEnv, ScriptedGenerator
 from tests.tiny_models import make_tiny_model
 
 
@@ -106,6 +106,21 @@ def test_a_prompt_that_does_not_fit_is_refused_and_one_that_grows_too_long_trunc
     prompt = len(ChatTokenizer(model).encode(CountEnv().prompt(Task("count", ""))))
     rollout, _ = episode(model, TaskInstance("count"), counter(), max_model_len=prompt + 20)
     assert rollout.truncated and len(rollout.turns) == 1 and rollout.return_ == pytest.approx(1 / 3)
+
+
+def test_responses_without_a_valid_ending_are_marked(model: str) -> None:
+    answers = iter(["1", "no number", "1", "1111111111"])
+    generator = ScriptedGenerator(model, lambda prompt, seed: next(answers))
+    chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=10)
+    env = CounterEnv({"turns": 4})
+    rollout = asyncio.run(
+        run_episode(env, TaskInstance("count/1"), generator=generator, chat=chat, sampling=sampling, seed=0)
+    )
+    assert rollout.truncated and not rollout.valid
+    [segment] = rollout.segments
+    assert segment.ended_mask is not None and not segment.ended_mask[~segment.loss_mask].any()
+    kept = chat.tokenizer.decode(segment.token_ids[segment.ended_mask], skip_special_tokens=True)
+    assert kept == "11"
 
 
 class ChattyEnv(CountEnv):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,10 +81,24 @@ def test_an_iteration_without_any_signal_is_no_error(tiny_model: str) -> None:
 
 def test_overlong_filtering_gives_no_loss_but_keeps_the_denominator() -> None:
     groups = make_groups(np.random.default_rng(6), num_groups=1)
-    rollouts = groups[0].rollouts
-    cut = Rollout(rollouts[0].segments, (), rollouts[0].return_, 0.5, truncated=True)
-    group = RolloutGroup(groups[0].request, (cut, *rollouts[1:]))
+    whole, partial, *others = groups[0].rollouts
+
+    def cut(rollout: Rollout, tokens: int) -> Rollout:
+        """A rollout whose last tokens are a response without an end."""
+        [segment] = rollout.segments
+        ended = segment.loss_mask & (np.arange(len(segment.loss_mask)) < len(segment.loss_mask) - tokens)
+        return replace(rollout, segments=(replace(segment, ended_mask=ended),), truncated=True)
+
+    group = RolloutGroup(groups[0].request, (cut(whole, 10**6), cut(partial, 1), *others))
     [full] = batch([group])[0].minibatches
     [filtered] = batch([group], overlong_filtering=True)[0].minibatches
     assert len(filtered) == 3 and len(full) == 4
     assert [row.loss_weight for row in filtered] == [row.loss_weight for row in full[1:]]
+    assert [full[i + 1].loss_mask.sum() - row.loss_mask.sum() for i, row in enumerate(filtered)] == [1, 0, 0]
+    assert not filtered[0].loss_mask[-1]
+
+
+def test_an_episode_that_outgrows_its_context_has_no_response_to_filter() -> None:
+    [group] = make_groups(np.random.default_rng(6), num_groups=1)
+    group = RolloutGroup(group.request, tuple(replace(rollout, truncated=True) for rollout in group.rollouts))
+    assert len(batch([group], overlong_filtering=True)[0].minibatches[0]) == 4

@@ -53,7 +53,7 @@ def rows_of(rollouts, aggregation, max_response_tokens):
     weights_R = loss_weights(
         np.array([len(s["old"]) for _, _, s in rows]),
         np.array([i for i, _, _ in rows]),
-        np.array([r["trained"] for _, r, _ in rows]),
+        np.array([r["trained"] * len(s["old"]) for _, r, s in rows]),
         aggregation=aggregation,
         num_rollouts=len(rollouts),
         max_response_tokens=max_response_tokens,
@@ -117,7 +117,7 @@ def test_weights_of_a_small_batch(aggregation):
     weights_R = loss_weights(
         [2, 4, 7, 5],
         [8, 8, 3, 5],
-        [True, True, False, True],
+        [2, 4, 0, 5],
         aggregation=aggregation,
         num_rollouts=3,
         max_response_tokens=10,
@@ -128,14 +128,24 @@ def test_weights_of_a_small_batch(aggregation):
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_weights_are_finite_where_nothing_is_trained(aggregation):
     kwargs = {"aggregation": aggregation, "num_rollouts": 2, "max_response_tokens": 10}
-    assert loss_weights([3, 4], [0, 1], [False, False], **kwargs).tolist() == [0, 0]
-    assert np.isfinite(loss_weights([0, 4], [0, 1], [True, True], **kwargs)).all()
+    assert loss_weights([3, 4], [0, 1], [0, 0], **kwargs).tolist() == [0, 0]
+    assert np.isfinite(loss_weights([0, 4], [0, 1], [0, 4], **kwargs)).all()
     assert loss_weights([], [], [], **kwargs).shape == (0,)
+
+
+def test_a_response_that_is_left_out_counts_in_the_length_of_its_rollout():
+    weights = {
+        aggregation: loss_weights(
+            [6, 4], [0, 1], [2, 4], aggregation=aggregation, num_rollouts=2, max_response_tokens=10
+        ).tolist()
+        for aggregation in AGGREGATIONS
+    }
+    assert weights == {"sequence_mean": [1 / 12, 1 / 8], "token_mean": [1 / 6, 1 / 6], "constant": [1 / 20, 1 / 20]}
 
 
 def test_rejects_unknown_aggregation():
     with pytest.raises(ValueError, match="loss_aggregation is 'mean'"):
-        loss_weights([1], [0], [True], aggregation="mean", num_rollouts=1, max_response_tokens=1)  # type: ignore[arg-type]
+        loss_weights([1], [0], [1], aggregation="mean", num_rollouts=1, max_response_tokens=1)  # type: ignore[arg-type]
 
 
 def one_token(ratio, advantage, **kwargs):
