@@ -10,7 +10,7 @@ from hypothesis import settings
 from tests.tiny_models import make_tiny_model
 
 # Examples are slow on a busy machine, which is no fault of theirs.
-settings.register_profile("tests")
+settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 # No test may reach for a hub.
