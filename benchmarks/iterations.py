@@ -1,11 +1,11 @@
 """Whole training iterations: where their time goes, how it grows, and what the diversity bonus adds.
 
-    python benchmarks/iterations.py --output docs/iterations.json --plot docs/iterations.png
+    python benchmarks/iterations.py --output docs/benchmarks/iterations.json --plot docs/iterations.png
 
 Every setting changes one of: group size, prompts per batch, the most response tokens, the task buffer's size; the
-others have the values of ``BASE``. Settings take turns, each with a new algorithm on the bundled model, arithmetic and
-a learning rate of 0, so that the policy stays what it is. The first iteration of each turn warms up. Finished turns
-are kept in ``--output``: a run that is broken off goes on from there.
+others have the values of ``BASE``. Settings take turns of one iteration in one algorithm, which trains the bundled
+model on arithmetic with a learning rate of 0, so that the policy stays what it is. Each has a task buffer of its own,
+which is full from the start.
 
 What grows should grow with the generated tokens at most: the last column is the time for each of them. The pair
 ``without bonus`` and ``with bonus`` differs in the diversity bonus alone.
@@ -13,19 +13,22 @@ What grows should grow with the generated tokens at most: the last column is the
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tuned_examples"))
 
 import math_common
+import numpy as np
 import ray
-from side_by_side import arguments, write
+from side_by_side import alternate, arguments, write
+
+from envs.base import TaskInstance, Turn
+from rllib_exit.connectors.exit_replay import ExItReplay
+from rllib_exit.curriculum.exit import ExIt
 
 BASE = {"group size": 4, "prompts": 8, "response tokens": 16, "buffer size": 1000}
 GROWTH = {"group size": [2, 8], "prompts": [4, 16], "response tokens": [8, 32], "buffer size": [100, 100_000]}
@@ -40,30 +43,51 @@ def settings(quick: bool) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def turn(setting: dict[str, Any], iterations: int) -> list[dict[str, float]]:
-    """Some iterations of a new algorithm, after one that warms it up."""
-    config = math_common.cpu("exit")[0]
-    config.training(lr=0.0, prompts_per_batch=setting["prompts"], rollouts_per_prompt=setting["group size"]).generation(
-        max_response_tokens=setting["response tokens"]
-    )
+def changed(config: Any, setting: dict[str, Any]) -> Any:
+    """The configuration of a setting."""
+    config = config.copy(copy_frozen=False)
+    config.training(prompts_per_batch=setting["prompts"], rollouts_per_prompt=setting["group size"])
+    config.generation(max_response_tokens=setting["response tokens"])
     config.curriculum("exit", buffer_size=setting["buffer size"], min_buffer_size=1)
-    if not setting.get("bonus", True):
-        config.diversity_bonus = False
-    config.evaluation(evaluation_interval=None)
-    algo = config.build_algo()
-    try:
-        rows = []
-        for i in range(iterations + 1):
-            start = time.perf_counter()
-            result = algo.train()
-            took = time.perf_counter() - start
-            rollouts = result["rollouts"]
-            if i:
-                tokens = rollouts["response_tokens_mean"] * setting["prompts"] * setting["group size"]
-                rows.append({"seconds": took, "tokens": tokens, **{t: result["timers"][t] for t in TIMERS}})
-        return rows
-    finally:
-        algo.stop()
+    config.diversity_bonus = setting.get("bonus", True)
+    config.freeze()
+    return config
+
+
+def full_buffer(config: Any, task_ids: list[str]) -> ExItReplay:
+    rng = np.random.default_rng(0)
+    exit_ = ExIt(config.curriculum_config(), task_ids, rng)
+    for i in range(config.buffer_size):
+        exit_.buffer.insert(TaskInstance(task_ids[i % len(task_ids)], (), Turn(f"{i}"), "improve"), rng.random() / 4)
+    return ExItReplay(exit_)
+
+
+class Settings:
+    """One algorithm, which takes on one setting after another."""
+
+    def __init__(self, chosen: dict[str, dict[str, Any]]) -> None:
+        base = math_common.cpu("exit")[0].training(lr=0.0).evaluation(evaluation_interval=None)
+        self.algo: Any = base.build_algo()
+        self.configs = {name: changed(base, setting) for name, setting in chosen.items()}
+        task_ids = list(self.algo._env.tasks)
+        self.replays = {name: full_buffer(config, task_ids) for name, config in self.configs.items()}
+        self.turns: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+
+    def iteration(self, name: str) -> float:
+        config = self.configs[name]
+
+        def take_on(env_runner: Any) -> None:
+            env_runner.config = config
+            vars(env_runner).pop("_training_envs", None)
+
+        self.algo.env_runner_group.foreach_env_runner(take_on)
+        self.algo.config, self.algo.replay = config, self.replays[name]
+        self.algo._ahead.clear()
+        result = self.algo.train()
+        seconds = result["timers"]["training_step"]
+        tokens = result["rollouts"]["response_tokens_mean"] * config.prompts_per_batch * config.rollouts_per_prompt
+        self.turns[name].append({"seconds": seconds, "tokens": tokens, **{t: result["timers"][t] for t in TIMERS}})
+        return seconds
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -87,28 +111,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__, "iterations")
-    parser.add_argument("--iterations", type=int, default=2, help="per turn")
     parser.add_argument("--plot", type=Path, help="a PNG")
     args = parser.parse_args()
     if args.quick:
-        args.repeats, args.iterations = 1, 1
+        args.repeats = 1
     chosen = settings(args.quick)
-    partial = args.output.with_suffix(".partial.json")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    done: dict[str, list[dict[str, float]]] = json.loads(partial.read_text()) if partial.exists() else {}
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    for repeat in range(args.repeats):
-        for name, setting in chosen.items():
-            key = f"{repeat} {name}"
-            if key not in done:
-                done[key] = turn(setting, args.iterations)
-                partial.write_text(json.dumps(done))
-                print(key, f"{statistics.median(r['seconds'] for r in done[key]):.1f} s", flush=True)
+    algorithm = Settings(chosen)
+    alternate({name: lambda name=name: algorithm.iteration(name) for name in chosen}, args.repeats)
+    algorithm.algo.stop()
     ray.shutdown()
 
     table: list[dict[str, Any]] = []
-    for name in chosen:
-        rows = [row for repeat in range(args.repeats) for row in done[f"{repeat} {name}"]]
+    for name, (_, *rows) in algorithm.turns.items():  # the first one warms up
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         shares = {f"{t} %": 100 * statistics.median(row[t] / row["seconds"] for row in rows) for t in TIMERS}
         # What is in none of the timers; embedding is part of rolling out.
@@ -118,10 +133,9 @@ def main() -> None:
             {"setting": name, "s / iteration": middle["seconds"], **shares, "other %": others}
             | {"response tokens": middle["tokens"], "ms / token": 1e3 * per_token}
         )
-    write(args, table, base=BASE)
+    write(args, table, base=BASE, turns=algorithm.turns)
     if args.plot and not args.quick:
         plot(table, args.plot)
-    partial.unlink()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     make .venv-trl/installed
     python benchmarks/vs_trl.py --trl-python .venv-trl/bin/python
 
-Both train the bundled model in float32 on the same arithmetic problems, with as many prompts, rollouts and tokens of
-the longest response, one update for each iteration, no KL term. Each is a process that makes one iteration whenever
-it is told to, so that they take turns while the other waits.
+Both train the bundled model on the same arithmetic problems, with float32 weights and the same ``--dtype`` of the
+forward pass, as many prompts, rollouts and tokens of the longest response, one update for each iteration, no KL term.
+Each is a process that makes one iteration whenever it is told to, so that they take turns while the other waits.
 
 TRL's setting is the fastest that was found to work on a CPU: generation by transformers, since TRL 1.16 takes vLLM up
 to 0.31 and none of its CPU builds; all prompts in one generation batch; micro-batches of ``--trl-batch`` rollouts.
@@ -42,7 +42,7 @@ def report(seconds: float, tokens: float, parts: dict[str, float]) -> None:
 def ours(args: argparse.Namespace) -> None:
     import math_common
 
-    config = math_common.cpu("grpo")[0]
+    config = math_common.cpu("grpo")[0].language_model(dtype=args.dtype)
     config.training(prompts_per_batch=args.prompts, rollouts_per_prompt=args.group_size, lr=1e-6)
     config.generation(max_response_tokens=args.response).evaluation(evaluation_interval=None)
     algo = config.build_algo()
@@ -106,7 +106,7 @@ def trl(args: argparse.Namespace) -> None:
             args=GRPOConfig(
                 output_dir=output,
                 use_cpu=True,
-                bf16=False,
+                bf16=args.dtype == "bfloat16",
                 gradient_checkpointing=False,
                 per_device_train_batch_size=args.trl_batch,
                 gradient_accumulation_steps=rollouts // args.trl_batch,
@@ -133,7 +133,7 @@ class Side:
 
     def __init__(self, python: str, args: argparse.Namespace, name: str) -> None:
         command = [python, __file__, "--side", name]
-        for option in ("prompts", "group_size", "response", "trl_batch"):
+        for option in ("prompts", "group_size", "response", "trl_batch", "dtype"):
             command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.turns: list[dict[str, float]] = []
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--response", type=int, default=24)
     parser.add_argument("--trl-batch", type=int, default=32)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

@@ -91,7 +91,9 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=2048)
         .generation(max_response_tokens=96, stop=STOP, engine_args={"max_num_seqs": 64})
         .training(
-            lr=2e-5,
+            lr=4e-5,
+            lr_warmup_steps=3,
+            lr_decay_steps=25,
             prompts_per_batch=8,
             rollouts_per_prompt=8,
             kl_coeff=0.0,
@@ -117,4 +119,4 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         )
         .debugging(seed=0)
     )
-    return config, {"training_iteration": 40}
+    return config, {"training_iteration": 28}
