@@ -58,7 +58,11 @@ METRICS = (
     Metric("curriculum/diverge_fraction", "Prompts that diverge from an iterate.", FRACTION, "kinds of prompts"),
     Metric("curriculum/depth_mean", "Self-iteration steps behind the iterates; 0 for a base task."),
     Metric("curriculum/starting_turn_mean", "Turn at which the episodes start.", panel="starting_turn"),
-    Metric("curriculum/starting_turn_plateau", "Turn at which the rise of replayed episodes levels off.", panel="starting_turn"),
+    Metric(
+        "curriculum/starting_turn_plateau",
+        "Turn at which replayed episodes level off.",
+        panel="starting_turn",
+    ),
     Metric("curriculum/distinct_tasks_total", "Base tasks seen so far.", panel="distinct"),
     Metric("curriculum/distinct_instances_total", "Task instances seen so far.", panel="distinct"),
     Metric("curriculum/group_variance_mean", "Learnability: variance of the quality within a group."),
