@@ -161,6 +161,20 @@ class PossibleVariants(BasicVariantGenerator):
         return trial
 
 
+def check_metric(config: GRPOConfig, sweep: Sweep, stop: Mapping[str, Any]) -> None:
+    """Finds out whether trials are evaluated before they end, where an evaluation ranks them.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    iterations, interval = stop.get("training_iteration"), config.evaluation_interval
+    if sweep.metric.startswith("evaluation/") and iterations and interval and iterations < interval:
+        raise ValueError(
+            f"trials are ranked by {sweep.metric}, but they end after {iterations} iterations and evaluation_interval "
+            f"is {interval}: raise --stop-iters to {interval}, or set evaluation_interval to {iterations} or less"
+        )
+
+
 def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
     """Finds out before anything is started whether a sweep can begin, or go on, in a directory.
 
@@ -364,7 +378,7 @@ class SweepProgress(Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         flat, metric, done = flatten_dict(result), self._sweep.metric, result["training_iteration"]
         self._found |= metric in flat
-        if not self._found and done >= self._evaluation_interval:
+        if not self._found and done % self._evaluation_interval == 0:
             there = [key for key in flat if key.split("/")[0] in ("curriculum", "evaluation", "rollouts")]
             raise ValueError(
                 f"tune_config.metric is {metric!r}, which the results do not have; they have {', '.join(sorted(there))}"

@@ -203,6 +203,7 @@ def _sweep(
     sweeps.check_directory(directory, sweep, resume)
     trial_scheduler = tune_config.scheduler if scheduler is None else sweeps.make_scheduler(scheduler, config, stop)
     first = sweeps.check_variants(config)
+    sweeps.check_metric(first, sweep, stop)
     check(first)
     for name in {"model_name", "embedding_model"} - sweep.spaces.keys():
         setattr(config, name, getattr(first, name))

@@ -317,6 +317,24 @@ def test_the_metric_has_to_be_there():
     progress.on_trial_result(4, [], shown, {"training_iteration": 4, "rollouts": {"return_mean": 0.5}})
 
 
+def test_a_resumed_sweep_waits_for_the_next_evaluation():
+    progress = sweeps.SweepProgress(SWEEP, {"training_iteration": 20}, evaluation_interval=10)
+    shown = SimpleNamespace(trial_id="t0", evaluated_params={"lr": 1.0})
+    progress.on_trial_result(1, [], shown, {"training_iteration": 11, "rollouts": {"return_mean": 0.5}})
+    with pytest.raises(ValueError, match="rollouts/return_mean"):
+        progress.on_trial_result(2, [], shown, {"training_iteration": 20, "rollouts": {"return_mean": 0.5}})
+
+
+def test_trials_have_to_be_evaluated_before_they_end():
+    config: Any = make_config("m").evaluation(evaluation_interval=10)
+    sweep = Sweep("evaluation/accuracy/step_0", "max", {})
+    with pytest.raises(ValueError, match=r"after 5 iterations.*evaluation_interval is 10.*--stop-iters to 10"):
+        sweeps.check_metric(config, sweep, {"training_iteration": 5})
+    sweeps.check_metric(config, sweep, {"training_iteration": 10})
+    sweeps.check_metric(config, sweep, {})
+    sweeps.check_metric(config, SWEEP, {"training_iteration": 5})
+
+
 # The tuned examples.
 
 
