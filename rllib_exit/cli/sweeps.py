@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,17 @@ class Sweep:
         metric: What trials are ranked by: a key of their results, with slashes.
         mode: ``max`` or ``min``.
         spaces: The swept fields, nested ones with slashes, and their search spaces as text.
+        taken: What ``--best-of`` took from another sweep.
     """
 
     metric: str
     mode: str
     spaces: dict[str, str]
+    taken: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: GRPOConfig, tune_config: TuneConfig | None) -> Sweep:
-        """The sweep that a file asks for.
+    def of(cls, config: GRPOConfig, tune_config: TuneConfig | None, taken: Mapping[str, Any] | None = None) -> Sweep:
+        """The sweep that a file asks for, with what it takes from another one.
 
         Raises:
             ValueError: If it does not say what to rank by.
@@ -63,7 +65,7 @@ class Sweep:
                 "file"
             )
         spaces = {field: _text(space) for field, space in search_spaces(config).items()}
-        return cls(tune_config.metric, tune_config.mode, spaces)
+        return cls(tune_config.metric, tune_config.mode, spaces, dict(taken or {}))
 
     @classmethod
     def load(cls, directory: Path) -> Sweep:
@@ -190,10 +192,10 @@ def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
         return
     load_rows(directory)  # what Tune cannot read, it would overwrite
     before = Sweep.load(directory)
-    for name in ("metric", "mode", "spaces"):
+    for name in ("metric", "mode", "spaces", "taken"):
         if getattr(before, name) != getattr(sweep, name):
             raise ValueError(
-                f"{directory} holds a sweep with {name} {getattr(before, name)}, and the file has "
+                f"{directory} holds a sweep with {name} {getattr(before, name)}, and this command has "
                 f"{getattr(sweep, name)}: change it back, or start another sweep with another --results-dir"
             )
 
@@ -421,14 +423,20 @@ class Row:
 
 
 def rank(rows: Iterable[Row], mode: str) -> list[Row]:
-    """The best first; those without a score, which NaN counts as, last."""
+    """The best first; those without a score, which NaN counts as, after all others; those that failed last."""
     sign = -1 if mode == "max" else 1
 
-    def key(row: Row) -> tuple[bool, float]:
+    def key(row: Row) -> tuple[bool, bool, float]:
         bad = row.score is None or row.score != row.score
-        return bad, 0.0 if bad or row.score is None else sign * row.score
+        return row.state == "failed", bad, 0.0 if bad or row.score is None else sign * row.score
 
     return sorted(rows, key=key)
+
+
+def _best(rows: Sequence[Row]) -> tuple[Row, float] | None:
+    """The best of ranked trials and its score; None if none that did not fail has one."""
+    score = rows[0].score if rows and rows[0].state != "failed" else None
+    return None if score is None or score != score else (rows[0], score)
 
 
 def _rows(trials: Sequence[Any], sweep: Sweep) -> list[Row]:
@@ -474,11 +482,11 @@ def table(rows: Sequence[Row], sweep: Sweep) -> Table:
 
 def say_best(rows: Sequence[Row], sweep: Sweep, directory: Path) -> None:
     """Tells the best of ranked trials, and how to go on from it."""
-    if not rows or rows[0].score is None:
+    if (found := _best(rows)) is None:
         say("no trial has a score")
         return
-    best = rows[0]
-    say(f"best: {describe(best.values)}, {sweep.metric} {_value(best.score)} after iteration {best.iterations}")
+    best, score = found
+    say(f"best: {describe(best.values)}, {sweep.metric} {_value(score)} after iteration {best.iterations}")
     if best.checkpoint:
         say(f"checkpoint: {best.checkpoint}")
     say(f"train with these values: rllib train file FILE --best-of {directory}")
@@ -497,18 +505,30 @@ def load_rows(directory: Path) -> tuple[list[Row], Sweep]:
     return rank(_rows(ExperimentAnalysis(directory.absolute()).trials, sweep), sweep.mode), sweep
 
 
-def take_best(config: GRPOConfig, directory: Path) -> GRPOConfig:
-    """A copy of the config with the values of a sweep's best trial, but for what has a search space here.
+def best_values(config: GRPOConfig, directory: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """The values of a sweep's best trial, and those that the sweep took from another.
+
+    Args:
+        config: What they are for; a field that has a search space here is not taken.
+        directory: The sweep's.
+        settings: What ``--set`` asks for, which is not taken either.
 
     Raises:
         ValueError: If the sweep has no trial with a score.
     """
     rows, sweep = load_rows(directory)
-    if not rows or rows[0].score is None:
+    if (found := _best(rows)) is None:
         raise ValueError(f"no trial of the sweep in {directory} has a score: let it come so far, with --resume")
-    best, swept = rows[0], search_spaces(config)
-    taken = {field: value for field, value in best.values.items() if field not in swept}
-    say(f"from {directory}, trial {best.trial_id} ({sweep.metric} {_value(best.score)}): {describe(taken)}")
+    best, score = found
+    kept = [*search_spaces(config), *(setting.partition("=")[0].replace(".", "/") for setting in settings)]
+    values = {**sweep.taken, **best.values}
+    taken = {name: value for name, value in values.items() if not any(_overlap(name, other) for other in kept)}
+    say(f"from {directory}, trial {best.trial_id} ({sweep.metric} {_value(score)}): {describe(taken)}")
     if unfinished := sum(row.state == "unfinished" for row in rows):
         say(f"{unfinished} of its {len(rows)} trials have not ended")
-    return with_values(config, taken)
+    return taken
+
+
+def _overlap(field: str, other: str) -> bool:
+    """Whether two fields are the same, or one is inside the other."""
+    return all(part == of_other for part, of_other in zip(field.split("/"), other.split("/"), strict=False))

@@ -56,7 +56,8 @@ def train_file(
         str | None, typer.Option(help="Of a sweep: none, asha or pbt; by default tune_config's.")
     ] = None,
     best_of: Annotated[
-        Path | None, typer.Option(help="Take the values of this sweep's best trial, but for what is swept now.")
+        Path | None,
+        typer.Option(help="Take the values of this sweep's best trial, but for what is swept now or given by --set."),
     ] = None,
     settings: Settings = None,
     verbose: Verbose = False,
@@ -82,8 +83,8 @@ def train_file(
             config = override(config, settings or [])
             from rllib_exit.cli import sweeps
 
-            if best_of is not None:
-                config = sweeps.take_best(config, best_of)
+            taken = sweeps.best_values(config, best_of, settings or []) if best_of is not None else {}
+            config = sweeps.with_values(config, taken)
             if log_rollouts:
                 config.reporting(log_rollouts=True)
             if stop_iters is not None:
@@ -94,6 +95,7 @@ def train_file(
                     config,
                     stop,
                     tune_config,
+                    taken,
                     directory,
                     resume is not None,
                     scheduler,
@@ -189,6 +191,7 @@ def _sweep(
     config: GRPOConfig,
     stop: dict[str, Any],
     tune_config: TuneConfig | None,
+    taken: Mapping[str, Any],
     directory: Path,
     resume: bool,
     scheduler: str | None,
@@ -198,7 +201,7 @@ def _sweep(
 ) -> None:
     from rllib_exit.cli import sweeps
 
-    sweep = sweeps.Sweep.of(config, tune_config)
+    sweep = sweeps.Sweep.of(config, tune_config, taken)
     assert tune_config is not None
     sweeps.check_directory(directory, sweep, resume)
     trial_scheduler = tune_config.scheduler if scheduler is None else sweeps.make_scheduler(scheduler, config, stop)

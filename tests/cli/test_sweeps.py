@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,6 +221,11 @@ def test_ranks_the_best_first_and_what_has_no_score_last(mode: str, order: str):
     assert "".join(row.trial_id for row in ranked) == order + "n0"
 
 
+def test_a_failed_trial_is_last_whatever_its_score():
+    rows = [Row("f", {}, 0.9, 1, "failed"), Row("0", {}, None, 1, "ended"), Row("a", {}, 0.2, 1, "ended")]
+    assert "".join(row.trial_id for row in sweeps.rank(rows, "max")) == "a0f"
+
+
 def fake_trial(trial_id: str, lr: float, score: float | None, iterations: int, status: str = "TERMINATED") -> Any:
     return SimpleNamespace(
         trial_id=trial_id,
@@ -266,10 +271,33 @@ def test_sweep_table_wants_a_sweep(tmp_path: Path):
 
 
 def test_the_best_values_are_taken_but_for_what_is_swept(directory: Path, capsys: pytest.CaptureFixture[str]):
-    assert sweeps.take_best(make_config("m"), directory).lr == 1e-5
+    assert sweeps.best_values(make_config("m"), directory, []) == {"lr": 1e-5}
     assert "1 of its 5 trials have not ended" in capsys.readouterr().out
-    again = tune.grid_search([1.0])
-    assert sweeps.take_best(swept(lr=again), directory).lr == again
+    assert sweeps.best_values(swept(lr=tune.grid_search([1.0])), directory, []) == {}
+
+
+def test_what_a_sweep_took_from_another_is_taken_with_its_best(directory: Path):
+    sweep = replace(SWEEP, taken={"kl_coeff": 0.01, "lr": 1.0})
+    (directory / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(sweep)))
+    assert sweeps.best_values(make_config("m"), directory, []) == {"kl_coeff": 0.01, "lr": 1e-5}
+
+
+def test_what_is_set_is_not_taken(directory: Path):
+    taken = {"kl_coeff": 0.01, "env_config/a": 1, "env_config/b": 2, "model_config": {"c": 3}}
+    (directory / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(replace(SWEEP, taken=taken))))
+    settings = ["lr=0.5", "env_config.a=2", "model_config.c=4"]
+    assert sweeps.best_values(make_config("m"), directory, settings) == {"kl_coeff": 0.01, "env_config/b": 2}
+
+
+@pytest.mark.parametrize("row", [Row("f", {}, 0.9, 1, "failed"), Row("n", {}, float("nan"), 1, "ended")])
+def test_nothing_is_taken_from_what_failed_or_has_no_score(
+    row: Row, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sweeps, "load_rows", lambda directory: ([row], SWEEP))
+    with pytest.raises(ValueError, match="has a score"):
+        sweeps.best_values(make_config("m"), directory, [])
+    sweeps.say_best([row], SWEEP, directory)
+    assert capsys.readouterr().out == "no trial has a score\n"
 
 
 # The command.
@@ -303,6 +331,12 @@ def test_train_explains_mistakes_in_a_sweep(
     said = message(run("train", "file", sweep_file, "--resume", results / "sweep", "--set", "kl_coeff=0.1", "--set",
                        'lr={"grid_search": [1]}'))  # fmt: skip
     assert "grid_search([1])" in said
+    monkeypatch.setattr(sweeps, "best_values", lambda *args: {"kl_coeff": 0.5})
+    another = Sweep(METRIC, "max", {"lr": "grid_search([1e-06, 1e-05])"}, {"kl_coeff": 0.1})
+    monkeypatch.setattr(sweeps, "load_rows", lambda directory: ([], another))
+    (results / "sweep" / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(another)))
+    said = message(run("train", "file", sweep_file, "--resume", results / "sweep", "--best-of", tmp_path))
+    assert "taken {'kl_coeff': 0.1}, and this command has {'kl_coeff': 0.5}" in said
     assert "no search space" in message(run("train", "file", file, "--scheduler", "asha"))
     assert "nothing to rank" in message(run("train", "file", file, "--set", 'lr={"grid_search": [1]}'))
 
