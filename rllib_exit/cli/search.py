@@ -26,7 +26,7 @@ def search(
         ),
     ],
     competition: Annotated[Path, typer.Option(help="The competition's directory, in mle-bench's layout.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the search in all, each one response.")] = 16,
+    steps: Annotated[int, typer.Option(min=0, help="Steps that follow the first response, each one response.")] = 16,
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write; by default under `search`, beside the checkpoint or in `results`."),
@@ -88,10 +88,11 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
             **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k")},
         },
     )
-    say(f"{name}: {steps} steps, {len(directory.steps)} done before; written to {output}")
+    done = f"{len(directory.steps)} of these {steps + 1} done before"
+    say(f"{name}: {steps} steps after the first response, {done}; written to {output}")
     if config.temperature == 0:
         say("temperature is 0: a step that does not improve is repeated to the end")
-    if len(directory.steps) < steps:
+    if len(directory.steps) <= steps:
         asyncio.run(_run(config, checkpoint, name, steps, directory, seed))
     out.print(search.table(directory.steps))
     best = search.best_step(directory.steps)
@@ -140,6 +141,6 @@ async def _run(
                     live.update(search.table(shown))
                 else:
                     score = "no score" if step.score is None else f"score {step.score:g}"
-                    say(f"step {step.index + 1}/{steps}  {step.result.replace('_', ' ')}, {score}")
+                    say(f"step {step.index}/{steps}  {step.result.replace('_', ' ')}, {score}")
     finally:
         await generator.close()

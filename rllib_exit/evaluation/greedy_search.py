@@ -1,7 +1,8 @@
 """Greedy search over scripts with a language model (paper section 5.2, appendix C).
 
-Every step is one response: it improves on the best script so far or, if the last script failed, debugs that
-one. A search writes down each step as it ends, so that it can be stopped and taken up again.
+A first response is step 0. Every further step is one response too: it improves on the best script so far or, if the
+last script failed, debugs that one. A search writes down each step as it ends, so that it can be stopped and taken
+up again.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ async def greedy_search(
     Args:
         env: The environment, used by this search alone.
         task_id: The competition.
-        steps: How many steps, those that ``directory`` holds already included.
+        steps: How many steps follow the first response, those that ``directory`` holds already included.
         directory: Keeps the steps.
         generator: The engine.
         chat: The model's tokenizer.
@@ -178,7 +179,7 @@ async def greedy_search(
 
     for step in list(directory.steps):
         yield step
-    for index in range(len(directory.steps), steps):
+    for index in range(len(directory.steps), steps + 1):
         parent = next_parent(directory.steps)
         try:
             turn = await answer(index, parent)

@@ -66,24 +66,25 @@ def test_search_with_a_model_reaches_the_best_and_goes_on(
 ):
     output = tmp_path / "search"
     arguments = ["search", tiny_model, "--competition", competition, "--output", output, *ROOM]
-    result = run(*arguments, "--steps", "3")
+    result = run(*arguments, "--steps", "2")
     assert result.exit_code == 0, result.output
-    assert "step 3/3  scored, score" in result.output and not engines.weights
-    result = run(*arguments, "--steps", "5")
+    assert "step 2/2  scored, score" in result.output and not engines.weights
+    result = run(*arguments, "--steps", "4")
     assert result.exit_code == 0, result.output
-    assert "5 steps, 3 done before" in result.output and "best: step 4, score" in result.output
+    assert "4 steps after the first response, 3 of these 5 done before" in result.output
+    assert "best: step 4, score" in result.output
     assert ",36" in (output / "best_script.py").read_text()
     assert {line.split(",")[1] for line in (output / "best_submission.csv").read_text().split()[1:]} == {"36"}
     assert (output / "search.png").read_bytes().startswith(b"\x89PNG")
     steps = [json.loads(line) for line in (output / "search.jsonl").read_text().splitlines()[1:]]
     assert [step["parent"] for step in steps] == [None, 0, 1, 2, 3]
-    again = run(*arguments, "--steps", "5")
-    assert again.exit_code == 0 and "5 done before" in again.output and len(engines.prompts) == 5
+    again = run(*arguments, "--steps", "4")
+    assert again.exit_code == 0 and "5 of these 5 done before" in again.output and len(engines.prompts) == 5
 
 
 def test_search_with_a_checkpoint_of_another_domain(checkpoint: Path, competition: Path, engines: Engines):
     # The checkpoint's own engine answers "7", which is no script.
-    arguments = ["search", checkpoint.parent.parent, "--competition", competition, "--steps", "2", *ROOM]
+    arguments = ["search", checkpoint.parent.parent, "--competition", competition, "--steps", "1", *ROOM]
     result = run(*arguments, "--set", "env_config.timeout_s=7")
     assert result.exit_code == 0, result.output
     assert "no script" in result.output and "no script got a score" in result.output
@@ -99,6 +100,6 @@ def test_search_errors_are_messages(tiny_model: str, competition: Path, tmp_path
     assert "neither a directory nor a hub id" in message(run("search", "nothing", *at))
     wrong = run("search", tiny_model, *at, "--set", "env_config.timeout=7")
     assert "no option 'timeout'" in message(wrong)
-    assert run("search", tiny_model, *at, *ROOM, "--steps", "1").exit_code == 0
-    other = run("search", tiny_model, *at, *ROOM, "--steps", "1", "--seed", "5")
+    assert run("search", tiny_model, *at, *ROOM, "--steps", "0").exit_code == 0
+    other = run("search", tiny_model, *at, *ROOM, "--steps", "0", "--seed", "5")
     assert "holds a search with seed 0, not 5" in message(other)

@@ -115,7 +115,7 @@ def answers(*scripts: str | None) -> Callable[[str, int], str]:
 
 
 def search(
-    env: MLEBenchEnv, model: str, script: Callable[[str, int], str], steps: int, path: Path, **kwargs: Any
+    env: MLEBenchEnv, model: str, script: Callable[[str, int], str], responses: int, path: Path, **kwargs: Any
 ) -> tuple[list[Step], list[str]]:
     generator = ScriptedGenerator(model, script, max_model_len=kwargs.pop("max_model_len", 8192))
 
@@ -123,7 +123,7 @@ def search(
         found = greedy_search(
             env,
             NAME,
-            steps,
+            responses - 1,
             directory=SearchDirectory(path, SETTINGS),
             generator=generator,
             chat=ChatTokenizer(model),

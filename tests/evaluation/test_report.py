@@ -169,6 +169,7 @@ def test_one_task_alone_is_compared_with_several(written: Path):
 
 def test_searches_are_split_by_what_was_trained_on(written: Path):
     assert {row["panel"] for row in rows(written, "ml-engineering-search")} == {"Training", "Held out"}
+    assert [row["step"] for row in rows(written, "ml-engineering-search")][:8] == [str(k) for k in range(8)]
     best = [float(row["mean"]) for row in rows(written, "ml-engineering-search") if row["method"] == "Base model"]
     assert best[:8] == sorted(best[:8])
 

@@ -129,7 +129,7 @@ def _search_column(domain: Domain, material: Material) -> Column | None:
         return None
     held_out = [search for search in searches if not _trained_on(domain, search.competition)]
     shown = sorted({search.competition for search in held_out or searches})
-    steps = min(len(search.steps) for search in searches if search.competition in shown)
+    steps = min(len(search.steps) for search in searches if search.competition in shown) - 1
     scores = {}
     overs: dict[str, None] = {}
     for label in domain.styles():
@@ -142,7 +142,7 @@ def _search_column(domain: Domain, material: Material) -> Column | None:
             )
             overs[over] = None
     note = (
-        f"{domain.name}: best normalised score of a greedy search after its first step and after step {steps}, over "
+        f"{domain.name}: best normalised score of a greedy search's first response and after step {steps}, over "
         f"the {'held-out' if held_out else 'training'} competitions {', '.join(shown)}; mean over {' or '.join(overs)}."
     )
     return Column(domain.name, scores, note)
@@ -155,7 +155,7 @@ def _trained_on(domain: Domain, competition: str) -> bool:
 
 
 def _search_curves(searches: Sequence[Search], steps: int) -> tuple[np.ndarray, str]:
-    """(S, K) the best score so far, averaged over competitions; S over training runs and sampling seeds."""
+    """(S, K+1) the best score so far, averaged over competitions; S over training runs and sampling seeds."""
     by_seed: dict[tuple[Any, Any], list[np.ndarray]] = defaultdict(list)
     for search in searches:
         run = search.run.seed if search.run else None
@@ -165,7 +165,7 @@ def _search_curves(searches: Sequence[Search], steps: int) -> tuple[np.ndarray, 
 
 
 def _best_so_far(search: Search, steps: int) -> np.ndarray:
-    return np.maximum.accumulate([step.quality for step in search.steps[:steps]])
+    return np.maximum.accumulate([step.quality for step in search.steps[: steps + 1]])
 
 
 def self_improvement(domain: Domain, material: Material) -> list[Piece]:
@@ -287,9 +287,9 @@ def greedy_search(domain: Domain, material: Material) -> list[Piece]:
             for label, of_style in domain.styles().items():
                 shown = [search for search in domain.searches.get(label, ()) if search.competition in names]
                 if shown:
-                    steps = min(len(search.steps) for search in shown)
+                    steps = min(len(search.steps) for search in shown) - 1
                     values_SK, _ = _search_curves(shown, steps)
-                    lines.append(Line(label, of_style, np.arange(1, steps + 1), *mean_and_se(values_SK)))
+                    lines.append(Line(label, of_style, np.arange(steps + 1), *mean_and_se(values_SK)))
             drawn.append((title, "best normalised score", lines))
         piece.figure = figures.panels(drawn, x_label="search step", steps=True, markers=True)
         piece.rows = line_rows([(title, line) for title, _, lines in drawn for line in lines], "step")
