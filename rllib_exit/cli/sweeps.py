@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -321,6 +322,7 @@ def run_sweep(
     search = tune_config.search_alg or PossibleVariants(
         config, max_concurrent=tune_config.max_concurrent_trials or 0, random_state=config.seed
     )
+    pbt = isinstance(scheduler, PopulationBasedTraining)
     algorithm: Any = config.algo_class
     analysis = tune.run(
         algorithm,
@@ -338,16 +340,18 @@ def run_sweep(
         trial_name_creator=tune_config.trial_name_creator,
         trial_dirname_creator=tune_config.trial_dirname_creator,
         resume_config=ResumeConfig(errored=_RESUME) if resume else None,
-        # PBT copies from trials that have gone on since.
+        # After a kill, a trial may have to go on from the last but one. PBT copies from trials that have gone on since.
         checkpoint_config=CheckpointConfig(
-            num_to_keep=4 if isinstance(scheduler, PopulationBasedTraining) else 2,
-            checkpoint_frequency=checkpoint_freq,
-            checkpoint_at_end=True,
+            num_to_keep=4 if pbt else 2, checkpoint_frequency=checkpoint_freq, checkpoint_at_end=True
         ),
-        callbacks=[SweepProgress(sweep, stop, config.evaluation_interval or 1)],
+        callbacks=[
+            SweepProgress(sweep, stop, config.evaluation_interval or 1),
+            *([] if pbt else [NewestCheckpoints()]),
+        ],
         verbose=0,
         raise_on_failed_trial=False,
     )
+    delete_older_checkpoints([trial for trial in analysis.trials if trial.status == "TERMINATED"], analysis.trials)
     rows = rank(_rows(analysis.trials, sweep), sweep.mode)
     out.print(table(rows, sweep))
     if any(row.state == "unfinished" for row in rows):
@@ -392,6 +396,33 @@ class SweepProgress(Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         say(f"{_name(trial)}: failed")
+
+
+class NewestCheckpoints(Callback):
+    """Deletes all but the newest checkpoint of trials that have ended: they hold optimizer states, and are large.
+
+    A kill takes a trial back to what Tune last wrote down, so that it is first left to write down that it ended.
+    """
+
+    def __init__(self) -> None:
+        self._trials: Sequence[Any] = []
+        self._ended: list[Any] = []
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self._trials = trials
+
+    def get_state(self) -> None:
+        # Tune asks for it whenever it writes down where the sweep is; what it wrote the last time is on the disk.
+        delete_older_checkpoints(self._ended, self._trials)
+        self._ended = [trial for trial in self._trials if trial.status == "TERMINATED"]
+
+
+def delete_older_checkpoints(ended: Iterable[Any], trials: Iterable[Any]) -> None:
+    """Deletes the checkpoints of trials that have ended but those that are the newest of any trial, maybe a copy's."""
+    newest = {Path(trial.checkpoint.path) for trial in trials if trial.checkpoint}
+    for trial in ended:
+        for path in set(Path(trial.path).glob("checkpoint_*")) - newest:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _name(trial: Any) -> str:

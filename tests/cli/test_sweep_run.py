@@ -43,9 +43,9 @@ def start(directory: Path, *args: str) -> subprocess.Popen[str]:
     )
 
 
-def iterations(directory: Path) -> list[int]:
-    """What every trial has written down, by result."""
-    files = sorted(directory.glob("*/result.json"))
+def iterations(directory: Path, trial_id: str = "") -> list[int]:
+    """What every trial, or one, has written down, by result."""
+    files = sorted(directory.glob(f"*{trial_id}*/result.json"))
     return [json.loads(line)["training_iteration"] for file in files for line in file.read_text().splitlines()]
 
 
@@ -75,5 +75,11 @@ def test_a_sweep_stops_poor_trials_survives_a_kill_and_names_the_best(tmp_path: 
         (0.2, 1, "stopped early"),
     ]
     assert "best: env_config/skill=0.9, rollouts/quality_mean 0.9 after iteration 3" in said
-    # What was done before the kill was not done again: at most the iteration after the last checkpoint.
-    assert len(iterations(directory)) <= 3 + 1 + 3 + 1 + 2
+    done = {row.values["env_config/skill"]: iterations(directory, row.trial_id) for row in rows}
+    # What had ended before the kill was not done again; of the third trial at most what Tune had not yet written down.
+    third = done.pop(0.9)
+    assert done == {0.8: [1, 2, 3], 0.2: [1], 0.4: [1]}
+    assert set(third) == {1, 2, 3} and len(third) <= 5
+    # Each has ended, and has kept its newest checkpoint alone.
+    kept = sorted(path.parent for path in directory.glob("*/checkpoint_*"))
+    assert kept == sorted(path.parent for path in directory.glob("*/result.json"))

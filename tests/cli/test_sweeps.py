@@ -369,6 +369,40 @@ def test_trials_have_to_be_evaluated_before_they_end():
     sweeps.check_metric(config, SWEEP, {"training_iteration": 5})
 
 
+def checkpointed(trial_id: str, directory: Path, status: str, *names: str) -> Any:
+    """A trial with checkpoints, the newest one last."""
+    made = trial(trial_id, directory, status)
+    for name in names:
+        (Path(made.path) / name).mkdir()
+    made.checkpoint = SimpleNamespace(path=f"{made.path}/{names[-1]}")
+    return made
+
+
+def checkpoints_of(made: Any) -> list[str]:
+    return sorted(path.name for path in Path(made.path).iterdir())
+
+
+def test_a_trial_keeps_its_newest_checkpoint_once_tune_has_written_that_it_ended(tmp_path: Path):
+    names = ["checkpoint_000000", "checkpoint_000001"]
+    ended, going = (checkpointed(status, tmp_path, status, *names) for status in ("TERMINATED", "RUNNING"))
+    failed = checkpointed("ERROR", tmp_path, "ERROR", *names)
+    callback = sweeps.NewestCheckpoints()
+    callback.on_step_end(1, [ended, going, failed])
+    # Tune writes down that it ended; a kill before the writing is done would still need the older one.
+    assert callback.get_state() is None and checkpoints_of(ended) == names
+    callback.on_step_end(2, [ended, going, failed])
+    assert callback.get_state() is None and checkpoints_of(ended) == names[1:]
+    assert checkpoints_of(going) == checkpoints_of(failed) == names
+
+
+def test_a_checkpoint_that_another_trial_begins_from_is_kept(tmp_path: Path):
+    donor = checkpointed("t0", tmp_path, "TERMINATED", "checkpoint_000000", "checkpoint_000001")
+    copied = checkpointed("t1", tmp_path, "PAUSED", "checkpoint_000000")
+    copied.checkpoint = SimpleNamespace(path=f"{donor.path}/checkpoint_000000")
+    sweeps.delete_older_checkpoints([donor], [donor, copied])
+    assert len(checkpoints_of(donor)) == 2
+
+
 # The tuned examples.
 
 
