@@ -31,7 +31,7 @@ def make_sweep(strategy: str) -> tuple[GRPOConfig, dict[str, Any], tune.TuneConf
     grids: list[Any] = [tune.grid_search(values) for values in SPACES[current_scale()]]
     lr, kl_coeff = grids
     evaluation: Any = config.evaluation_config
-    evaluation["env_config"] = config.env_config
+    evaluation.pop("env_config", None)  # what it trains on
     config.evaluation(evaluation_interval=stop["training_iteration"] // 3)
     config.training(lr=lr).self_improvement(greedy_search=True)
     if strategy == "grpo":
