@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from envs.workers import usable_cpus
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say
 from rllib_exit.files import atomic_directory, new_directory
@@ -120,6 +119,7 @@ def _train(
     """The trained module, and the mean loss of every epoch; shows the updates."""
     import torch
 
+    from envs.workers import usable_cpus
     from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
     from rllib_exit.memory import keep_freed_memory
     from rllib_exit.sft import fine_tune

@@ -17,7 +17,6 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from envs.workers import usable_cpus
 from rllib_exit import checkpoints
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import CommandError, Verbose, clear_errors, duration, err, error_message, out, quiet, say
@@ -135,6 +134,8 @@ def _train_with_tune(
 ) -> None:
     from ray import tune
 
+    from envs.workers import usable_cpus
+
     needed = _needed_resources(config)
     if not cluster:
         # Logical CPUs: one for the algorithm and one for each actor, which take turns on the cores there are.
@@ -199,6 +200,7 @@ def _sweep(
     cluster: bool,
     verbose: bool,
 ) -> None:
+    from envs.workers import usable_cpus
     from rllib_exit.cli import sweeps
 
     sweep = sweeps.Sweep.of(config, tune_config, taken)
