@@ -171,7 +171,14 @@ def check_metric(config: GRPOConfig, sweep: Sweep, stop: Mapping[str, Any]) -> N
         ValueError: If they are not.
     """
     iterations, interval = stop.get("training_iteration"), config.evaluation_interval
-    if sweep.metric.startswith("evaluation/") and iterations and interval and iterations < interval:
+    if not sweep.metric.startswith("evaluation/"):
+        return
+    if not interval:
+        raise ValueError(
+            f"trials are ranked by {sweep.metric}, but evaluation_interval is {interval}: set it to a number of "
+            "iterations"
+        )
+    if iterations and iterations < interval:
         raise ValueError(
             f"trials are ranked by {sweep.metric}, but they end after {iterations} iterations and evaluation_interval "
             f"is {interval}: raise --stop-iters to {interval}, or set evaluation_interval to {iterations} or less"

@@ -367,6 +367,10 @@ def test_trials_have_to_be_evaluated_before_they_end():
     sweeps.check_metric(config, sweep, {"training_iteration": 10})
     sweeps.check_metric(config, sweep, {})
     sweeps.check_metric(config, SWEEP, {"training_iteration": 5})
+    never: Any = make_config("m").evaluation(evaluation_interval=None)
+    with pytest.raises(ValueError, match=r"evaluation_interval is None: set it"):
+        sweeps.check_metric(never, sweep, {"training_iteration": 5})
+    sweeps.check_metric(never, SWEEP, {"training_iteration": 5})
 
 
 def checkpointed(trial_id: str, directory: Path, status: str, *names: str) -> Any:
