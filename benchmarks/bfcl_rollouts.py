@@ -2,7 +2,8 @@
 
     python benchmarks/bfcl_rollouts.py --model results/bfcl_sft
 
-Prints, and writes as JSON, the share of the wall time in which the engine had no open request.
+Prints, and writes as JSON, two shares: of the episodes' time, what they spend outside the engine (environment, chat
+template, tokenizer and waiting for the event loop), and of the wall time, that in which the engine had no open request.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,8 @@ from rllib_exit.env_runners.episodes import EnvPool, roll_out
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.models import SMOLLM2, resolve_model
-from rllib_exit.rollouts import RolloutRequest
+from rllib_exit.rollouts import Rollout, RolloutRequest
+from rllib_exit.scale import cpu_dtype
 
 ENV_CONFIG = {"split": "train", "trim_schemas": True}
 
@@ -38,6 +41,7 @@ class TimedGenerator:
 
     def reset(self) -> None:
         self.open, self.busy_s, self.since, self.tokens = 0, 0.0, 0.0, 0
+        self.requests_s = 0.0  # of all requests together
 
     @property
     def max_model_len(self) -> int:
@@ -51,6 +55,7 @@ class TimedGenerator:
         generation = await self.generator.generate(prompt_ids, sampling, seed)
         end = time.perf_counter()
         self.open -= 1
+        self.requests_s += end - start
         if self.open == 0:
             self.busy_s += end - self.since
         self.tokens += len(generation.token_ids)
@@ -69,13 +74,26 @@ class TimedGenerator:
         await self.generator.close()
 
 
+class TimedEnvPool(EnvPool):
+    """A pool that knows how long its episodes took together."""
+
+    episodes_s = 0.0
+
+    async def _attempt(self, *args: Any, **kwargs: Any) -> Rollout:
+        start = time.perf_counter()
+        try:
+            return await super()._attempt(*args, **kwargs)
+        finally:
+            self.episodes_s += time.perf_counter() - start
+
+
 async def run(args: argparse.Namespace) -> list[dict[str, float]]:
     model = resolve_model(args.model)
     generator = TimedGenerator(
-        VLLMGenerator(model, dtype="float32", max_model_len=3072, engine_args={"max_num_seqs": args.concurrent})
+        VLLMGenerator(model, dtype=cpu_dtype(), max_model_len=3072, engine_args={"max_num_seqs": args.concurrent})
     )
     task_ids = list(BFCLEnv({**ENV_CONFIG, "limit": 8}).tasks)
-    envs = EnvPool(
+    envs = TimedEnvPool(
         lambda: BFCLEnv(ENV_CONFIG),
         args.concurrent,
         generator=generator,
@@ -85,6 +103,7 @@ async def run(args: argparse.Namespace) -> list[dict[str, float]]:
     rows = []
     for repeat in range(args.repeats + 1):
         generator.reset()
+        envs.episodes_s = 0.0
         start = time.perf_counter()
         groups = await asyncio.gather(
             *(
@@ -104,6 +123,7 @@ async def run(args: argparse.Namespace) -> list[dict[str, float]]:
             "turns": sum(len(rollout.turns) for rollout in rollouts),
             "tokens": generator.tokens,
             "wall_s": wall,
+            "outside_engine_fraction": 1 - generator.requests_s / envs.episodes_s,
             "engine_idle_fraction": 1 - generator.busy_s / wall,
         }
         if repeat:  # the first one warms up
@@ -121,10 +141,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/bfcl_rollouts.json"))
     args = parser.parse_args()
     rows = asyncio.run(run(args))
-    idle = float(np.median([row["engine_idle_fraction"] for row in rows]))
-    print(f"median share of the wall time without an open request: {100 * idle:.2f} %")
+    medians = {name: float(np.median([row[name] for row in rows])) for name in rows[0] if name.endswith("_fraction")}
+    outside, idle = medians.values()
+    print(f"medians: {100 * outside:.2f} % of the episodes' time outside the engine,", end=" ")
+    print(f"{100 * idle:.2f} % of the wall time without an open request")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"arguments": vars(args), "runs": rows, "median": idle}, indent=1, default=str))
+    args.output.write_text(
+        json.dumps({"arguments": vars(args), "runs": rows, "medians": medians}, indent=1, default=str) + "\n"
+    )
 
 
 if __name__ == "__main__":

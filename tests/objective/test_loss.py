@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_exit.objective.loss import grpo_loss, loss_weights
+from rllib_exit.objective.loss import LossAggregation, grpo_loss, loss_weights
 
-AGGREGATIONS = ["sequence_mean", "token_mean", "constant"]
+AGGREGATIONS: list[LossAggregation] = ["sequence_mean", "token_mean", "constant"]
 
 
 def random_batch(rng, num_rollouts, with_filtered=True):
