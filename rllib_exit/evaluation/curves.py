@@ -33,12 +33,17 @@ class Curve:
     @classmethod
     def of(cls, chains_by_seed: Sequence[Sequence[Chain]]) -> Curve:
         """The curve of the chains of every seed."""
+        accuracy_SK = np.stack([accuracy_by_step(chains) for chains in chains_by_seed])
         metrics = [metrics_by_step(chains) for chains in chains_by_seed]
+        unreported_K = np.full(accuracy_SK.shape[1], np.nan)
         return cls(
             len(chains_by_seed[0]),
-            np.stack([accuracy_by_step(chains) for chains in chains_by_seed]),
+            accuracy_SK,
             np.stack([net_corrections_by_step(chains) for chains in chains_by_seed]),
-            {name: np.stack([by_step[name] for by_step in metrics]) for name in metrics[0]},
+            {
+                name: np.stack([by_step.get(name, unreported_K) for by_step in metrics])
+                for name in sorted({name for by_step in metrics for name in by_step})
+            },
         )
 
     @classmethod

@@ -63,6 +63,17 @@ def test_json_keeps_everything():
     assert json.loads(json.dumps(before.to_json()))["metrics"]["calls"]["standard_error"] == [0, 0]
 
 
+def test_a_metric_that_one_seed_alone_reports_is_kept():
+    plain, late = [Chain("t", (0.0,), metrics=({"a": 1.0},))], [Chain("t", (0.0,), metrics=({"b": 2.0},))]
+    for seeds in ([plain, late], [late, plain]):
+        both = Curve.of(seeds)
+        after = Curve.from_json(json.loads(json.dumps(both.to_json())))
+        for of in (both, after):
+            assert list(of.metrics_SK) == ["a", "b"]
+            np.testing.assert_array_equal(np.sort(of.metrics_SK["a"].ravel()), [1, np.nan])
+        assert both.to_json()["metrics"]["b"]["mean"] == [None]
+
+
 def test_summary_has_a_row_per_split_and_policy():
     curves = {("a", "baseline"): curve([[0, 0]]), ("a", "trained"): curve([[0, 1]])}
     console = Console(width=120, record=True, file=io.StringIO())
