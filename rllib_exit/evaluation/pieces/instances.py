@@ -290,13 +290,16 @@ def chains(domain: Domain, material: Material) -> Piece:
     for why, chain in found:
         task = chain[0]["task_id"]
         links = []
-        for i, row in enumerate(chain):
-            turn = row["turns"][row["starting_turn"]]
+        for row, child in zip(chain, [*chain[1:], None], strict=True):
+            # A later turn than the first may be what the next step starts from.
+            t = row["turn_ids"].index(child["instance_id"]) if child else row["starting_turn"]
+            turn = row["turns"][t]
+            kind = row["kind"] if t == row["starting_turn"] else "base"
             title = (
-                f"{'Answer' if row['kind'] == 'base' else row['kind'].capitalize()} · iteration {row['iteration']} · "
+                f"{'Answer' if kind == 'base' else kind.capitalize()} · iteration {row['iteration']} · "
                 f"depth {turn['depth']} · quality {row['quality']:.3g}"
             )
-            feedback = turn["feedback"] or "" if i < len(chain) - 1 else ""
+            feedback = turn["feedback"] or "" if child else ""
             links.append(Link(title, short(turn["response"]) or "(nothing)", short(feedback, 800)))
             rows.append(
                 {
@@ -304,6 +307,7 @@ def chains(domain: Domain, material: Material) -> Piece:
                     "task_id": task,
                     "rollout": f"{row['group_id']}/{row['g']}",
                     **{name: row[name] for name in ("iteration", "kind", "starting_turn", "quality")},
+                    "turn": t,
                     "response": turn["response"],
                     "feedback": turn["feedback"],
                 }
