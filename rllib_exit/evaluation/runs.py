@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 PARAMS, RESULTS = "params.json", "result.json"
 
-# What a run's outcome depends on, besides its seed: the rows of the paper's Tables 4 to 6 and what we added.
+# What a run's outcome depends on, besides its seed: the rows of the paper's Tables 4 to 6 and what we added. Where and
+# how fast it ran is not among it: learners, engines, sizes of micro-batches.
 HYPER_PARAMETERS: Mapping[str, str] = {
     "model_name": "Model",
     "dtype": "Data type",
@@ -36,11 +37,17 @@ HYPER_PARAMETERS: Mapping[str, str] = {
     "mismatch_clip": "Mismatch clip",
     "overlong_filtering": "Overlong filtering",
     "lr_warmup_steps": "Warm-up updates",
+    "lr_decay_steps": "Decay updates",
     "weight_decay": "Weight decay",
+    "adam_betas": "AdamW's β",
     "grad_clip": "Gradient clip",
     "lora_r": "LoRA rank",
+    "lora_alpha": "LoRA α",
+    "lora_target_modules": "LoRA layers",
     "max_policy_lag": "Policy lag",
     "temperature": "Temperature",
+    "stop": "Stop strings",
+    "chat_template_kwargs": "Chat template",
     "max_model_len": "Context tokens",
     "compact_history_chars": "History compacted to",
     "max_response_tokens": "Response tokens",
@@ -66,12 +73,24 @@ def read_params(trial: Path) -> dict[str, Any] | None:
 
 
 def identity(trial: Path) -> str:
-    """The same for the trials of one run, as where it was resumed: they share experiment, settings and seed."""
+    """The same for the trials of one run, as where it was resumed: they share experiment, settings, seed and number."""
     params = read_params(trial)
     if params is None:
         return str(trial.absolute())
     names = ("strategy", "seed", "env", "env_config", *HYPER_PARAMETERS)
-    return json.dumps([str(trial.absolute().parent), {name: params.get(name) for name in names}], sort_keys=True)
+    of_run = {name: params.get(name) for name in names}
+    return json.dumps([str(trial.absolute().parent), of_run, _number(trial)], sort_keys=True)
+
+
+def _number(trial: Path) -> str | None:
+    """Tells a trial from the others of its sweep; of a run alone it is always the same."""
+    if not (trial / RESULTS).is_file():
+        return None
+    with open(trial / RESULTS) as lines:
+        first = lines.readline()
+    # Tune numbers the trials of a session, as in "1a2b3_00004". A search algorithm's trials have ids without a number,
+    # each another one, and are never begun anew.
+    return json.loads(first).get("trial_id", "").rpartition("_")[2] if first.endswith("\n") else None
 
 
 def env_name(env: Any) -> str:
@@ -198,8 +217,8 @@ class Found:
 def find(directories: Iterable[Path]) -> Found:
     """Reads what lies under some directories.
 
-    Trials of one experiment with the same settings and seed are one run: the newest counts, and for the iterations
-    before its first the one before, as where it was resumed.
+    Trials of one experiment with the same settings, seed and number are one run: the newest counts, and for the
+    iterations before its first the one before, as where it was resumed.
 
     Raises:
         FileNotFoundError: If a directory does not exist.
@@ -217,8 +236,12 @@ def find(directories: Iterable[Path]) -> Found:
     for file in files(RESULTS):
         if not (file.parent / PARAMS).is_file():
             continue
-        if not read_lines(file):
-            problems.append(f"{file}: no iteration has ended yet")
+        try:
+            if not read_lines(file):
+                problems.append(f"{file}: no iteration has ended yet")
+                continue
+        except ValueError as error:
+            problems.append(str(error))
             continue
         params = read_params(file.parent) or {}
         if "strategy" not in params or "env" not in params:
@@ -244,9 +267,19 @@ def _place(order: Sequence[str], name: str) -> int:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last one that is still being written is left out."""
+    """The lines of a JSON-lines file; a last one that is still being written is left out.
+
+    Raises:
+        ValueError: If another one is damaged.
+    """
     text = file.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{file}: line {number} is damaged ({error})") from error
+    return lines
 
 
 def _read_run(trials: Sequence[Path]) -> Run:

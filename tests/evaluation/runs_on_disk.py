@@ -41,6 +41,7 @@ def train(
     log: bool = True,
     params: Mapping[str, Any] | None = None,
     trial: str | None = None,
+    trial_id: str = "1a2b3_00000",
     first: int = 1,
 ) -> Path:
     """A trial's directory: params.json, params.pkl, result.json and the log of rollouts."""
@@ -90,6 +91,7 @@ def train(
         qualities = np.concatenate([group.qualities_G for group in groups])
         line: dict[str, Any] = {
             "training_iteration": iteration,
+            "trial_id": trial_id,
             "time_this_iter_s": 30.0,
             "hostname": "a-machine",
             "node_ip": "192.0.2.1",

@@ -195,14 +195,6 @@ def test_gaps_say_why(written: Path, tmp_path: Path):
     assert not list((tmp_path / "report" / "figures").glob("*self-improvement*"))
 
 
-def test_a_resumed_run_is_one_run(tmp_path: Path):
-    train(tmp_path, "exit", 0, trial="first", iterations=6)
-    train(tmp_path, "exit", 0, trial="resumed", iterations=4, first=5)
-    (of_both,) = find([tmp_path]).runs
-    assert [result["training_iteration"] for result in of_both.results] == list(range(1, 9))
-    assert of_both.log is not None and list(of_both.log.files) == list(range(1, 9))
-
-
 def test_settings_tell_groups_apart(tmp_path: Path):
     for lr in (1e-5, 1e-6):
         train(tmp_path, "exit", 0, trial=f"lr{lr}", iterations=1, params={"lr": lr})

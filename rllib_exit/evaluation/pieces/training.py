@@ -184,7 +184,7 @@ def hyper_parameters(domain: Domain, material: Material) -> Piece:
     add("Seeds", [", ".join(str(run.seed) for run in group.runs) for group in groups])
     for name, label in HYPER_PARAMETERS.items():
         values = [group.runs[0].params.get(name) for group in groups]
-        if any(value is not None for value in values):
+        if any(value not in (None, [], {}) for value in values):
             add(label, [_text(value) for value in values])
     env_configs = [group.runs[0].params.get("env_config") or {} for group in groups]
     for option in dict.fromkeys(option for env_config in env_configs for option in env_config):
