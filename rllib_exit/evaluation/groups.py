@@ -69,12 +69,14 @@ class Domain:
     Attributes:
         name: Of the domain; with the model's, where there are several.
         groups: In the order of Table 1.
-        searches: By the label of a group, or that of the base model.
+        searches: By the label of a group, or that of the base model; those that can be compared.
+        left_out: The other searches, and why.
     """
 
     name: str
     groups: tuple[Group, ...]
     searches: Mapping[str, Sequence[Search]] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     @property
     def slug(self) -> str:
@@ -131,8 +133,40 @@ def domains(found: Found) -> list[Domain]:
             elif group := next((group for group in groups if search.run in group.runs), None):
                 searches[group.label].append(search)
         label = name if names.count(name) == 1 else f"{name} · {Path(model).name.removeprefix('bundled:')}"
-        result.append(Domain(label, groups, searches))
+        result.append(Domain(label, groups, *_comparable(searches)))
     return result
+
+
+def _comparable(searches: Mapping[str, Sequence[Search]]) -> tuple[dict[str, list[Search]], list[str]]:
+    """The searches of every run's most trained checkpoint and of one way of sampling, that of most methods."""
+    left_out = []
+    newest: dict[int, tuple[int, str]] = {}
+    for search in (search for of_group in searches.values() for search in of_group):
+        newest[id(search.run)] = max(_age(search), newest.get(id(search.run), _age(search)))
+    by_sampling: dict[str, dict[str, list[Search]]] = defaultdict(lambda: defaultdict(list))
+    for label, of_group in searches.items():
+        for search in of_group:
+            if _age(search) < newest[id(search.run)]:
+                left_out.append(f"{search.file}: left out, the run has searches from a later checkpoint")
+            else:
+                by_sampling[json.dumps(search.sampling, sort_keys=True)][label].append(search)
+    if not by_sampling:
+        return {}, left_out
+    chosen = max(by_sampling, key=lambda key: (len(by_sampling[key]), sum(map(len, by_sampling[key].values()))))
+    for key, other in by_sampling.items():
+        if key != chosen:
+            files = (str(search.file) for of_group in other.values() for search in of_group)
+            left_out += [f"{file}: left out, it samples with {key}, the searches shown with {chosen}" for file in files]
+    return dict(by_sampling[chosen]), left_out
+
+
+def _age(search: Search) -> tuple[int, str]:
+    """Orders the checkpoints of a run: by trial, the newest of which comes first, then by name."""
+    if search.run is None:
+        return 0, ""
+    checkpoint = Path(search.settings["checkpoint"])
+    names = [trial.name for trial in search.run.trials]
+    return -names.index(checkpoint.parent.name), checkpoint.name
 
 
 def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
@@ -180,6 +214,7 @@ class Improvement:
         curve: Its first axis is over training runs, or over the sampling seeds of a single one.
         over: What that axis is, in words.
         evaluations: The files that it comes from, with their run.
+        splits: Whose tasks they are.
     """
 
     label: str
@@ -187,6 +222,7 @@ class Improvement:
     curve: Curve
     over: str
     evaluations: tuple[tuple[Path, Run], ...]
+    splits: tuple[str, ...]
 
     def line(self, values_SK: np.ndarray) -> Line:
         mean, se = mean_and_se(values_SK)
@@ -194,49 +230,73 @@ class Improvement:
 
 
 def improvements(domain: Domain) -> dict[str, list[Improvement]]:
-    """By split, all of them together first if there are several: the base model, then every group that has it."""
+    """By split, of the base model, then of every group that has it.
+
+    The first is what can be compared: the split that all evaluations have in common, or, of several, all of their
+    tasks together. Where they have none in common, it is empty. A split whose name stands for more tasks in one
+    evaluation than in another counts as several.
+    """
     evaluated = {
         group.label: [(run, *pair) for run in group.runs if (pair := run.evaluation()) is not None]
         for group in domain.groups
     }
-    everything = [item for items in evaluated.values() for item in items]
-    splits = dict.fromkeys(split for _, _, evaluation in everything for split in _by_split(evaluation))
-    steps = min((len(next(iter(e.curves.values()))[TRAINED].accuracy) for *_, e in everything), default=0)
-    result: dict[str, list[Improvement]] = {}
-    for split in sorted(splits, key=lambda name: name != ALL):
-        found = [_base(domain, everything, split, steps)]
-        for group in domain.groups:
-            having = [item for item in evaluated[group.label] if split in _by_split(item[2])]
-            if having:
-                curves = [_cut(_by_split(evaluation)[split][TRAINED], steps) for *_, evaluation in having]
-                sources = tuple((file, run) for run, file, _ in having)
-                found.append(Improvement(group.label, group.style, *_over(curves), sources))
-        result[split] = [improvement for improvement in found if improvement is not None]
-    return result
+    evaluations = [evaluation for items in evaluated.values() for *_, evaluation in items]
+    if not evaluations:
+        return {}
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for evaluation in evaluations:
+        for split, policies in evaluation.curves.items():
+            sizes[split].add(policies[TRAINED].num_tasks)
+
+    def by_split(evaluation: Evaluation) -> dict[str, Mapping[str, Curve]]:
+        return {
+            split if len(sizes[split]) == 1 else f"{split} of {policies[TRAINED].num_tasks} tasks": policies
+            for split, policies in evaluation.curves.items()
+        }
+
+    splits = dict.fromkeys(split for evaluation in evaluations for split in by_split(evaluation))
+    common = tuple(split for split in splits if all(split in by_split(evaluation) for evaluation in evaluations))
+    steps = min(len(next(iter(e.curves.values()))[TRAINED].accuracy) for e in evaluations)
+
+    def found(of: tuple[str, ...]) -> list[Improvement]:
+        """The improvements on the tasks of some splits together."""
+        having = {
+            label: [
+                (run, file, {p: _cut(Curve.pooled([there[split][p] for split in of]), steps) for p in there[of[0]]})
+                for run, file, evaluation in items
+                if (there := by_split(evaluation)).keys() >= set(of)
+            ]
+            for label, items in evaluated.items()
+        }
+        base = _base([item for items in having.values() for item in items], of)
+        of_groups = [
+            Improvement(
+                group.label,
+                group.style,
+                *_over([policies[TRAINED] for *_, policies in items]),
+                tuple((file, run) for run, file, _ in items),
+                of,
+            )
+            for group in domain.groups
+            if (items := having[group.label])
+        ]
+        return [*([base] if base else []), *of_groups]
+
+    first = common[0] if len(common) == 1 else ALL
+    return {first: found(common) if common else []} | {split: found((split,)) for split in splits if split != first}
 
 
-def _by_split(evaluation: Evaluation) -> dict[str, Mapping[str, Curve]]:
-    together = {ALL: evaluation.pooled()} if len(evaluation.curves) > 1 else {}
-    return {**together, **evaluation.curves}
-
-
-def _base(
-    domain: Domain, everything: Sequence[tuple[Run, Path, Evaluation]], split: str, steps: int
-) -> Improvement | None:
+def _base(having: Sequence[tuple[Run, Path, Mapping[str, Curve]]], splits: tuple[str, ...]) -> Improvement | None:
     """The model before training. Evaluations of it by several runs are of one and the same model: they are averaged."""
-    having = [
-        (run, file, _cut(policies[BASELINE], steps))
-        for run, file, evaluation in everything
-        if BASELINE in (policies := _by_split(evaluation).get(split, {}))
-    ]
+    having = [item for item in having if BASELINE in item[2]]
     if not having:
         return None
-    seeds = min(len(curve.accuracy_SK) for *_, curve in having)
+    curves = [policies[BASELINE] for *_, policies in having]
+    seeds = min(len(curve.accuracy_SK) for curve in curves)
 
     def mean(values: Sequence[np.ndarray]) -> np.ndarray:
         return np.mean([of_run[:seeds] for of_run in values], axis=0)
 
-    curves = [curve for *_, curve in having]
     shared = [name for name in curves[0].metrics_SK if all(name in curve.metrics_SK for curve in curves)]
     curve = Curve(
         curves[0].num_tasks,
@@ -245,7 +305,7 @@ def _base(
         {name: mean([curve.metrics_SK[name] for curve in curves]) for name in shared},
     )
     over = f"{seeds} sampling seed{'s' * (seeds > 1)}"
-    return Improvement(LABELS[BASE], style(BASE), curve, over, tuple((file, run) for run, file, _ in having))
+    return Improvement(LABELS[BASE], style(BASE), curve, over, tuple((file, run) for run, file, _ in having), splits)
 
 
 def _over(curves: Sequence[Curve]) -> tuple[Curve, str]:

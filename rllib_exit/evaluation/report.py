@@ -51,7 +51,7 @@ def write_report(
     for domain in by_domain:
         say(f"{domain.name}: {len(domain.runs)} runs, {sum(map(len, domain.searches.values()))} searches")
         sections.append(_section(domain, material))
-    problems = [*found.problems, *_same_seeds(by_domain)]
+    problems = [*found.problems, *(text for domain in by_domain for text in domain.left_out), *_same_seeds(by_domain)]
     run_count = sum(len(domain.trained) for domain in by_domain)
     lead = [
         "Exploratory Iteration (ExIt) trains a language model to improve on its own answers, one step at a time. This "

@@ -142,6 +142,12 @@ class Run:
         return domain(env_name(self.params["env"]), self.params.get("env_config") or {})
 
     @property
+    def competitions(self) -> set[str]:
+        """Those of MLE-bench that it was trained on."""
+        directories = (self.params.get("env_config") or {}).get("competitions") or ()
+        return {Path(name).name for name in ([directories] if isinstance(directories, str) else directories)}
+
+    @property
     def name(self) -> str:
         """Strategy and seed."""
         return self.strategy if self.seed is None else f"{self.strategy}-seed{self.seed}"
@@ -191,12 +197,10 @@ class Search:
         return self.settings["competition"]
 
     @property
-    def trained_on(self) -> bool:
-        """Whether the run was trained on the competition."""
-        competitions = (self.run.params.get("env_config") or {}).get("competitions") if self.run else None
-        if isinstance(competitions, str):
-            competitions = [competitions]
-        return any(Path(directory).name == self.competition for directory in competitions or ())
+    def sampling(self) -> dict[str, Any]:
+        """The settings that its steps depend on, besides the seed."""
+        others = ("competition", "model", "checkpoint", "seed")
+        return {name: value for name, value in self.settings.items() if name not in others}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,7 +254,8 @@ def find(directories: Iterable[Path]) -> Found:
         trials[identity(file.parent)].append(file.parent)
     runs = [_read_run(of_run) for of_run in trials.values()]
     runs += _add_evaluations(runs, files("evaluation.json"), problems)
-    searches = tuple(search for file in files("search.jsonl") for search in _read_search(file, runs, problems))
+    known = [*runs]
+    searches = tuple(search for file in files("search.jsonl") for search in _read_search(file, known, problems))
     order = list(_strategies())
     runs.sort(key=lambda run: (run.domain, _place(order, run.strategy), run.seed or 0, str(run.trials)))
     return Found(tuple(runs), searches, tuple(problems))
@@ -324,7 +329,8 @@ def _add_evaluations(runs: Sequence[Run], files: Sequence[Path], problems: list[
     return list(others.values())
 
 
-def _read_search(file: Path, runs: Sequence[Run], problems: list[str]) -> Iterator[Search]:
+def _read_search(file: Path, runs: list[Run], problems: list[str]) -> Iterator[Search]:
+    """A search, if it can be read; its run is added to ``runs`` if it is not among them."""
     from rllib_exit.evaluation.greedy_search import Step
 
     try:
@@ -343,7 +349,7 @@ def _read_search(file: Path, runs: Sequence[Run], problems: list[str]) -> Iterat
     trial = Path(checkpoint).parent
     run = next((run for run in runs for there in run.trials if there.name == trial.name), None)
     if run is None and (params := read_params(trial)):
-        run = Run(params, (trial,))
+        runs.append(run := Run(params, (trial,)))
     if run is None:
         problems.append(f"{file}: its checkpoint's run is not there: name the directory of {trial} too")
         return

@@ -185,14 +185,24 @@ def evaluate(
     return output
 
 
-def search(directory: Path, competition: str, *, trial: Path | None = None, seed: int = 0, steps: int = 8) -> None:
+def search(
+    directory: Path,
+    competition: str,
+    *,
+    trial: Path | None = None,
+    checkpoint: str = "checkpoint_000000",
+    seed: int = 0,
+    steps: int = 8,
+    temperature: float = 1.0,
+) -> None:
     """A greedy search's directory."""
     rng = np.random.default_rng([seed, len(competition), 0 if trial is None else len(trial.name)])
     settings = {
         "competition": competition,
         "model": "bundled:smollm2-135m-instruct",
-        "checkpoint": None if trial is None else str(trial / "checkpoint_000000"),
+        "checkpoint": None if trial is None else str(trial / checkpoint),
         "seed": seed,
+        "temperature": temperature,
     }
     written = SearchDirectory(directory, settings)
     for index in range(steps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +13,11 @@ from rllib_exit.evaluation import figures
 from rllib_exit.evaluation.figures import Line, mean_and_se
 from rllib_exit.evaluation.groups import Domain, Improvement, improvements
 from rllib_exit.evaluation.page import Cell, HtmlTable, Piece, Source
-from rllib_exit.evaluation.results import ALL
+from rllib_exit.evaluation.pieces.material import NO_EVALUATION, Material, line_rows, number, unique
 from rllib_exit.evaluation.runs import Search
 
-if TYPE_CHECKING:
-    pass
-from rllib_exit.evaluation.pieces.material import NO_EVALUATION, Material, line_rows, number, unique
+NOTHING_SHARED = "the evaluations have no split in common; they have"
+NO_SHARED_COMPETITION = "there is no competition that all runs, and the base model if it was, were searched on"
 
 
 def table_1(domains: Sequence[Domain], material: Material) -> Piece:
@@ -32,7 +31,11 @@ def table_1(domains: Sequence[Domain], material: Material) -> Piece:
     if not columns:
         piece.gap = NO_EVALUATION
         return piece
+    notes = " ".join(column.note for column in columns)
     labels = dict.fromkeys(label for column in columns for label in column.scores)
+    if not labels:
+        piece.gap = notes
+        return piece
     strategies = {label: place for domain in domains for label, place in domain.places().items()}
     rows = []
     for label in sorted(labels, key=lambda label: strategies[label]):
@@ -50,7 +53,7 @@ def table_1(domains: Sequence[Domain], material: Material) -> Piece:
     piece.sources = unique(s for column in columns for _, _, sources, _ in column.scores.values() for s in sources)
     piece.caption = (
         "The score before self-improvement in percent, ± one standard error where there are several seeds, and the "
-        f"points gained by the last step. {' '.join(column.note for column in columns)}"
+        f"points gained by the last step. {notes}"
     )
     return piece
 
@@ -90,6 +93,8 @@ def _evaluation_column(domain: Domain, material: Material) -> Column | None:
     if not found:
         return None
     split, of_split = next(iter(found.items()))
+    if not of_split:
+        return Column(domain.name, {}, f"{domain.name}: {NOTHING_SHARED} {', '.join(list(found)[1:])}.")
     steps = len(of_split[0].curve.accuracy) - 1
     tasks = of_split[0].curve.num_tasks
     scores = {
@@ -105,9 +110,23 @@ def _evaluation_column(domain: Domain, material: Material) -> Column | None:
         )
         for improvement in of_split
     }
-    which = "all splits together" if split == ALL else f"the split {split}"
-    note = f"{domain.name}: accuracy on {which} ({tasks} tasks), {steps} self-improvement steps; {_over(of_split)}."
+    note = (
+        f"{domain.name}: accuracy on {_which(of_split[0])} ({tasks} tasks), {steps} self-improvement steps; "
+        f"{_over(of_split)}.{_not_shared(found)}"
+    )
     return Column(domain.name, scores, note)
+
+
+def _which(improvement: Improvement) -> str:
+    *others, last = improvement.splits
+    return f"the splits {', '.join(others)} and {last} together" if others else f"the split {last}"
+
+
+def _not_shared(found: Mapping[str, Sequence[Improvement]]) -> str:
+    """What is left out of the first of the improvements by split, in words."""
+    (first, of_first), *others = found.items()
+    left_out = [split for split, _ in others if split != first and split not in of_first[0].splits]
+    return f" Not counted, as not every run was evaluated on it: {', '.join(left_out)}." if left_out else ""
 
 
 def _over(found: Sequence[Improvement]) -> str:
@@ -124,17 +143,18 @@ def _over(found: Sequence[Improvement]) -> str:
 
 
 def _search_column(domain: Domain, material: Material) -> Column | None:
-    searches = [search for of_group in domain.searches.values() for search in of_group]
-    if not searches:
+    if not any(domain.searches.values()):
         return None
-    held_out = [search for search in searches if not _trained_on(domain, search.competition)]
-    shown = sorted({search.competition for search in held_out or searches})
-    steps = min(len(search.steps) for search in searches if search.competition in shown) - 1
+    shared = _shared_competitions(domain)
+    held_out = [name for name in shared if not _trained_on(domain, name)]
+    shown = held_out or shared
+    if not shown:
+        return Column(domain.name, {}, f"{domain.name}: {NO_SHARED_COMPETITION}.")
     scores = {}
     overs: dict[str, None] = {}
+    steps = _search_steps(domain, shown)
     for label in domain.styles():
-        of_group = [search for search in domain.searches.get(label, ()) if search.competition in shown]
-        if of_group:
+        if of_group := _searches(domain, label, shown):
             values_SK, over = _search_curves(of_group, steps)
             sources = tuple(material.search(domain, search) for search in of_group)
             scores[label] = _score(
@@ -144,28 +164,72 @@ def _search_column(domain: Domain, material: Material) -> Column | None:
     note = (
         f"{domain.name}: best normalised score of a greedy search's first response and after step {steps}, over "
         f"the {'held-out' if held_out else 'training'} competitions {', '.join(shown)}; mean over {' or '.join(overs)}."
+        f"{_search_left_out(domain, shared)}"
     )
     return Column(domain.name, scores, note)
 
 
+def _searches(domain: Domain, label: str, competitions: Sequence[str]) -> list[Search]:
+    return [search for search in domain.searches.get(label, ()) if search.competition in competitions]
+
+
+def _search_steps(domain: Domain, competitions: Sequence[str]) -> int:
+    """The steps after the first response that all searches on some competitions have."""
+    return min(len(search.steps) for label in domain.searches for search in _searches(domain, label, competitions)) - 1
+
+
+def _shared_competitions(domain: Domain) -> list[str]:
+    """The competitions that every run that was searched with, and the base model if it was, were searched on."""
+    by_run: dict[int, set[str]] = defaultdict(set)
+    for search in (search for of_group in domain.searches.values() for search in of_group):
+        by_run[id(search.run)].add(search.competition)
+    return sorted(set.intersection(*by_run.values()))
+
+
+def _search_left_out(domain: Domain, shared: Sequence[str]) -> str:
+    """What of the searches is left out of the means, in words."""
+    searches = [search for of_group in domain.searches.values() for search in of_group]
+    others = sorted({search.competition for search in searches}.difference(shared))
+    text = f" Not counted, as not every run was searched on it: {', '.join(others)}." if others else ""
+    lengths = sorted({len(search.steps) - 1 for search in searches})
+    if len(lengths) > 1:
+        text += f" The searches have {lengths[0]} to {lengths[-1]} steps; curves end with the shortest."
+    return text
+
+
 def _trained_on(domain: Domain, competition: str) -> bool:
-    return any(
-        search.trained_on for of in domain.searches.values() for search in of if search.competition == competition
-    )
+    return any(competition in run.competitions for run in domain.runs)
 
 
 def _search_curves(searches: Sequence[Search], steps: int) -> tuple[np.ndarray, str]:
-    """(S, K+1) the best score so far, averaged over competitions; S over training runs and sampling seeds."""
-    by_seed: dict[tuple[Any, Any], list[np.ndarray]] = defaultdict(list)
+    """(S, K+1) the best score so far, averaged over competitions.
+
+    S is over training runs, or, of a single one or of the base model, over the sampling seeds that all of its
+    competitions have.
+    """
+    by_run: dict[int, list[Search]] = defaultdict(list)
     for search in searches:
-        run = search.run.seed if search.run else None
-        by_seed[run, search.settings["seed"]].append(_best_so_far(search, steps))
-    over = f"{len(by_seed)} seed{'s' * (len(by_seed) > 1)}"
-    return np.array([np.mean(of_seed, axis=0) for of_seed in by_seed.values()]), over
+        by_run[id(search.run)].append(search)
+    if len(by_run) > 1:
+        return np.array(
+            [_over_competitions(of_run, steps) for of_run in by_run.values()]
+        ), f"{len(by_run)} training runs"
+    by_competition: dict[str, set[int]] = defaultdict(set)
+    for search in searches:
+        by_competition[search.competition].add(search.settings["seed"])
+    seeds = sorted(set.intersection(*by_competition.values()))
+    of_seeds = [[search for search in searches if search.settings["seed"] == seed] for seed in seeds] or [searches]
+    over = f"{'1 training run, ' if searches[0].run else ''}{len(of_seeds)} sampling seed{'s' * (len(of_seeds) > 1)}"
+    return np.array([_over_competitions(of_seed, steps) for of_seed in of_seeds]), over
 
 
-def _best_so_far(search: Search, steps: int) -> np.ndarray:
-    return np.maximum.accumulate([step.quality for step in search.steps[: steps + 1]])
+def _over_competitions(searches: Sequence[Search], steps: int) -> np.ndarray:
+    """(K+1,) the best score so far: the mean over sampling seeds, and of that over competitions."""
+    by_competition: dict[str, list[np.ndarray]] = defaultdict(list)
+    for search in searches:
+        best = np.maximum.accumulate([step.quality for step in search.steps[: steps + 1]])
+        by_competition[search.competition].append(best)
+    return np.mean([np.mean(curves, axis=0) for curves in by_competition.values()], axis=0)
 
 
 def self_improvement(domain: Domain, material: Material) -> list[Piece]:
@@ -177,7 +241,11 @@ def self_improvement(domain: Domain, material: Material) -> list[Piece]:
         together.gap = per_split.gap = NO_EVALUATION
         return [together, per_split]
     first, *others = found
-    _fill_self_improvement(together, domain, {first: found[first]}, material)
+    if found[first]:
+        _fill_self_improvement(together, domain, {first: found[first]}, material)
+        together.caption += _not_shared(found)
+    else:
+        together.gap = f"{NOTHING_SHARED} {', '.join(others)}, shown below"
     if others:
         _fill_self_improvement(per_split, domain, {split: found[split] for split in others}, material)
     else:
@@ -196,7 +264,7 @@ def _fill_self_improvement(
 ) -> None:
     drawn, rows = [], []
     for split, of_split in found.items():
-        name = "All splits" if split == ALL else split
+        name = " + ".join(of_split[0].splits)
         tasks = of_split[0].curve.num_tasks
         accuracy = [improvement.line(100 * improvement.curve.accuracy_SK) for improvement in of_split]
         corrections = [improvement.line(improvement.curve.net_corrections_SK) for improvement in of_split]
@@ -229,7 +297,7 @@ def _fill_self_improvement(
     piece.caption = (
         "Net corrections: problems that are right after step k and were wrong at step 0, less those the other way "
         f"round. M{_over(everything)[1:]}; bands are one standard error where there is more than one. "
-        f"Settings: {' | '.join(sorted(settings))}."
+        f"Settings: {' | '.join(sorted(settings))}; up to the step that all evaluations have."
     )
     if len(settings) > 1:
         piece.caption += " The evaluations differ in their settings: compare with care."
@@ -275,19 +343,22 @@ def greedy_search(domain: Domain, material: Material) -> list[Piece]:
         together.gap = each.gap = "no search.jsonl is there; run `rllib search RUN --competition DIR`"
         return [together, each]
     competitions = sorted({search.competition for search in searches})
+    shared = _shared_competitions(domain)
     on = [name for name in competitions if _trained_on(domain, name)]
-    off = [name for name in competitions if name not in on]
+    groups = (("Training", [name for name in shared if name in on]), ("Held out", [n for n in shared if n not in on]))
     for piece, asked in (
-        (together, {title: names for title, names in (("Training", on), ("Held out", off)) if names}),
+        (together, {title: names for title, names in groups if names}),
         (each, {f"{name} ({'training' if name in on else 'held out'})": [name] for name in competitions}),
     ):
+        if not asked:
+            piece.gap = f"{NO_SHARED_COMPETITION}; each is shown below"
+            continue
         drawn = []
         for title, names in asked.items():
             lines = []
+            steps = _search_steps(domain, names)
             for label, of_style in domain.styles().items():
-                shown = [search for search in domain.searches.get(label, ()) if search.competition in names]
-                if shown:
-                    steps = min(len(search.steps) for search in shown) - 1
+                if shown := _searches(domain, label, names):
                     values_SK, _ = _search_curves(shown, steps)
                     lines.append(Line(label, of_style, np.arange(steps + 1), *mean_and_se(values_SK)))
             drawn.append((title, "best normalised score", lines))
@@ -296,6 +367,7 @@ def greedy_search(domain: Domain, material: Material) -> list[Piece]:
         piece.sources = unique(material.search(domain, search) for search in searches)
         piece.caption = (
             "The best score up to each step, in [0, 1]; a script without a score counts 0. Bands are one standard "
-            "error over seeds, where there is more than one."
+            "error over training runs or, of a single one and of the base model, over sampling seeds, where there is "
+            f"more than one.{_search_left_out(domain, shared if piece is together else competitions)}"
         )
     return [together, each]
