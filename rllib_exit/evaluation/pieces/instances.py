@@ -36,20 +36,15 @@ def distinct_instances(domain: Domain, material: Material) -> Piece:
     if not groups:
         piece.gap = NO_TRAINING
         return piece
-    last = min(max(run.series("curriculum/distinct_instances_total"), default=0) for run in domain.trained)
-    if last == 0:
-        piece.gap = "the results have no curriculum/distinct_instances_total"
+    names = ("curriculum/distinct_instances_total", "curriculum/distinct_tasks_total")
+    series = {id(run): [run.series(name) for name in names] for run in domain.trained}
+    shared = set.intersection(*(set(of_name) for of_run in series.values() for of_name in of_run))
+    if not shared:
+        piece.gap = f"the runs have no iteration in common whose results have {' and '.join(names)}"
         return piece
+    last = max(shared)
     counts = {
-        group: [
-            (
-                run,
-                run.series("curriculum/distinct_instances_total")[last],
-                run.series("curriculum/distinct_tasks_total")[last],
-            )
-            for run in group.runs
-            if run.results
-        ]
+        group: [(run, *(of_name[last] for of_name in series[id(run)])) for run in group.runs if run.results]
         for group in groups
     }
     base = [instances for group in groups if group.strategy == "grpo" for _, instances, _ in counts[group]]
@@ -97,15 +92,18 @@ def distances(domain: Domain, material: Material) -> list[Piece]:
         return gap(NO_LOG if domain.trained else NO_TRAINING)
     if material.embedder is None:
         return gap("embeddings were not asked for (--embedding-model none)")
+    prompts: dict[int, dict[str, str]] = {}
     try:
-        prompts = task_prompts(next(iter(logged.values()))[0])
+        for runs in logged.values():
+            # The runs of a group have the same environment.
+            prompts |= dict.fromkeys(map(id, runs), task_prompts(runs[0]))
     except ValueError as error:
         return gap(str(error))
     embedded: dict[str, np.ndarray] = {}
 
     def embed(run: Run, of: Sequence[Instance]) -> np.ndarray:
         assert material.embedder is not None
-        written = texts(run, of, prompts)
+        written = texts(run, of, prompts[id(run)])
         unknown = list(dict.fromkeys(text for text in written if text not in embedded))
         embedded.update(zip(unknown, material.embedder.embed(unknown), strict=True))
         return np.stack([embedded[text] for text in written])
@@ -227,21 +225,22 @@ def learnability(domain: Domain, material: Material) -> Piece:
         )
         return piece
     task = found[0][0]
-    groups = list(dict.fromkeys(group for which, *pair in found if which == task for group in pair))
+    groups = dict.fromkeys(group for which, *pair in found if which == task for group in pair)
+    having = {group: [run for which, run in logged if which is group and task in tasks[id(run)]] for group in groups}
     lines = []
-    for group in groups:
-        series = [_task_quality(run, task) for run in group.runs if run.log is not None]
+    for group, runs in having.items():
+        series = [_task_quality(run, task) for run in runs]
         shared = sorted(set.intersection(*map(set, series)))
         if shared:
             values = np.array([[of_run[i] for i in shared] for of_run in series])
-            together = len(tasks[id(group.runs[0])])
+            together = len(tasks[id(runs[0])])
             label = f"{LABELS.get(group.strategy, group.strategy)}, " + (
                 "alone" if together == 1 else f"{together} tasks"
             )
             lines.append(Line(label, group.style, np.array(shared), *mean_and_se(values)))
     piece.figure = figures.panels([(task, "mean quality", lines)], x_label="iteration", markers=True, columns=1)
     piece.rows = line_rows([(task, line) for line in lines], "iteration")
-    piece.sources = unique(material.log(domain, run) for group in groups for run in group.runs if run.log is not None)
+    piece.sources = unique(material.log(domain, run) for runs in having.values() for run in runs)
     piece.caption = f"Mean quality of the rollouts of {task} by iteration, in runs on it alone and on several tasks."
     return piece
 
