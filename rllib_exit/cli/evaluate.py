@@ -114,6 +114,8 @@ class _Job:
             settings={
                 **{name: getattr(config, name) for name in ("dtype", "max_model_len", "max_response_tokens")},
                 **{name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "stop")},
+                **{name: getattr(config, name) for name in ("compact_history_chars", "chat_template_kwargs")},
+                "engine_args": config.engine_args,
                 "self_improvement_steps": config.self_improvement_steps,
                 "greedy_search": config.greedy_search,
                 "seeds": seeds,
@@ -237,14 +239,9 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
 
 async def _run(jobs: Sequence[tuple[_Job, Path]]) -> dict[_Job, Evaluation]:
     """Evaluates checkpoints on one engine, the model before training first; writes each as it is done."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from rllib_exit.evaluation import results
 
     config = jobs[0][0].config
-    # Environments block in threads: as many as may run at once.
-    workers = max(job.config.num_envs_per_env_runner for job, _ in jobs)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(workers, thread_name_prefix="env"))
     generator = config.generator_class(
         config.model_path, dtype=config.dtype, max_model_len=config.max_model_len, engine_args=config.engine_args
     )
@@ -298,6 +295,8 @@ async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> l
                 sampling=sampling_params(config),
                 # Tasks and steps take consecutive seeds: leave room between.
                 seed=seed * 10**9,
+                env_timeout_s=config.env_timeout_s,
+                generation_timeout_s=config.generation_timeout_s,
                 compact_history_chars=config.compact_history_chars,
                 run=search_chain if config.greedy_search else run_chain,
             )

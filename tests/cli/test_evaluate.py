@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from envs.base import Outcome, Task
 from rllib_exit.cli.runs import cast, find_checkpoints, load_weights
 from rllib_exit.evaluation.results import read
-from tests.cli.helpers import make_config, message, right_when_asked_to_improve, run, write_checkpoint
+from tests.cli.helpers import DigitEnv, make_config, message, right_when_asked_to_improve, run, write_checkpoint
 from tests.fakes import ScriptedGenerator
 
 
@@ -104,6 +106,29 @@ def test_several_runs_share_an_engine_and_the_baseline(tmp_path: Path, tiny_mode
     assert again.output.count("evaluated before") == 2 and len(engines) == 1
     assert run("evaluate", tmp_path / "results", "--limit", "2", "--steps", "1").exit_code == 0
     assert len(engines) == 2  # other options
+
+
+@pytest.mark.parametrize(
+    "setting", ["compact_history_chars=9", "chat_template_kwargs={enable_thinking: false}", "engine_args={seed: 1}"]
+)
+def test_what_changes_the_numbers_is_evaluated_again(checkpoint: Path, engines: list[Any], setting: str):
+    for settings in ([], ["--set", setting], ["--set", setting]):
+        result = run("evaluate", checkpoint, "--limit", "1", "--steps", "0", *settings)
+        assert result.exit_code == 0, result.output
+    assert len(engines) == 2
+
+
+class HangingEnv(DigitEnv):
+    def respond(self, task: Task, response: str) -> Outcome:
+        time.sleep(600)
+        raise AssertionError
+
+
+def test_an_environment_that_hangs_ends_the_evaluation(tmp_path: Path, tiny_model: str):
+    config = make_config(tiny_model).environment(HangingEnv)
+    path = write_checkpoint(tmp_path / "checkpoint", config, load_file(f"{tiny_model}/model.safetensors"))
+    result = run("evaluate", path, "--limit", "1", "--set", "env_timeout_s=0.2")
+    assert "did not answer within env_timeout_s" in str(result.exception)
 
 
 def test_trials_of_one_run_count_once(tmp_path: Path, tiny_model: str):
