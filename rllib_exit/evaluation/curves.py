@@ -213,5 +213,5 @@ def plot(curves: Mapping[str, Curve], path: str | Path, title: str | None = None
     axes.grid(alpha=0.3)
     axes.legend()
     if title:
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
     figure.savefig(path, dpi=150)

@@ -88,7 +88,7 @@ def panels(
     """
     figure, axes = _grid(len(drawn), columns)
     for panel, (title, y_label, lines) in zip(axes, drawn, strict=True):
-        panel.set_title(title, fontsize=10, loc="left", fontweight="bold")
+        panel.set_title(title, fontsize=10, loc="left", fontweight="bold", parse_math=False)
         panel.set_xlabel(x_label)
         panel.set_ylabel(y_label)
         for line in lines:

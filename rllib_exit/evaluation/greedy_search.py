@@ -295,5 +295,5 @@ def plot(steps: Sequence[Step], path: str | Path, title: str | None = None) -> N
     axes.grid(alpha=0.3)
     axes.legend()
     if title:
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
     figure.savefig(path, dpi=150)

@@ -116,6 +116,11 @@ class Piece:
     png: str = ""
     csv: str = ""
 
+    @property
+    def own_csv(self) -> Source:
+        """The CSV file of its numbers, for links."""
+        return Source("CSV", f"tables/{self.key}.csv", "the numbers by run")
+
 
 @dataclass(slots=True)
 class Section:
@@ -136,7 +141,7 @@ class Sources:
 
     def __init__(self, output: Path) -> None:
         self._output = output
-        self._by_original: dict[str, Source] = {}
+        self._by_original: dict[tuple[str, str], Source] = {}
 
     @property
     def all(self) -> list[Source]:
@@ -148,11 +153,11 @@ class Sources:
 
         Args:
             original: The file or directory.
-            name: Of the copy, under ``data/``; another one if it is taken.
+            name: Of the copy, under ``data/``; another one if another original has taken it.
             label: Of the links to it.
             content: Makes what to write, if it is not the file as it is.
         """
-        key = str(original)
+        key = str(original), name
         if key not in self._by_original:
             read = original.read_bytes() if original.is_file() else b""
             href = self._free(name)

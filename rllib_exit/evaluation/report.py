@@ -39,7 +39,8 @@ def write_report(
         FileNotFoundError: If a directory does not exist.
         ValueError: If there is nothing to report.
     """
-    found = find(directories)
+    # Below the directories, a report would count the copies that an earlier one made.
+    found = find(directories, skip=output)
     if not found.runs and not found.searches:
         reasons = "".join(f"\n{problem}" for problem in found.problems)
         raise ValueError(f"there is nothing to report under {', '.join(map(str, directories))}{reasons}")

@@ -218,8 +218,8 @@ class Found:
     problems: tuple[str, ...]
 
 
-def find(directories: Iterable[Path]) -> Found:
-    """Reads what lies under some directories.
+def find(directories: Iterable[Path], *, skip: Path | None = None) -> Found:
+    """Reads what lies under some directories, but for what lies under ``skip``.
 
     Trials of one experiment with the same settings, seed and number are one run: the newest counts, and for the
     iterations before its first the one before, as where it was resumed.
@@ -234,7 +234,8 @@ def find(directories: Iterable[Path]) -> Found:
     problems: list[str] = []
 
     def files(name: str) -> list[Path]:
-        return sorted({file for directory in directories for file in directory.rglob(name)})
+        there = {file for directory in directories for file in directory.rglob(name)}
+        return sorted(file for file in there if skip is None or skip.absolute() not in file.parents)
 
     trials: dict[str, list[Path]] = defaultdict(list)
     for file in files(RESULTS):

@@ -162,6 +162,32 @@ def test_instances_are_counted_from_the_log(written: Path, runs: Path):
     assert len(rows(written, "arithmetic-distances-all")) == 4
 
 
+def test_numbers_from_a_log_lead_to_files_that_hold_them(written: Path):
+    def read(file: Path) -> list[dict[str, str]]:
+        with open(file) as lines:
+            return list(csv.DictReader(lines))
+
+    for name in ("distances-new", "distances-all"):
+        for row in rows(written, f"arithmetic-{name}"):
+            embedded = read(written / row["file"])
+            assert len(embedded) == int(row["embedded"]) and all(line["text"] for line in embedded)
+    points = [row for row in rows(written, "arithmetic-umap") if row["run"] == "exit-seed0"]
+    texts = {row["instance"] for row in read(written / "data/arithmetic/exit-seed0/umap.csv")}
+    assert points and {row["instance"] for row in points} <= texts
+    alone = read(written / "data/ml-engineering/grpo-seed0-2/one-task.csv")
+    assert alone and float(alone[0]["mean_quality"]) >= 0
+    responses = [row["response"] for row in read(written / "data/arithmetic/exit-seed0/chains.csv")]
+    assert responses == [row["response"] for row in rows(written, "arithmetic-chains")]
+
+
+def test_every_trial_of_a_resumed_run_is_linked(tmp_path: Path):
+    train(tmp_path / "runs", "exit", 0, trial="first", iterations=6)
+    train(tmp_path / "runs", "exit", 0, trial="resumed", iterations=4, first=5)
+    report.write_report([tmp_path / "runs"], tmp_path / "report")
+    (row,) = rows(tmp_path / "report", "arithmetic-runs")
+    assert [Path(file).parent.name for file in row["directories"].split()] == ["resumed", "first"]
+
+
 def test_one_task_alone_is_compared_with_several(written: Path):
     methods = {row["method"] for row in rows(written, "ml-engineering-one-task")}
     assert methods == {"GRPO, alone", "GRPO, 3 tasks"}
@@ -231,6 +257,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / "runs" / "begun" / "result.json").write_text('{"training_iteration": 1')
     old, begun = sorted(find([tmp_path]).problems, reverse=True)
     assert "is no evaluation of this version" in old and "no iteration has ended yet" in begun
+
+
+def test_the_copies_of_a_report_among_the_runs_do_not_count(tmp_path: Path):
+    evaluate(train(tmp_path, "exit", 0, iterations=1), splits=["$a_1$"])
+    for _ in range(2):
+        report.write_report([tmp_path], tmp_path / "report")
+        assert "1 training runs, 1 evaluations" in Page(tmp_path / "report" / "report.html").text
 
 
 def test_the_command_writes_the_page(tmp_path: Path):

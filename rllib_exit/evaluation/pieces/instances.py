@@ -20,7 +20,7 @@ from rllib_exit.evaluation.instances import (
     texts,
     umap_map,
 )
-from rllib_exit.evaluation.page import Cell, HtmlTable, Link, Piece, ShownChain
+from rllib_exit.evaluation.page import Cell, HtmlTable, Link, Piece, ShownChain, Source
 from rllib_exit.evaluation.page import shortened as short
 from rllib_exit.evaluation.runs import Run
 
@@ -101,12 +101,18 @@ def distances(domain: Domain, material: Material) -> list[Piece]:
         return gap(str(error))
     embedded: dict[str, np.ndarray] = {}
 
-    def embed(run: Run, of: Sequence[Instance]) -> np.ndarray:
+    def embed(piece: Piece, run: Run, of: Sequence[Instance]) -> tuple[np.ndarray, Source]:
+        """The embeddings, and the file of what was embedded."""
         assert material.embedder is not None
         written = texts(run, of, prompts[id(run)])
         unknown = list(dict.fromkeys(text for text in written if text not in embedded))
         embedded.update(zip(unknown, material.embedder.embed(unknown), strict=True))
-        return np.stack([embedded[text] for text in written])
+        rows = [
+            {"instance": instance.id, "task_id": instance.task_id, "text": text}
+            for instance, text in zip(of, written, strict=True)
+        ]
+        source = material.from_log(domain, run, piece.key.removeprefix(f"{domain.slug}-"), rows)
+        return np.stack([embedded[text] for text in written]), source
 
     for piece, only_new in ((new, True), (everything, False)):
         _fill_distances(piece, domain, logged, material, embed, only_new)
@@ -125,9 +131,9 @@ def _fill_distances(
             chosen = [instance for instance in material.instances(run) if instance.new or not only_new]
             if len(chosen) < 2:
                 continue
-            cosine, l2 = mean_distances(embed(run, drawn := sample(chosen)))
+            embeddings, source = embed(piece, run, drawn := sample(chosen))
+            cosine, l2 = mean_distances(embeddings)
             of_group.append((cosine, l2))
-            source = material.log(domain, run)
             from_runs.append(source)
             rows.append(
                 {
@@ -143,9 +149,10 @@ def _fill_distances(
         cells = [Cell("N/A"), Cell("N/A")]
         if of_group:
             mean, se = mean_and_se(np.array(of_group))
-            cells = [Cell(number(mean[i], None if se is None else se[i], ".3f"), tuple(from_runs)) for i in range(2)]
+            texts_of = [number(mean[i], None if se is None else se[i], ".3f") for i in range(2)]
+            cells = [Cell(text, (piece.own_csv,)) for text in texts_of]
         table.append([Cell("Uniform (GRPO)" if group.strategy == "grpo" else group.label), *cells])
-        sources += from_runs
+        sources += [*from_runs, *(material.log(domain, run) for run in runs)]
     if not rows:
         piece.gap = "no run has two instances that the curriculum made"
         return
@@ -163,43 +170,53 @@ def _fill_distances(
 def _fill_map(
     piece: Piece, domain: Domain, logged: Mapping[Group, Sequence[Run]], material: Material, embed: Any
 ) -> None:
-    base: dict[str, np.ndarray] = {}
-    new: dict[Group, np.ndarray] = {}
+    base: list[tuple[Run, Instance, np.ndarray]] = []
+    new: dict[Group, list[tuple[Run, Instance, np.ndarray]]] = defaultdict(list)
+    sources = []
     for group, runs in logged.items():
         each = max(1, SAMPLE // len(runs))
-        of_group = []
         for run in runs:
             everything = material.instances(run)
-            tasks = [instance for instance in everything if not instance.new and instance.id not in base]
+            there = {instance.id for _, instance, _ in base}
+            tasks = [instance for instance in everything if not instance.new and instance.id not in there]
             tasks = sample(tasks, max(0, SAMPLE - len(base)))
-            if tasks:
-                base.update(zip([instance.id for instance in tasks], embed(run, tasks), strict=True))
-            if made := sample([instance for instance in everything if instance.new], each):
-                of_group.append(embed(run, made))
-        if of_group:
-            new[group] = np.concatenate(of_group)
+            made = sample([instance for instance in everything if instance.new], each)
+            if not tasks and not made:
+                continue
+            embeddings, source = embed(piece, run, [*tasks, *made])
+            sources += [source, material.log(domain, run)]
+            base += [(run, *pair) for pair in zip(tasks, embeddings[: len(tasks)], strict=True)]
+            if made:
+                new[group] += [(run, *pair) for pair in zip(made, embeddings[len(tasks) :], strict=True)]
     if not new:
         piece.gap = "no run has instances that the curriculum made"
         return
     try:
-        points = umap_map(np.concatenate([*([np.stack(list(base.values()))] if base else []), *new.values()]))
+        points = umap_map(np.stack([embedding for of_group in [base, *new.values()] for *_, embedding in of_group]))
     except ValueError as error:
         piece.gap = str(error)
         return
     background, rest = points[: len(base)], points[len(base) :]
     drawn: dict[str, tuple[figures.Style, np.ndarray]] = {}
-    rows = [{"method": "base tasks", "x": x, "y": y} for x, y in background]
-    for group, embeddings in new.items():
-        of_group, rest = rest[: len(embeddings)], rest[len(embeddings) :]
-        drawn[group.label] = group.style, of_group
-        rows += [{"method": group.label, "x": x, "y": y} for x, y in of_group]
+    rows = _map_rows("base tasks", base, background)
+    for group, of_group in new.items():
+        of_points, rest = rest[: len(of_group)], rest[len(of_group) :]
+        drawn[group.label] = group.style, of_points
+        rows += _map_rows(group.label, of_group, of_points)
     piece.figure = figures.scatters(drawn, background, label=f"base tasks: {len(background)}")
     piece.rows = rows
-    piece.sources = unique(material.log(domain, run) for group in new for run in logged[group])
+    piece.sources = unique(sources)
     piece.caption = (
         f"Instances that each strategy made, at most {SAMPLE} of a strategy, over the base tasks in grey; one UMAP of "
         f"their embeddings by {material.embedder.model if material.embedder else ''}, by cosine distance."
     )
+
+
+def _map_rows(method: str, of: Sequence[tuple[Run, Instance, np.ndarray]], points: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"method": method, "run": run.name, "instance": instance.id, "x": x, "y": y}
+        for (run, instance, _), (x, y) in zip(of, points, strict=True)
+    ]
 
 
 def learnability(domain: Domain, material: Material) -> Piece:
@@ -227,9 +244,12 @@ def learnability(domain: Domain, material: Material) -> Piece:
     task = found[0][0]
     groups = dict.fromkeys(group for which, *pair in found if which == task for group in pair)
     having = {group: [run for which, run in logged if which is group and task in tasks[id(run)]] for group in groups}
-    lines = []
+    lines, sources = [], []
     for group, runs in having.items():
         series = [_task_quality(run, task) for run in runs]
+        for run, of_run in zip(runs, series, strict=True):
+            rows = [{"task_id": task, "iteration": i, "mean_quality": quality} for i, quality in of_run.items()]
+            sources.append(material.from_log(domain, run, "one-task", rows))
         shared = sorted(set.intersection(*map(set, series)))
         if shared:
             values = np.array([[of_run[i] for i in shared] for of_run in series])
@@ -240,7 +260,7 @@ def learnability(domain: Domain, material: Material) -> Piece:
             lines.append(Line(label, group.style, np.array(shared), *mean_and_se(values)))
     piece.figure = figures.panels([(task, "mean quality", lines)], x_label="iteration", markers=True, columns=1)
     piece.rows = line_rows([(task, line) for line in lines], "iteration")
-    piece.sources = unique(material.log(domain, run) for runs in having.values() for run in runs)
+    piece.sources = unique(sources)
     piece.caption = f"Mean quality of the rollouts of {task} by iteration, in runs on it alone and on several tasks."
     return piece
 
@@ -284,7 +304,6 @@ def chains(domain: Domain, material: Material) -> Piece:
         prompts = task_prompts(run)
     except ValueError:
         prompts = {}
-    source = material.log(domain, run)
     shown, rows = [], []
     for why, chain in found:
         task = chain[0]["task_id"]
@@ -311,8 +330,9 @@ def chains(domain: Domain, material: Material) -> Piece:
                     "feedback": turn["feedback"],
                 }
             )
-        shown.append(ShownChain(f"{why}: {task}", short(prompts.get(task, ""), 900), links, source))
-    piece.chains = shown
+        shown.append((f"{why}: {task}", short(prompts.get(task, ""), 900), links))
+    source = material.from_log(domain, run, "chains", rows)
+    piece.chains = [ShownChain(title, prompt, links, source) for title, prompt, links in shown]
     piece.rows = rows
     piece.sources = [source]
     piece.caption = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,14 @@ class Material:
 
     def log(self, domain: Domain, run: Run) -> Source:
         """The run's log of rollouts, summed up by task instance."""
+        return self.from_log(domain, run, "instances", map(asdict, self.instances(run)))
+
+    def from_log(self, domain: Domain, run: Run, name: str, rows: Iterable[Mapping[str, Any]]) -> Source:
+        """What was taken from the run's log of rollouts, as a CSV file."""
         assert run.log is not None
         directory = next(iter(run.log.files.values())).parent
-        name = f"{self.folder(domain, run)}/instances.csv"
-        rows = self.instances(run)
-        return self.sources.add(directory, name, run.name, lambda: csv_bytes([asdict(row) for row in rows]))
+        name = f"{self.folder(domain, run)}/{name}.csv"
+        return self.sources.add(directory, name, run.name, lambda: csv_bytes(list(rows)))
 
     def instances(self, run: Run) -> list[Instance]:
         """The run's distinct task instances."""

@@ -150,11 +150,11 @@ def runs_table(domain: Domain, material: Material) -> Piece:
                 "rollouts": iterations * per_iteration,
                 "hours": hours,
                 "quality_of_the_last_10_iterations": last,
-                "directory": sources[0].original if sources else "",
+                "directories": " ".join(source.original for source in sources),
             }
             rows.append(row)
             texts_of_row = (str(iterations), str(iterations * per_iteration), f"{hours:.2f}", f"{last:.3f}")
-            table.append([Cell(f"{group.label}, seed {run.seed}"), *(Cell(text, sources[:1]) for text in texts_of_row)])
+            table.append([Cell(f"{group.label}, seed {run.seed}"), *(Cell(text, sources) for text in texts_of_row)])
     header = ["Run", "Iterations", "Rollouts", "Hours", "Quality, last 10 iterations"]
     piece.table = HtmlTable(header, table)
     piece.rows = rows
