@@ -108,7 +108,10 @@ def test_a_file_that_is_too_large_is_not_read(rmsle: SubmissionGrader, monkeypat
 SLOW = """
 import time
 def grade(submission, answers):
-    time.sleep(float(submission["minutes"].iloc[0]) - float(answers["minutes"].iloc[0]))
+    seconds = float(submission["minutes"].iloc[0]) - float(answers["minutes"].iloc[0])
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
     return 0.5
 """
 
@@ -120,7 +123,7 @@ def test_the_deadline_is_hard_and_the_next_submission_is_graded(deliveries: Path
         start = time.monotonic()
         grade = grader.grade(submission(truth.assign(minutes=1e5)), timeout_s=0.5)
         assert grade == Grade(None, "grading the file took more than 0.5 s")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 10  # of CPU time it has half a second
         assert grader.grade(submission(truth)) == Grade(0.5)
 
 
