@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from side_by_side import machine
 
 from envs.base import TaskInstance
 from envs.bfcl.calls import STOP
@@ -147,7 +148,10 @@ def main() -> None:
     print(f"{100 * idle:.2f} % of the wall time without an open request")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(
-        json.dumps({"arguments": vars(args), "runs": rows, "medians": medians}, indent=1, default=str) + "\n"
+        json.dumps(
+            {"arguments": vars(args), "machine": machine(), "runs": rows, "medians": medians}, indent=1, default=str
+        )
+        + "\n"
     )
 
 
