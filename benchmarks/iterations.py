@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ class Settings:
         self.algo.env_runner_group.foreach_env_runner(take_on)
         self.algo.config, self.algo.replay = config, self.replays[name]
         self.algo._ahead.clear()
+        start = time.perf_counter()
         result = self.algo.train()
-        seconds = result["timers"]["training_step"]
+        seconds = time.perf_counter() - start
         tokens = result["rollouts"]["response_tokens_mean"] * config.prompts_per_batch * config.rollouts_per_prompt
         self.turns[name].append({"seconds": seconds, "tokens": tokens, **{t: result["timers"][t] for t in TIMERS}})
         return seconds
