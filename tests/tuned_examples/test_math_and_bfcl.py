@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rllib_exit.scale import SCALE_VARIABLE
+from tests.tuned_examples.examples import check_curriculum, load_config
 
-ROOT = Path(__file__).parents[2]
 # Total buffer size, min. buffer size, self-iteration prob., divergence prob.
 TABLE_4 = {
     "grpo": (None, None, 0.0, 0.0),
@@ -30,20 +27,11 @@ TABLE_5 = {
 
 
 def load(domain: str, strategy: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv(SCALE_VARIABLE, "paper")
-    monkeypatch.syspath_prepend(str(ROOT / "tuned_examples"))
-    config = runpy.run_path(str(ROOT / "tuned_examples" / f"{domain}_{strategy}.py"))["config"]
-    config.validate()
-    assert config.strategy == strategy and config.diversity_bonus == (strategy == "exit")
+    config = load_config(domain, strategy, "paper", monkeypatch)
+    assert config.diversity_bonus == (strategy == "exit")
     assert (config.clip_param, config.kl_coeff) == (0.2, 0.001)
     assert (config.ref_update_interval, config.ref_update_rate) == (100, 1.0)
     return config
-
-
-def check_curriculum(config: Any, size: int | None, minimum: int | None, *probs: float) -> None:
-    assert (config.self_iteration_prob, config.divergence_prob) == probs
-    if size is not None:
-        assert (config.buffer_size, config.min_buffer_size) == (size, minimum)
 
 
 @pytest.mark.parametrize("strategy", TABLE_4)

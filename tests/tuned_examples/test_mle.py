@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.mle_bench.env import MLEBenchEnv
-from rllib_exit.scale import SCALE_VARIABLE
+from tests.tuned_examples.examples import check_curriculum, load_config
 
-ROOT = Path(__file__).parents[2]
 # Total buffer size, min. buffer size, self-iteration prob., divergence prob.
 TABLE_6 = {
     "grpo": (None, None, 0.0, 0.0),
@@ -23,11 +21,8 @@ TABLE_6 = {
 
 
 def load(strategy: str, scale: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv(SCALE_VARIABLE, scale)
-    monkeypatch.syspath_prepend(str(ROOT / "tuned_examples"))
-    config = runpy.run_path(str(ROOT / "tuned_examples" / f"mle_{strategy}.py"))["config"]
-    config.validate()
-    assert config.strategy == strategy and issubclass(config.env, MLEBenchEnv)
+    config = load_config("mle", strategy, scale, monkeypatch)
+    assert issubclass(config.env, MLEBenchEnv)
     return config
 
 
@@ -37,10 +32,7 @@ def test_the_values_are_those_of_table_6(strategy: str, monkeypatch: pytest.Monk
     assert (config.lr, config.prompts_per_batch, config.rollouts_per_prompt, config.num_epochs) == (1e-6, 4, 8, 1)
     assert (config.kl_coeff, config.ref_update_interval, config.ref_update_rate) == (0.001, 100, 0.5)
     assert config.clip_param == 0.2 and config.normalize_std
-    size, minimum, self_iteration, divergence = TABLE_6[strategy]
-    assert (config.self_iteration_prob, config.divergence_prob) == (self_iteration, divergence)
-    if size is not None:
-        assert (config.buffer_size, config.min_buffer_size) == (size, minimum)
+    check_curriculum(config, *TABLE_6[strategy])
     assert config.diversity_bonus == (strategy == "exit")
     trained_on = [Path(path).name for path in config.env_config["competitions"]]
     held_out = config.get_evaluation_config_object().env_config["competitions"]
