@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from side_by_side import machine
+from side_by_side import arguments, write
 
 from envs.base import TaskInstance
 from envs.bfcl.calls import STOP
@@ -129,30 +127,23 @@ async def run(args: argparse.Namespace) -> list[dict[str, float]]:
         }
         if repeat:  # the first one warms up
             rows.append(row)
-            print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     await generator.close()
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "bfcl_rollouts")
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--concurrent", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("results/bfcl_rollouts.json"))
     args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.concurrent = 1, 16
     rows = asyncio.run(run(args))
     medians = {name: float(np.median([row[name] for row in rows])) for name in rows[0] if name.endswith("_fraction")}
+    write(args, rows, medians=medians)
     outside, idle = medians.values()
     print(f"medians: {100 * outside:.2f} % of the episodes' time outside the engine,", end=" ")
     print(f"{100 * idle:.2f} % of the wall time without an open request")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(
-        json.dumps(
-            {"arguments": vars(args), "machine": machine(), "runs": rows, "medians": medians}, indent=1, default=str
-        )
-        + "\n"
-    )
 
 
 if __name__ == "__main__":
