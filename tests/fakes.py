@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from envs.bfcl.calls import TASK_ERROR
+from envs.bfcl.env import BFCLEnv
+from envs.prompts import DIVERGE, IMPROVE
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 
@@ -94,3 +98,19 @@ class ScriptedGenerator:
 
     async def close(self) -> None:
         pass
+
+
+def tool_user(prompt: str, seed: int, requests: str = "first") -> str:
+    """A script that follows the ground truth of a BFCL task; of an answer afresh, one in three gives up instead."""
+    asked, *answers = prompt.split("<|im_start|>assistant\n")[:-1]
+    env = _bfcl(requests)
+    [task] = [task for task in env.tasks.values() if f"<|im_start|>user\n{task.prompt}<|im_end|>" in asked]
+    iterating = bool(answers) and (IMPROVE in answers[-1] or DIVERGE in answers[-1])
+    if not iterating and seed // 7 % 3 == 0:
+        return TASK_ERROR
+    return env.demonstration(task)[len(answers) - iterating]
+
+
+@functools.cache
+def _bfcl(requests: str) -> BFCLEnv:
+    return BFCLEnv({"split": "all", "requests": requests, "trim_schemas": True})

@@ -37,6 +37,7 @@ def make_tiny_model(
     tied: bool = True,
     seed: int = 0,
     chat_template: str = CHAT_TEMPLATE,
+    max_positions: int = 1024,
 ) -> str:
     """Writes a random two-layer Llama (0.4 million parameters, float32) that transformers and vLLM load.
 
@@ -49,6 +50,7 @@ def make_tiny_model(
         tied: Whether the output layer is the embedding.
         seed: Of the weights.
         chat_template: By default ChatML.
+        max_positions: The most tokens that it says it can take.
 
     Returns:
         The directory.
@@ -74,7 +76,7 @@ def make_tiny_model(
         "num_key_value_heads": kv_heads,
         "head_dim": hidden // heads,
         "hidden_act": "silu",
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": max_positions,
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
         "tie_word_embeddings": tied,
@@ -87,7 +89,7 @@ def make_tiny_model(
         "bos_token": BOS,
         "eos_token": EOS,
         "pad_token": PAD,
-        "model_max_length": 1024,
+        "model_max_length": max_positions,
         "clean_up_tokenization_spaces": False,
     }
     for name, content in [

@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from rllib_exit.cli.config import Settings, override
-from rllib_exit.cli.console import Verbose, clear_errors, duration, out, quiet, say
+from rllib_exit.cli.console import CommandError, Verbose, clear_errors, duration, out, quiet, say
 from rllib_exit.cli.runs import cast, find_checkpoints, load_config, load_iteration, load_weights
 from rllib_exit.versions import versions
 
@@ -186,6 +186,8 @@ def _directories(checkpoints: Sequence[Path], output: Path | None) -> list[Path]
 
 
 def _evaluate(jobs: Sequence[_Job], directories: Sequence[Path]) -> None:
+    from rllib_exit.env_runners.episodes import EpisodeError
+    from rllib_exit.env_runners.generator import EngineError
     from rllib_exit.evaluation import results
 
     shown: dict[_Job, Evaluation] = {}
@@ -203,8 +205,11 @@ def _evaluate(jobs: Sequence[_Job], directories: Sequence[Path]) -> None:
             say("temperature is 0: all seeds give the same; use --set temperature=...")
         to_do.append((job, directory))
 
-    for _, sharing in groupby(sorted(to_do, key=lambda pair: pair[0].engine), key=lambda pair: pair[0].engine):
-        shown |= asyncio.run(_run(list(sharing)))
+    try:
+        for _, sharing in groupby(sorted(to_do, key=lambda pair: pair[0].engine), key=lambda pair: pair[0].engine):
+            shown |= asyncio.run(_run(list(sharing)))
+    except (EpisodeError, EngineError) as error:
+        raise CommandError(f"{error}") from error
     _print([shown[job] for job in jobs])
 
 

@@ -68,7 +68,11 @@ class Generator(Sampler, Protocol):
     """An inference engine."""
 
     def start(self) -> None:
-        """Starts the engine, if it has not started; returns when it has."""
+        """Starts the engine, if it has not started; returns when it has. Any thread may call it.
+
+        Raises:
+            Exception: If it cannot start; from every call, without another try.
+        """
         ...
 
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -36,7 +38,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
     """Owns an inference engine and the environments that run against it.
 
     Its coroutine methods make it an asyncio actor: many calls run at once, and RLlib's own calls, which are not
-    coroutines, between them. The engine starts with the first rollout or weights.
+    coroutines, between them. The engine starts at once, while the learners are made; one that is colocated, and
+    measures how much memory is free, starts with the first rollout or weights.
 
     An env runner whose engine died or hangs raises :class:`EngineError` from every call. It is of no more use:
     whoever calls it has it restarted.
@@ -50,6 +53,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             os.environ["SANDBOX_SLOTS"] = str(int(slots))
         self._policy_version = 0
         self.make_env()
+        if not config.colocated:
+            threading.Thread(target=self._start_engine, name="engine start", daemon=True).start()
 
     def make_env(self) -> None:
         """Makes one environment, for its spaces; the rollouts make their own."""
@@ -146,6 +151,10 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             max_model_len=self.config.max_model_len,
             engine_args=self.config.all_engine_args,
         )
+
+    def _start_engine(self) -> None:
+        with suppress(Exception):  # every use of the engine raises it again
+            self._generator.start()
 
     @property
     def _engine(self) -> Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -20,7 +21,7 @@ from rllib_exit.env_runners.weight_transfer import WeightLoader, shared_file
 class VLLMGenerator:
     """A vLLM engine in a process of its own, with continuous batching and prefix caching.
 
-    The engine starts with ``start``, or the first call. It must be used from one event loop.
+    The engine starts with ``start``, or the first call. But for ``start`` it must be used from one event loop.
 
     Args:
         model: A local model directory.
@@ -48,6 +49,7 @@ class VLLMGenerator:
         self._max_model_len = max_model_len
         self._engine: Any = None
         self._start_error: Exception | None = None
+        self._starting = threading.Lock()
         self._asleep = False
         self._request_ids = itertools.count()
 
@@ -56,16 +58,17 @@ class VLLMGenerator:
         return self._max_model_len
 
     def start(self) -> None:
-        """Starts the engine, if it has not started; returns when it has."""
-        # Starting takes long: what failed once is not tried again for every request.
-        if self._start_error is not None:
-            raise self._start_error
-        if self._engine is None:
-            try:
-                self._engine = self._make_engine()
-            except Exception as error:
-                self._start_error = error
-                raise
+        """Starts the engine, if it has not started; returns when it has. Any thread may call it."""
+        with self._starting:
+            # Starting takes long: what failed once is not tried again for every request.
+            if self._start_error is not None:
+                raise self._start_error
+            if self._engine is None:
+                try:
+                    self._engine = self._make_engine()
+                except Exception as error:
+                    self._start_error = error
+                    raise
 
     def _make_engine(self) -> Any:
         import psutil
@@ -220,11 +223,12 @@ class VLLMGenerator:
                 await self._engine.resume_generation()
 
     async def close(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown()
-            # Its destructor shuts it down again, which prints a traceback where the interpreter is ending.
-            self._engine.shutdown = lambda timeout=None: None
-            self._engine = None
+        with self._starting:  # an engine that is not yet there cannot be ended
+            if self._engine is not None:
+                self._engine.shutdown()
+                # Its destructor shuts it down again, which prints a traceback where the interpreter is ending.
+                self._engine.shutdown = lambda timeout=None: None
+                self._engine = None
 
 
 @contextmanager

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from envs.base import TaskInstance, Turn
+from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import run_episode
+from rllib_exit.env_runners.episodes import EnvPool, run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.grpo.causal_lm_rl_module import PACK, CausalLMRLModule
@@ -26,6 +27,7 @@ from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
 from tests.fakes import CounterEnv
 from tests.processes import children, wait_for_end
+from tests.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -35,9 +37,9 @@ PROMPT = list(range(10, 110))
 class Engine:
     """A generator with its event loop."""
 
-    def __init__(self, model: str, **engine_args: Any) -> None:
+    def __init__(self, model: str, max_model_len: int = 512, **engine_args: Any) -> None:
         self.loop = asyncio.Runner()
-        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=512, engine_args=engine_args)
+        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=max_model_len, engine_args=engine_args)
 
     def generate(self, *prompts: list[int], seed: int = 0, **sampling: Any) -> list[Generation]:
         async def run() -> list[Generation]:
@@ -225,14 +227,65 @@ def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engin
         )
 
     rollouts = engine.loop.run(play())
+    # One more after a self-iteration step.
+    assert [len(rollout.segments) for rollout in rollouts] == [2 if starts[i % 4].iterate else 1 for i in range(50)]
+    assert num_rescored(rollouts, tiny_model) > 50 * 3 * 4
+
+
+def num_rescored(rollouts: list[Rollout], model: str) -> int:
+    """How many tokens were generated; the learner's log-probability of each is the engine's."""
     rows = [Row(s.token_ids, s.loss_mask, s.logprobs, 1.0, 1.0) for rollout in rollouts for s in rollout.segments]
-    assert sum(len(rollout.segments) == 2 for rollout in rollouts) == 24  # one more after a self-iteration step
-    assert sum(int(row.loss_mask.sum()) for row in rows) > 50 * 3 * 4
-    module = make_module(tiny_model)
+    module = make_module(model)
     with torch.no_grad():
         for packed in pack(rows, 4096):
             learner = module.forward_train({PACK: packed})["logprobs"]
             np.testing.assert_allclose(learner, packed.rollout_logprobs_N, atol=5e-4)
+    return sum(int(row.loss_mask.sum()) for row in rows)
+
+
+class GuidedBFCLEnv(BFCLEnv):
+    """Calls what the ground truth does, whatever the policy writes; the chat shows both."""
+
+    def respond(self, task, response):
+        return super().respond(task, self.demonstration(task)[self._responses])
+
+
+def test_segments_of_tool_use_have_the_engines_log_probabilities(tmp_path: Path) -> None:
+    """The same over real tool results, in prompts of thousands of tokens."""
+    model = make_tiny_model(tmp_path, vocab_size=2048, max_positions=8192)
+    engine = Engine(model, max_model_len=8192)
+    chat = ChatTokenizer(model)
+    options = {"requests": "all", "trim_schemas": True, "classes": ["GorillaFileSystem"], "max_turns": 6}
+    env = GuidedBFCLEnv(options)
+    iterate = Turn("<tool>[]</tool> <|im_end|>", depth=1)
+    starts = [
+        start
+        for task in env.tasks
+        for start in (
+            TaskInstance(task),
+            TaskInstance(task, (Turn("one"), Turn("two <|im_start|>"))),
+            TaskInstance(task, iterate=iterate, kind="improve"),
+            TaskInstance(task, (Turn("one"),), iterate, "diverge"),
+        )
+    ]
+
+    async def play() -> list[Rollout]:
+        pool = EnvPool(
+            lambda: GuidedBFCLEnv(options),
+            16,
+            generator=engine.generator,
+            chat=chat,
+            sampling=SamplingParams(max_tokens=12),
+        )
+        return await asyncio.gather(*(pool.run(starts[i % len(starts)], seed=1000 * i) for i in range(50)))
+
+    rollouts = engine.loop.run(play())
+    engine.loop.run(engine.generator.close())
+    engine.loop.close()
+    assert all(len(rollout.turns) >= 4 for rollout in rollouts)
+    for i, rollout in enumerate(rollouts):
+        assert len(rollout.segments) == (2 if starts[i % len(starts)].iterate else 1)
+    assert num_rescored(rollouts, model) > 50 * 3 * 12
 
 
 def test_an_engine_whose_process_is_killed_says_so(tiny_model: str) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import SamplingParams
 from rllib_exit.evaluation.self_improvement import (
@@ -17,7 +20,7 @@ from rllib_exit.evaluation.self_improvement import (
     net_corrections_by_step,
     self_improve,
 )
-from tests.fakes import ScriptedGenerator
+from tests.fakes import ScriptedGenerator, tool_user
 from tests.tiny_models import make_tiny_model
 
 
@@ -96,6 +99,35 @@ def test_on_every_turn_k_steps_are_taken_and_only_the_last_iterate_is_executed(m
     # A later turn's prompt shows the last iterates of the turns before, and no self-iteration prompt of theirs.
     last = generator.chat.tokenizer.decode(generator.prompts[-1])
     assert last.count("Check it carefully") == 1 and "executed 2" in last and "executed 12" in last
+
+
+def test_tool_use_over_all_requests(tmp_path: Path) -> None:
+    """An answer afresh may give up; one step on every turn follows the ground truth to the last of them."""
+    model = make_tiny_model(tmp_path, max_positions=1 << 17)
+    options = {"requests": "all", "trim_schemas": True}
+    env = BFCLEnv(options)
+    task_ids = sorted(env.tasks, key=lambda task_id: len(env.demonstration(env.tasks[task_id])))[-4:]
+    generator = ScriptedGenerator(model, functools.partial(tool_user, requests="all"), max_model_len=1 << 17)
+    results = asyncio.run(
+        self_improve(
+            task_ids,
+            1,
+            make_env=lambda: BFCLEnv(options),
+            max_concurrent=4,
+            generator=generator,
+            chat=ChatTokenizer(model),
+            sampling=SamplingParams(max_tokens=2048),
+            seed=1,
+        )
+    )
+    chains = [chain for chain in results if chain is not None]
+    assert [chain.task_id for chain in chains] == task_ids
+    for chain in chains:
+        assert chain.qualities == (0, 1)
+        assert len(chain.turns[1]) == len(env.demonstration(env.tasks[chain.task_id])) > 10
+    metrics = metrics_by_step(chains)
+    assert metrics["first_turn_accuracy"][1] == metrics["official_accuracy"][1] == 1
+    assert metrics["requests_solved_fraction"][0] < 1 == metrics["requests_solved_fraction"][1]
 
 
 def test_where_an_iterate_leaves_no_room_it_stands(model: str) -> None:

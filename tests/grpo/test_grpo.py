@@ -9,11 +9,13 @@ import pytest
 import ray
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from envs.bfcl.env import BFCLEnv
 from rllib_exit.checkpoints import CheckpointError
 from rllib_exit.grpo.grpo import GRPO, RolloutError
 from rllib_exit.grpo.grpo_config import GRPOConfig
 from rllib_exit.rollouts import RolloutRequest
-from tests.fakes import ScriptedGenerator
+from tests.fakes import ScriptedGenerator, tool_user
+from tests.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -186,6 +188,25 @@ def test_a_reward_that_raises_ends_training_with_the_task_the_cause_and_a_checkp
         # What was selected when it failed is neither lost nor selected anew.
         algo.train()
         assert trained_on[0] == trained_on[1] and repr(algo.replay.get_state()) == repr(state)
+    finally:
+        algo.stop()
+
+
+def test_tool_use_is_trained_on_from_partial_histories(tmp_path: Path, ray_session: None) -> None:
+    model = make_tiny_model(tmp_path, max_positions=8192)
+    config = make_config(model, max_model_len=8192, prompts_per_batch=4)
+    config.environment(BFCLEnv, env_config={"trim_schemas": True, "classes": ["GorillaFileSystem"]})
+    config.generation(max_response_tokens=512, generator_class=partial(ScriptedGenerator, script=tool_user))
+    config.curriculum(self_iteration_prob=1.0)
+    algo: Any = config.build_algo()
+    try:
+        results = [algo.train() for _ in range(5)]
+        replayed = [result["curriculum"] for result in results if result["curriculum"]["selected_fraction"]]
+        assert max(result["starting_turn_mean"] for result in replayed) > 0
+        assert max(result["depth_mean"] for result in replayed) > 0
+        # A script's log-probabilities are made up, but its tokens were trained on.
+        assert all(result["learner"]["grad_norm"] > 0 for result in results)
+        assert 0 < results[-1]["rollouts"]["first_turn_accuracy"] < 1
     finally:
         algo.stop()
 
