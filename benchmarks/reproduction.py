@@ -115,7 +115,8 @@ def summarise(title: str, output: Path) -> None:
             untrained = 100 * curves[BASELINE].accuracy
             trained.append(100 * curves[TRAINED].accuracy)
             over_iterations.plot(*first_answers(run), lw=1, color=color, label=label)
-            minutes = {iteration: seconds / 60 for iteration, seconds in run.series("time_total_s").items()}
+            seconds = run.series("time_this_iter_s")
+            minutes = dict(zip(seconds, itertools.accumulate(s / 60 for s in seconds.values()), strict=True))
             if over_time is not None:
                 accuracy = run.series("evaluation/accuracy/step_0")
                 x, y = [0.0, *map(minutes.__getitem__, accuracy)], [untrained[0], *(100 * a for a in accuracy.values())]

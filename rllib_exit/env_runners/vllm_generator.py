@@ -43,6 +43,7 @@ class VLLMGenerator:
             # Sampling is what SamplingParams says, not the model's generation_config.
             "generation_config": "vllm",
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "worker_extension_cls": f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
             **(engine_args or {}),
         }

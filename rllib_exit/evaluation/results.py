@@ -106,7 +106,8 @@ def write(directory: Path, evaluation: Evaluation, chains: Mapping[str, Chains])
     ]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / PARQUET, compression="zstd")
     data = {
-        "checkpoint": evaluation.checkpoint,
+        # Relative to the file, so that both can be moved together.
+        "checkpoint": os.path.relpath(evaluation.checkpoint, directory),
         "iteration": evaluation.iteration,
         "run": evaluation.run,
         "settings": evaluation.settings,
@@ -133,7 +134,7 @@ def read(file: Path) -> Evaluation:
     try:
         data = json.loads(file.read_text())
         return Evaluation(
-            checkpoint=data["checkpoint"],
+            checkpoint=os.path.normpath(file.absolute().parent / data["checkpoint"]),
             iteration=data["iteration"],
             run=data["run"],
             settings=data["settings"],

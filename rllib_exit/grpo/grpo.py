@@ -21,6 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics import TIMERS
 from ray.tune import PlacementGroupFactory
+from ray.tune.result import TIME_TOTAL_S
 
 from rllib_exit import checkpoints
 from rllib_exit.connectors.exit_replay import ExItReplay
@@ -366,12 +367,15 @@ class GRPO(Algorithm):
         if self._check_component(CURRICULUM, components, not_components):
             state[CURRICULUM] = self.replay.get_state()
         state[SELECTED] = list(self._ahead)
+        state[TIME_TOTAL_S] = self._time_total
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         if SELECTED in state:
             self._ahead = deque(state[SELECTED])
+            # Tune restores it for what it resumes itself alone.
+            self._time_total = state[TIME_TOTAL_S]
 
     def get_checkpointable_components(self) -> list:
         components = super().get_checkpointable_components()

@@ -118,6 +118,18 @@ def test_what_changes_the_numbers_is_evaluated_again(checkpoint: Path, engines: 
     assert len(engines) == 2
 
 
+def test_results_can_be_moved(tmp_path: Path, tiny_model: str, engines: list[Any]):
+    weights = load_file(f"{tiny_model}/model.safetensors")
+    write_checkpoint(tmp_path / "here" / "trial" / "checkpoint", make_config(tiny_model), weights)
+    assert run("evaluate", tmp_path / "here", "--limit", "1", "--steps", "0").exit_code == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert "evaluated before" in run("evaluate", tmp_path / "there", "--limit", "1", "--steps", "0").output
+    assert len(engines) == 1
+    [file] = tmp_path.rglob("evaluation.json")
+    assert str(tmp_path) not in file.read_text()
+    assert read(file).checkpoint == str(tmp_path / "there" / "trial" / "checkpoint")
+
+
 class HangingEnv(DigitEnv):
     def respond(self, task: Task, response: str) -> Outcome:
         time.sleep(600)

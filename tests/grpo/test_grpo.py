@@ -106,14 +106,16 @@ def test_a_restored_run_selects_what_the_uninterrupted_one_does(
     algo: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     algo.train()
-    algo.train()
+    time_total_s = algo.train()["time_total_s"]
     checkpoint = algo.save_to_path(tmp_path / "checkpoint")
     expected = selections(algo, monkeypatch)
     versions = [algo.train()["policy_version"] for _ in range(2)]
     restored: Any = GRPO.from_checkpoint(checkpoint)
     try:
         seen = selections(restored, monkeypatch)
-        assert [restored.train()["policy_version"] for _ in range(2)] == versions == [3, 4]
+        results = [restored.train() for _ in range(2)]
+        assert [result["policy_version"] for result in results] == versions == [3, 4]
+        assert results[0]["time_total_s"] == time_total_s + results[0]["time_this_iter_s"]
         assert seen == expected
         assert restored.training_iteration == algo.training_iteration == 4
         states = [a.replay.curriculum.buffer.get_state() for a in (restored, algo)]
