@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ def adopt_orphans(adopt: bool) -> None:
 
 def children() -> set[int]:
     own = Path(f"/proc/{os.getpid()}/task")
-    return {int(pid) for thread in own.iterdir() for pid in (thread / "children").read_text().split()}
+    found: set[int] = set()
+    for thread in own.iterdir():
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            found.update(map(int, (thread / "children").read_text().split()))
+    return found
 
 
 def run_cleanly(script: str, temporary: str, **arguments: Any) -> Run:
