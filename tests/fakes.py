@@ -101,14 +101,18 @@ class ScriptedGenerator:
 
 
 def tool_user(prompt: str, seed: int, requests: str = "first") -> str:
-    """A script that follows the ground truth of a BFCL task; of an answer afresh, one in three gives up instead."""
+    """A script that follows the ground truth of a BFCL task.
+
+    Of answers afresh, one in three gives up instead; self-iteration steps differ in a word, as every response would.
+    """
     asked, *answers = prompt.split("<|im_start|>assistant\n")[:-1]
     env = _bfcl(requests)
     [task] = [task for task in env.tasks.values() if f"<|im_start|>user\n{task.prompt}<|im_end|>" in asked]
     iterating = bool(answers) and (IMPROVE in answers[-1] or DIVERGE in answers[-1])
     if not iterating and seed // 7 % 3 == 0:
         return TASK_ERROR
-    return env.demonstration(task)[len(answers) - iterating]
+    answer = env.demonstration(task)[len(answers) - iterating]
+    return f"Attempt {seed}: {answer}" if iterating else answer
 
 
 @functools.cache

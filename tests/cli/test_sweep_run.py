@@ -45,7 +45,7 @@ def start(directory: Path, *args: str) -> subprocess.Popen[str]:
 
 def iterations(directory: Path, trial_id: str = "") -> list[int]:
     """What every trial, or one, has written down, by result."""
-    files = sorted(directory.glob(f"*{trial_id}*/result.json"))
+    files = sorted(file for file in directory.glob("*/result.json") if trial_id in file.parent.name)
     return [json.loads(line)["training_iteration"] for file in files for line in file.read_text().splitlines()]
 
 

@@ -199,7 +199,7 @@ def test_tool_use_is_trained_on_from_partial_histories(tmp_path: Path, ray_sessi
     config = make_config(model, max_model_len=8192, prompts_per_batch=4)
     config.environment(BFCLEnv, env_config={"trim_schemas": True, "classes": ["GorillaFileSystem"]})
     config.generation(max_response_tokens=512, generator_class=partial(ScriptedGenerator, script=tool_user))
-    config.curriculum(self_iteration_prob=1.0)
+    config.curriculum(self_iteration_prob=1.0, buffer_size=40)
     algo: Any = config.build_algo()
     try:
         results = [algo.train() for _ in range(5)]
