@@ -31,8 +31,8 @@ from envs.base import TaskInstance, Turn
 from rllib_exit.connectors.exit_replay import ExItReplay
 from rllib_exit.curriculum.exit import ExIt
 
-BASE = {"group size": 4, "prompts": 8, "response tokens": 16, "buffer size": 1000}
-GROWTH = {"group size": [2, 8], "prompts": [4, 16], "response tokens": [8, 32], "buffer size": [100, 100_000]}
+BASE = {"group size": 4, "prompts": 4, "response tokens": 16, "buffer size": 1000}
+GROWTH = {"group size": [2, 8], "prompts": [2, 8], "response tokens": [8, 32], "buffer size": [100, 100_000]}
 TIMERS = ("select", "rollout", "embed", "update", "sync")
 
 

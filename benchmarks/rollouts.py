@@ -140,9 +140,10 @@ def main() -> None:
     size = 2 if args.quick else 16
     make: dict[str, Callable[[], Workload]] = {
         "groups": lambda: groups(math_common.cpu("grpo")[0], size),
-        "K steps": lambda: chains(math_common.cpu("grpo")[0], 2 * size),
+        "K steps": lambda: chains(math_common.cpu("grpo")[0], size),
         "BFCL groups": lambda: groups(
-            bfcl_common.cpu("grpo")[0].language_model(**({"model": args.model} if args.model else {})), size // 2
+            bfcl_common.cpu("grpo")[0].language_model(**({"model": args.model} if args.model else {})),
+            max(2, size // 4),
         ),
     }
     table, runs = [], {}

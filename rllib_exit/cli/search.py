@@ -85,7 +85,7 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
             "checkpoint": str(checkpoint.absolute()) if checkpoint else None,
             "seed": seed,
             **{key: getattr(config, key) for key in ("dtype", "max_model_len", "max_response_tokens")},
-            **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k")},
+            **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k", "stop")},
         },
     )
     done = f"{len(directory.steps)} of these {steps + 1} done before"

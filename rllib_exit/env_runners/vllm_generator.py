@@ -226,7 +226,8 @@ class VLLMGenerator:
     async def close(self) -> None:
         with self._starting:  # an engine that is not yet there cannot be ended
             if self._engine is not None:
-                self._engine.shutdown()
+                # It has freed what it holds within the time; its interpreter then takes seconds to end by itself.
+                self._engine.shutdown(timeout=2.0)
                 # Its destructor shuts it down again, which prints a traceback where the interpreter is ending.
                 self._engine.shutdown = lambda timeout=None: None
                 self._engine = None

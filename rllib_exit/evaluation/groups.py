@@ -92,6 +92,10 @@ class Domain:
         """The runs whose training is there, not their evaluation alone."""
         return [run for run in self.runs if run.results]
 
+    @property
+    def all_searches(self) -> list[Search]:
+        return [search for of_group in self.searches.values() for search in of_group]
+
     def places(self) -> dict[str, int]:
         """By label, the place of its strategy among the rows of Table 1."""
         order = list(LABELS)

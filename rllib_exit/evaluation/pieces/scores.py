@@ -143,7 +143,7 @@ def _over(found: Sequence[Improvement]) -> str:
 
 
 def _search_column(domain: Domain, material: Material) -> Column | None:
-    if not any(domain.searches.values()):
+    if not domain.all_searches:
         return None
     shared = _shared_competitions(domain)
     held_out = [name for name in shared if not _trained_on(domain, name)]
@@ -181,17 +181,16 @@ def _search_steps(domain: Domain, competitions: Sequence[str]) -> int:
 def _shared_competitions(domain: Domain) -> list[str]:
     """The competitions that every run that was searched with, and the base model if it was, were searched on."""
     by_run: dict[int, set[str]] = defaultdict(set)
-    for search in (search for of_group in domain.searches.values() for search in of_group):
+    for search in domain.all_searches:
         by_run[id(search.run)].add(search.competition)
     return sorted(set.intersection(*by_run.values()))
 
 
 def _search_left_out(domain: Domain, shared: Sequence[str]) -> str:
     """What of the searches is left out of the means, in words."""
-    searches = [search for of_group in domain.searches.values() for search in of_group]
-    others = sorted({search.competition for search in searches}.difference(shared))
+    others = sorted({search.competition for search in domain.all_searches}.difference(shared))
     text = f" Not counted, as not every run was searched on it: {', '.join(others)}." if others else ""
-    lengths = sorted({len(search.steps) - 1 for search in searches})
+    lengths = sorted({len(search.steps) - 1 for search in domain.all_searches})
     if len(lengths) > 1:
         text += f" The searches have {lengths[0]} to {lengths[-1]} steps; curves end with the shortest."
     return text
@@ -338,7 +337,7 @@ def greedy_search(domain: Domain, material: Material) -> list[Piece]:
     """Best score so far by step: over training and held-out competitions, and per competition."""
     together = Piece(f"{domain.slug}-search", "Greedy search by step", "Figure 9")
     each = Piece(f"{domain.slug}-search-each", "Greedy search by step, per competition", "Figure 10")
-    searches = [search for of_group in domain.searches.values() for search in of_group]
+    searches = domain.all_searches
     if not searches:
         together.gap = each.gap = "no search.jsonl is there; run `rllib search RUN --competition DIR`"
         return [together, each]
