@@ -137,13 +137,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.repeats = 1
-    size = 2 if args.quick else 16
+    num_groups, num_chains, num_bfcl = (2, 2, 2) if args.quick else (16, 8, 3)
     make: dict[str, Callable[[], Workload]] = {
-        "groups": lambda: groups(math_common.cpu("grpo")[0], size),
-        "K steps": lambda: chains(math_common.cpu("grpo")[0], size),
+        "groups": lambda: groups(math_common.cpu("grpo")[0], num_groups),
+        "K steps": lambda: chains(math_common.cpu("grpo")[0], num_chains),
         "BFCL groups": lambda: groups(
             bfcl_common.cpu("grpo")[0].language_model(**({"model": args.model} if args.model else {})),
-            max(2, size // 4),
+            num_bfcl,
         ),
     }
     table, runs = [], {}

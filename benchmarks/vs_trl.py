@@ -160,7 +160,7 @@ class Side:
 def main() -> None:
     parser = arguments(__doc__, "vs_trl")
     parser.add_argument("--trl-python", default=".venv-trl/bin/python", help="an interpreter that has TRL")
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--response", type=int, default=24)
     parser.add_argument("--trl-batch", type=int, default=32)
