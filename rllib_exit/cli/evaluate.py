@@ -17,7 +17,7 @@ import yaml
 
 from rllib_exit.cli.config import Settings, override
 from rllib_exit.cli.console import CommandError, Verbose, clear_errors, duration, out, quiet, say
-from rllib_exit.cli.runs import cast, find_checkpoints, load_config, load_iteration, load_weights
+from rllib_exit.cli.runs import cast, find_checkpoints, generation_settings, load_config, load_iteration, load_weights
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ class _Job:
                 "env_config": dict(trained.env_config),
             },
             settings={
-                **{name: getattr(config, name) for name in ("dtype", "max_model_len", "max_response_tokens")},
-                **{name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "stop")},
+                **generation_settings(config),
                 **{name: getattr(config, name) for name in ("compact_history_chars", "chat_template_kwargs")},
                 "engine_args": config.engine_args,
                 "self_improvement_steps": config.self_improvement_steps,

@@ -74,6 +74,12 @@ def load_config(checkpoint: Path) -> GRPOConfig:
     return config
 
 
+def generation_settings(config: GRPOConfig) -> dict[str, Any]:
+    """What responses depend on besides the policy, the prompt and the seed, as it is written beside results."""
+    names = ("dtype", "max_model_len", "max_response_tokens", "temperature", "top_p", "top_k", "stop")
+    return {name: getattr(config, name) for name in names}
+
+
 def load_weights(checkpoint: Path) -> np.ndarray:
     """(bytes,) uint8, the policy's weights in a checkpoint as a float32 safetensors file.
 

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from rllib_exit.cli.config import Settings, check, override
 from rllib_exit.cli.console import Verbose, clear_errors, out, quiet, say
-from rllib_exit.cli.runs import cast, find_checkpoint, load_config, load_weights
+from rllib_exit.cli.runs import cast, find_checkpoint, generation_settings, load_config, load_weights
 
 if TYPE_CHECKING:
     from rllib_exit.evaluation.greedy_search import SearchDirectory
@@ -84,8 +84,7 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
             "model": config.model_name,
             "checkpoint": str(checkpoint.absolute()) if checkpoint else None,
             "seed": seed,
-            **{key: getattr(config, key) for key in ("dtype", "max_model_len", "max_response_tokens")},
-            **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k", "stop")},
+            **generation_settings(config),
         },
     )
     done = f"{len(directory.steps)} of these {steps + 1} done before"

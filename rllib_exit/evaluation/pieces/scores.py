@@ -188,9 +188,10 @@ def _shared_competitions(domain: Domain) -> list[str]:
 
 def _search_left_out(domain: Domain, shared: Sequence[str]) -> str:
     """What of the searches is left out of the means, in words."""
-    others = sorted({search.competition for search in domain.all_searches}.difference(shared))
+    searches = domain.all_searches
+    others = sorted({search.competition for search in searches}.difference(shared))
     text = f" Not counted, as not every run was searched on it: {', '.join(others)}." if others else ""
-    lengths = sorted({len(search.steps) - 1 for search in domain.all_searches})
+    lengths = sorted({len(search.steps) - 1 for search in searches})
     if len(lengths) > 1:
         text += f" The searches have {lengths[0]} to {lengths[-1]} steps; curves end with the shortest."
     return text
