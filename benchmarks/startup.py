@@ -1,86 +1,71 @@
-"""From the command to the first trained iteration: how long each part of starting up takes.
+"""From ``rllib train`` to the first response: how long each part of starting up takes.
 
     python benchmarks/startup.py
 
-Every turn is a new process that does what ``rllib train file tuned_examples/math_exit.py --scale cpu`` does: imports,
-Ray, the example, the algorithm (env runner actor and learner), the engine, and the first response. ``interpreter`` is
-``python -c pass``, which is part of each.
+Every turn runs the command ``rllib train file tuned_examples/math_grpo.py``, with a single group whose responses are
+of one token: when they are in, the first tokens are.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from side_by_side import arguments, write
 
-TUNED_EXAMPLES = Path(__file__).resolve().parent.parent / "tuned_examples"
+EXAMPLE = Path(__file__).resolve().parent.parent / "tuned_examples" / "math_grpo.py"
+SETTINGS: Mapping[str, int | None] = {
+    "prompts_per_batch": 1,
+    "rollouts_per_prompt": 2,
+    "max_response_tokens": 1,
+    "evaluation_interval": None,
+}
+# What the command prints, and what has come to its end then.
+LINES = {"scale:": "command line", "Ray dashboard:": "example and Ray", "results:": "check of resources"}
 
 
-def child() -> None:
-    """Prints the seconds of each part."""
-    parts: dict[str, float] = {}
-    last = time.perf_counter()
-
-    def done(name: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        parts[name], last = now - last, now
-
-    import rllib_exit.cli.main
-
-    done("import the command line")
-    import ray
-
-    done("import ray")
-    import rllib_exit.grpo.grpo  # noqa: F401
-
-    done("import the algorithm")
-    sys.path.insert(0, str(TUNED_EXAMPLES))
-    import math_common
-
-    config = math_common.cpu("grpo")[0]
-    config.training(prompts_per_batch=1, rollouts_per_prompt=2).generation(max_response_tokens=1)
-    done("load the example")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
-    done("start Ray")
-    algo: Any = config.build_algo()
-    done("build env runner and learner")
-    requests = algo._select()
-    algo._roll_out(requests)
-    done("engine and first response")
-    algo.stop()
-    print(json.dumps(parts))
+def start_up(directory: Path) -> dict[str, float]:
+    """The seconds of each part."""
+    command = [str(Path(sys.executable).with_name("rllib")), "train", "file", str(EXAMPLE), "--scale", "cpu"]
+    command += ["--stop-iters", "1", "--results-dir", str(directory)]
+    command += [argument for name, value in SETTINGS.items() for argument in ("--set", f"{name}={value}")]
+    begun = time.time()
+    marks = {}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    for line in process.stdout:
+        for start, part in LINES.items():
+            if line.startswith(start):
+                marks[part] = time.time()
+    if process.wait() or len(marks) < len(LINES):
+        raise SystemExit(f"{' '.join(command)} failed, or no longer prints lines with {list(LINES)}")
+    # Tune writes the only iteration down as it ends.
+    [file] = directory.rglob("result.json")
+    [result] = [json.loads(line) for line in file.read_text().splitlines()]
+    iteration_began = file.stat().st_mtime - result["time_this_iter_s"]
+    marks["trial, env runner, learner"] = iteration_began
+    marks["rest of the engine, first tokens"] = iteration_began + result["timers"]["rollout"]
+    return {part: mark - before for (part, mark), before in zip(marks.items(), [begun, *marks.values()], strict=False)}
 
 
 def main() -> None:
-    parser = arguments(__doc__, "startup")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        return child()
-    if args.quick:
-        args.repeats = 1
+    args = arguments(__doc__, "startup").parse_args()
     turns: list[dict[str, float]] = []
-    for repeat in range(args.repeats + 1):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        interpreter = time.perf_counter() - start
-        command = [sys.executable, __file__, "--child"]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
-        parts = {"interpreter": interpreter, **json.loads(output.splitlines()[-1])}
-        if repeat or args.quick:  # the first one fills the caches
-            turns.append(parts)
-    medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
-    total = sum(medians.values())
+    for _ in range(1 if args.quick else args.repeats + 1):
+        directory = Path(tempfile.mkdtemp())
+        turns.append(start_up(directory))
+        shutil.rmtree(directory)
+    measured = turns if args.quick else turns[1:]  # the first one fills the caches
+    medians = {name: statistics.median(turn[name] for turn in measured) for name in turns[0]}
+    total = statistics.median(sum(turn.values()) for turn in measured)
     rows = [{"part": name, "s": value, "%": 100 * value / total} for name, value in medians.items()]
     write(args, [*rows, {"part": "together", "s": total, "%": 100.0}], turns=turns)
 

@@ -75,7 +75,7 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
 
     Args:
         config: The config.
-        settings: ``key=value`` each; a value is a JSON or YAML literal.
+        settings: ``key=value`` each; a value is a JSON or YAML literal, or None.
 
     Raises:
         ValueError: If a setting is malformed or names no field.
@@ -104,7 +104,7 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ValueError(f"--set {setting}: write it as key=value")
     try:
-        return key, json.loads(text)  # YAML takes 1e-6 for a string
+        return key, json.loads("null" if text == "None" else text)  # YAML takes 1e-6 for a string
     except json.JSONDecodeError:
         pass
     try:

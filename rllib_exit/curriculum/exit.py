@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from envs.base import TaskInstance
+from rllib_exit.checks import check_field, is_int, is_number
 from rllib_exit.curriculum.learnability import SCORES
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
@@ -47,22 +47,20 @@ class CurriculumConfig:
 
     def validate(self) -> None:
         """Raises a ValueError that names the field, its value and the mend."""
-        for field in ("self_iteration_prob", "divergence_prob", "staleness_coeff"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"{field} is {getattr(self, field)}: set a probability in [0, 1]")
-        if self.min_buffer_size < 1:
-            raise ValueError(f"min_buffer_size is {self.min_buffer_size}: set at least 1")
-        if self.buffer_size < self.min_buffer_size:
-            raise ValueError(
-                f"buffer_size is {self.buffer_size}, below min_buffer_size {self.min_buffer_size}, so that nothing "
-                "would ever be selected: raise buffer_size or lower min_buffer_size"
-            )
-        if self.expansions_per_group < 1:
-            raise ValueError(f"expansions_per_group is {self.expansions_per_group}: set at least 1")
-        if not (math.isfinite(self.inverse_temperature) and self.inverse_temperature >= 0):
-            raise ValueError(f"inverse_temperature is {self.inverse_temperature}: set a finite number of at least 0")
-        if self.learnability not in SCORES:
-            raise ValueError(f"learnability is {self.learnability!r}: use one of {', '.join(SCORES)}")
+        for name in ("self_iteration_prob", "divergence_prob", "staleness_coeff"):
+            check_field(self, name, is_number(getattr(self, name), 0, 1), "use a probability, in [0, 1]")
+        for name in ("min_buffer_size", "buffer_size", "expansions_per_group"):
+            check_field(self, name, is_int(getattr(self, name), 1), "use an integer of 1 or more")
+        check_field(
+            self,
+            "buffer_size",
+            self.buffer_size >= self.min_buffer_size,
+            f"nothing would ever be selected; use min_buffer_size ({self.min_buffer_size}) or more, or lower that",
+        )
+        check_field(self, "inverse_temperature", is_number(self.inverse_temperature, 0), "use a number of 0 or more")
+        check_field(self, "learnability", self.learnability in list(SCORES), f"use one of {', '.join(SCORES)}")
+        for name in ("self_iteration", "diversity_bonus"):
+            check_field(self, name, isinstance(getattr(self, name), bool), "use True or False")
 
 
 # The rows of Table 1.

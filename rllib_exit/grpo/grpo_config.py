@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided as _NotProvided
 
+from rllib_exit.checks import check_field, is_int, is_number
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
 from rllib_exit.models import resolve_model
 from rllib_exit.objective.loss import LossAggregation
@@ -505,19 +507,18 @@ class GRPOConfig(AlgorithmConfig):
         Raises:
             ValueError: Names the field, its value and the mend.
         """
-        # Before RLlib's own checks, which would answer with schedules.
-        self._check("lr", _is_number(self.lr) and self.lr >= 0, "use a number of 0 or more")
+        self._validate_types()
         super().validate()
         self._check("model_name", isinstance(self.model_name, str), "name a model with .language_model(...)")
         self._check("dtype", self.dtype in ("float32", "bfloat16"), "use 'float32' or 'bfloat16'")
         for name in ("max_model_len", "max_response_tokens", "prompts_per_batch", "max_tokens_per_micro_batch"):
-            self._check(name, _is_int(getattr(self, name), 1), "use an integer of 1 or more")
+            self._check(name, is_int(getattr(self, name), 1), "use an integer of 1 or more")
         for name in ("num_epochs", "ref_update_interval", "num_envs_per_env_runner", "self_improvement_steps"):
             low = 0 if name == "self_improvement_steps" else 1
-            self._check(name, _is_int(getattr(self, name), low), f"use an integer of {low} or more")
+            self._check(name, is_int(getattr(self, name), low), f"use an integer of {low} or more")
         self._check(
             "rollouts_per_prompt",
-            _is_int(self.rollouts_per_prompt, 2),
+            is_int(self.rollouts_per_prompt, 2),
             "a group-relative advantage needs at least 2 rollouts",
         )
         self._check(
@@ -527,34 +528,33 @@ class GRPOConfig(AlgorithmConfig):
         )
         self._check(
             "minibatch_size",
-            self.minibatch_size is None or _is_int(self.minibatch_size, 1),
+            self.minibatch_size is None or is_int(self.minibatch_size, 1),
             "use None (the whole batch) or a number of rollouts",
         )
         self._check(
             "compact_history_chars",
-            self.compact_history_chars is None or _is_int(self.compact_history_chars, 0),
+            self.compact_history_chars is None or is_int(self.compact_history_chars, 0),
             "use None or a number of characters",
         )
         self._check(
             "lr_decay_steps",
-            self.lr_decay_steps is None or _is_int(self.lr_decay_steps, 1),
+            self.lr_decay_steps is None or is_int(self.lr_decay_steps, 1),
             "use None or a number of updates",
         )
         for name in ("kl_coeff", "weight_decay", "lr_warmup_steps", "temperature"):
-            self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "use a number of 0 or more")
-        self._check("clip_param", _is_number(self.clip_param) and 0 < self.clip_param < 1, "use a number in (0, 1)")
+            self._check(name, is_number(getattr(self, name), 0), "use a number of 0 or more")
+        self._check("clip_param", is_number(self.clip_param) and 0 < self.clip_param < 1, "use a number in (0, 1)")
         for name in ("clip_param_high", "mismatch_clip", "grad_clip", "env_timeout_s", "generation_timeout_s"):
             value = getattr(self, name)
-            self._check(name, value is None or (_is_number(value) and value > 0), "use None or a number above 0")
-        self._check("ref_update_rate", 0 <= self.ref_update_rate <= 1, "use a number in [0, 1]")
+            self._check(name, value is None or (is_number(value) and value > 0), "use None or a number above 0")
+        self._check("ref_update_rate", is_number(self.ref_update_rate, 0, 1), "use a number in [0, 1]")
         self._validate_learners()
         self._check(
             "splits",
             isinstance(self.splits, dict) and all(isinstance(options, dict) for options in self.splits.values()),
             "use a dict of env_config overrides by name, such as {'aime24': {'tasks': 'aime24'}}",
         )
-        self._check("log_rollouts", isinstance(self.log_rollouts, bool), "use True or False")
-        self._check("max_policy_lag", _is_int(self.max_policy_lag, 0), "use an integer of 0 or more")
+        self._check("max_policy_lag", is_int(self.max_policy_lag, 0), "use an integer of 0 or more")
         self._check(
             "mismatch_clip",
             self.mismatch_clip is not None or self.max_policy_lag == 0,
@@ -562,6 +562,8 @@ class GRPOConfig(AlgorithmConfig):
         )
         choices = ("sequence_mean", "token_mean", "constant")
         self._check("loss_aggregation", self.loss_aggregation in choices, f"use one of {', '.join(choices)}")
+        self._check("top_p", is_number(self.top_p, 0, 1) and self.top_p > 0, "use a number in (0, 1]")
+        self._check("top_k", is_int(self.top_k, 0), "use an integer of 0 or more; 0 is no limit")
         if not self.in_evaluation:
             self._check("temperature", self.temperature > 0, "training samples: use a temperature above 0")
             mend = "training samples from the whole distribution; set it in evaluation_config only"
@@ -582,10 +584,71 @@ class GRPOConfig(AlgorithmConfig):
             mle_bench = isinstance(self.env, type) and issubclass(self.env, MLEBenchEnv)
             self._check("greedy_search", mle_bench, f"env is {self.env!r}: only MLE-bench has it, use False")
         self._validate_placement()
-        self._check("num_env_runners", self.in_evaluation or _is_int(self.num_env_runners, 1), "use 1 or more")
+        self._validate_evaluation()
+
+    def _validate_types(self) -> None:
+        """Checks what RLlib's checks take for granted, or have no good answer for, and what nothing else checks."""
+        self._check("lr", is_number(self.lr, 0), "use a number of 0 or more")
+        for name in (
+            "gradient_checkpointing", "normalize_std", "overlong_filtering", "offload_optimizer", "colocated",
+            "greedy_search", "log_rollouts",
+        ):  # fmt: skip
+            self._check(name, isinstance(getattr(self, name), bool), "use True or False")
+        for name in ("chat_template_kwargs", "engine_args", "zero_optimization", "env_config"):
+            self._check(name, isinstance(getattr(self, name), dict), "use a dict")
+        low = 0 if self.in_evaluation else 1
+        self._check("num_env_runners", is_int(self.num_env_runners, low), f"use an integer of {low} or more")
+        for name in ("evaluation_num_env_runners", "num_learners"):
+            self._check(name, is_int(getattr(self, name), 0), "use an integer of 0 or more")
+        for name in ("num_cpus_per_env_runner", "num_gpus_per_env_runner", "num_gpus_per_learner"):
+            self._check(name, is_number(getattr(self, name), 0), "use a number of 0 or more")
+        self._check(
+            "num_cpus_per_learner",
+            self.num_cpus_per_learner == "auto" or is_number(self.num_cpus_per_learner, 0),
+            "use a number of 0 or more, or 'auto'",
+        )
+        for name, low in (("seed", 0), ("evaluation_interval", 1), ("learner_threads", 1)):
+            value = getattr(self, name)
+            self._check(name, value is None or is_int(value, low), f"use None or an integer of {low} or more")
+        overrides = self.evaluation_config
+        self._check("evaluation_config", isinstance(overrides, dict | AlgorithmConfig | None), "use a dict")
+        self._check(
+            "stop",
+            isinstance(self.stop, list | tuple) and all(isinstance(text, str) and text for text in self.stop),
+            "use a list of strings that are not empty",
+        )
+        self._check("generator_class", callable(self.generator_class), "use what makes the engine, a callable")
+        self._check(
+            "adam_betas",
+            isinstance(self.adam_betas, list | tuple)
+            and len(self.adam_betas) == 2
+            and all(is_number(beta, 0) and beta < 1 for beta in self.adam_betas),
+            "use two numbers in [0, 1)",
+        )
+        self._check("attn_implementation", isinstance(self.attn_implementation, str), "use a name, such as 'sdpa'")
+        modules = [self.lora_target_modules] if isinstance(self.lora_target_modules, str) else self.lora_target_modules
+        self._check(
+            "lora_target_modules",
+            isinstance(modules, list) and all(isinstance(module, str) for module in modules),
+            "use 'all-linear' or a list of the ends of names",
+        )
+        self._check("strategy", self.strategy in list(STRATEGIES), f"use one of {', '.join(STRATEGIES)}")
+
+    def _validate_evaluation(self) -> None:
+        if self.in_evaluation:
+            return
+        for name in self.evaluation_config if isinstance(self.evaluation_config, dict) else ():
+            if not hasattr(self, name):
+                close = " or ".join(difflib.get_close_matches(name, vars(self))) or "a field of GRPOConfig"
+                raise ValueError(f"evaluation_config has {name!r}, which is no field: use {close}")
+        evaluation: Any = self.get_evaluation_config_object()
+        try:
+            evaluation.validate()
+        except ValueError as error:
+            raise ValueError(f"evaluation_config: {error}") from error
 
     def _validate_placement(self) -> None:
-        gpus, learner_gpus = self.num_gpus_per_env_runner or 0, self.num_gpus_per_learner or 0
+        gpus, learner_gpus = self.num_gpus_per_env_runner, self.num_gpus_per_learner
         self._check(
             "num_gpus_per_env_runner",
             gpus == self.engine_size if gpus >= 1 else self.engine_size == 1 or gpus == 0,
@@ -596,7 +659,7 @@ class GRPOConfig(AlgorithmConfig):
         if self.weight_transfer == "nccl":
             self._check("num_gpus_per_env_runner", gpus >= 1, "weight_transfer='nccl' needs whole GPUs")
             self._check("num_gpus_per_learner", learner_gpus >= 1, "weight_transfer='nccl' needs whole GPUs")
-            self._check("num_learners", _is_int(self.num_learners, 1), "weight_transfer='nccl' needs 1 or more")
+            self._check("num_learners", is_int(self.num_learners, 1), "weight_transfer='nccl' needs 1 or more")
         if self.colocated and not self.in_evaluation:
             mend = "colocated, learner and env runner share a GPU: use parts that add up to 1, such as 0.5 and 0.5"
             self._check("num_gpus_per_env_runner", gpus > 0 and learner_gpus > 0 and gpus + learner_gpus == 1, mend)
@@ -615,8 +678,9 @@ class GRPOConfig(AlgorithmConfig):
     def _validate_learners(self) -> None:
         choices = ("ddp", "fsdp2", "deepspeed")
         self._check("sharding", self.sharding in choices, f"use one of {', '.join(choices)}")
+        stage = is_int(self.zero_stage, 0) and self.zero_stage <= 3
+        self._check("zero_stage", stage, "use 0, 1, 2 or 3")
         if self.sharding == "deepspeed":
-            self._check("zero_stage", self.zero_stage in (0, 1, 2, 3), "use 0, 1, 2 or 3")
             self._check(
                 "zero_stage",
                 self.zero_stage > 0 or self.dtype != "bfloat16",
@@ -629,8 +693,8 @@ class GRPOConfig(AlgorithmConfig):
             )
             if importlib.util.find_spec("deepspeed") is None:
                 raise ValueError("sharding is 'deepspeed', which is not installed: run `pip install deepspeed==0.19.8`")
-        self._check("lora_r", self.lora_r is None or _is_int(self.lora_r, 1), "use None or an integer of 1 or more")
-        self._check("lora_alpha", _is_number(self.lora_alpha) and self.lora_alpha > 0, "use a number above 0")
+        self._check("lora_r", self.lora_r is None or is_int(self.lora_r, 1), "use None or an integer of 1 or more")
+        self._check("lora_alpha", is_number(self.lora_alpha) and self.lora_alpha > 0, "use a number above 0")
         self._check(
             "ref_update_rate",
             self.lora_r is None or self.kl_coeff == 0 or self.ref_update_rate == 0,
@@ -638,8 +702,7 @@ class GRPOConfig(AlgorithmConfig):
         )
 
     def _check(self, name: str, good: bool, mend: str) -> None:
-        if not good:
-            raise ValueError(f"{name} is {getattr(self, name)!r}: {mend}")
+        check_field(self, name, good, mend)
 
     def get_default_learner_class(self) -> type:
         from rllib_exit.grpo.grpo_torch_learner import GRPOTorchLearner
@@ -686,11 +749,3 @@ def vllm_generator(model: str, **kwargs: Any) -> Any:
     from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 
     return VLLMGenerator(model, **kwargs)
-
-
-def _is_int(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

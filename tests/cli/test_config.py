@@ -18,6 +18,7 @@ from rllib_exit.grpo.grpo_config import GRPOConfig
         ("overlong_filtering=true", "overlong_filtering", True),
         ("overlong_filtering=True", "overlong_filtering", True),
         ("mismatch_clip=null", "mismatch_clip", None),
+        ("mismatch_clip=None", "mismatch_clip", None),
         ("dtype=float32", "dtype", "float32"),
         ("model_name=org/name=x", "model_name", "org/name=x"),
         ("adam_betas=[0.9, 1e-1]", "adam_betas", [0.9, 0.1]),

@@ -88,7 +88,10 @@ def test_combinations_that_cannot_be_trained_are_left_out(capsys: pytest.Capture
     assert sorted(pairs) == [(3, 3), (24, 3), (24, 8)]
     first = sweeps.check_variants(config)
     assert (first.buffer_size, first.min_buffer_size) == (3, 3)
-    assert "1 of 4 combinations: buffer_size is 3, below min_buffer_size 8" in capsys.readouterr().out
+    assert (
+        "1 of 4 combinations: buffer_size is 3: nothing would ever be selected; use min_buffer_size (8)"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_sweep_without_any_possible_value_is_an_error():

@@ -241,7 +241,7 @@ def test_distinct_instances_ignore_kind_and_depth():
         ({"self_iteration_prob": 1.5}, "self_iteration_prob is 1.5"),
         ({"divergence_prob": float("nan")}, "divergence_prob is nan"),
         ({"min_buffer_size": 0}, "min_buffer_size is 0"),
-        ({"buffer_size": 3}, "buffer_size is 3, below min_buffer_size 4"),
+        ({"buffer_size": 3}, "buffer_size is 3: nothing would ever be selected; use min_buffer_size"),
         ({"expansions_per_group": 0}, "expansions_per_group is 0"),
         ({"inverse_temperature": float("inf")}, "inverse_temperature is inf"),
         ({"learnability": "luck"}, "learnability is 'luck': use one of variance"),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_exit.curriculum.exit import STRATEGIES
 from rllib_exit.grpo.grpo_config import GRPOConfig
@@ -42,7 +44,7 @@ def test_the_defaults_are_valid_once_a_model_is_named() -> None:
         ("self_iteration_prob", 1.5, "[0, 1]"),
         ("divergence_prob", -0.5, "[0, 1]"),
         ("buffer_size", 10, "min_buffer_size"),
-        ("expansions_per_group", 0, "at least 1"),
+        ("expansions_per_group", 0, "1 or more"),
         ("diversity_metric", "cosine", "edit_distance"),
         ("embedding_model", None, "name a model"),
         ("num_env_runners", 0, "1 or more"),
@@ -57,6 +59,44 @@ def test_a_bad_value_is_refused_with_field_value_and_mend(field: str, value: Any
         config(**{field: value}).validate()
     message = str(error.value)
     assert field in message and str(value) in message and mend in message
+
+
+OWN_FIELDS = sorted({name for name in vars(GRPOConfig()) if not name.startswith("_")} - vars(AlgorithmConfig()).keys())
+
+
+@pytest.mark.parametrize("value", ["a word", object(), [object()]], ids=["text", "object", "list"])
+@pytest.mark.parametrize("name", OWN_FIELDS)
+def test_a_value_of_another_type_is_refused(name: str, value: Any) -> None:
+    if value == "a word" and name in ("model_name", "embedding_model", "attn_implementation", "lora_target_modules"):
+        return
+    with pytest.raises(ValueError, match=name):
+        config(**{name: value}).validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("evaluation_interval", ["None", 0, 1.5, True]),
+        ("evaluation_num_env_runners", ["1", -1, None]),
+        ("num_env_runners", ["1", 1.5, None]),
+        ("num_learners", ["1", -1, None]),
+        ("num_gpus_per_env_runner", ["1", -1, None]),
+        ("num_gpus_per_learner", ["1", -1, None]),
+        ("num_cpus_per_env_runner", ["1", -1, None]),
+        ("num_cpus_per_learner", ["many", -1, None]),
+        ("env_config", ["tasks", None]),
+        ("evaluation_config", ["tasks", 1]),
+        ("seed", ["1", -1, 1.5]),
+        ("learner_threads", [0]),
+        ("stop", ["abc", [""]]),
+        ("adam_betas", [(0.9,), (0.9, 1.0)]),
+        ("zero_stage", [1.5, True]),
+    ],
+)
+def test_what_would_fail_later_is_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} is {re.escape(repr(value))}: use"):
+            config(**{name: value}).validate()
 
 
 def test_bfloat16_without_masters_is_refused() -> None:
@@ -97,6 +137,21 @@ def test_evaluation_may_sample_as_it_likes() -> None:
     evaluation = made.get_evaluation_config_object()
     assert evaluation is not None
     evaluation.validate()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"temprature": 0}, "evaluation_config has 'temprature', which is no field: use temperature"),
+        ({"temperature": -1}, "evaluation_config: temperature is -1: use a number of 0 or more"),
+        ({"top_p": "x"}, "evaluation_config: top_p is 'x': use a number in (0, 1]"),
+        ({"top_p": 0}, "evaluation_config: top_p is 0: use"),
+        ({"top_k": -1}, "evaluation_config: top_k is -1: use an integer of 0 or more"),
+    ],
+)
+def test_what_evaluation_overrides_is_checked_too(overrides: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        config().evaluation(evaluation_config=overrides).validate()
 
 
 def test_strategies_are_presets_of_one_algorithm() -> None:
