@@ -57,7 +57,7 @@ def start_up(directory: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    args = arguments(__doc__, "startup").parse_args()
+    args = arguments(__doc__, "startup", repeats=3).parse_args()
     turns: list[dict[str, float]] = []
     for _ in range(1 if args.quick else args.repeats + 1):
         directory = Path(tempfile.mkdtemp())

@@ -100,6 +100,7 @@ class _Job:
         config: Any = override(trained.get_evaluation_config_object(), settings)  # type: ignore[arg-type]
         if steps is not None:
             config.self_improvement_steps = steps
+        config.copy(copy_frozen=False).validate()
         return cls(
             checkpoint,
             config,

@@ -86,6 +86,12 @@ def test_an_unknown_split_is_refused(checkpoint: Path):
     assert "write the options as" in message(run("evaluate", checkpoint, "--split", "aime24=5"))
 
 
+def test_a_bad_setting_is_refused(checkpoint: Path, engines: list[Any]):
+    said = message(run("evaluate", checkpoint, "--set", "temperature=warm"))
+    assert "temperature is 'warm': use a number of 0 or more" in said
+    assert not engines
+
+
 def test_several_runs_share_an_engine_and_the_baseline(tmp_path: Path, tiny_model: str, engines: list[Any]):
     config = make_config(tiny_model, right_when_asked_to_improve)
     weights = load_file(f"{tiny_model}/model.safetensors")
