@@ -648,7 +648,7 @@ class GRPOConfig(AlgorithmConfig):
             raise ValueError(f"evaluation_config: {error}") from error
 
     def _validate_placement(self) -> None:
-        gpus, learner_gpus = self.num_gpus_per_env_runner, self.num_gpus_per_learner
+        gpus, learner_gpus = self.num_gpus_per_env_runner or 0, self.num_gpus_per_learner or 0
         self._check(
             "num_gpus_per_env_runner",
             gpus == self.engine_size if gpus >= 1 else self.engine_size == 1 or gpus == 0,
