@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--response", type=int, default=64, help="the most tokens of a response")
+    parser.add_argument("--response", type=int, default=48, help="the most tokens of a response")
     parser.add_argument("--max-tokens", type=int, default=512, help="tokens of a micro-batch")
     parser.add_argument("--kl", action="store_true", help="also with a reference policy")
     args = parser.parse_args()

@@ -137,7 +137,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.repeats = 1
-    num_groups, num_chains, num_bfcl = (2, 2, 2) if args.quick else (12, 8, 2)
+    num_groups, num_chains, num_bfcl = (2, 2, 2) if args.quick else (12, 6, 2)
     make: dict[str, Callable[[], Workload]] = {
         "groups": lambda: groups(math_common.cpu("grpo")[0], num_groups),
         "K steps": lambda: chains(math_common.cpu("grpo")[0], num_chains),
