@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 
 def check_field(config: Any, name: str, good: bool, mend: str) -> None:
     """Raises a ValueError that names the field, its value and the mend, unless the value is good."""
@@ -13,12 +15,11 @@ def check_field(config: Any, name: str, good: bool, mend: str) -> None:
 
 
 def is_int(value: Any, low: int) -> bool:
-    """Whether it is an integer of at least ``low``; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    """Whether it is an integer of at least ``low``, NumPy's too; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= low)
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether it is a finite number from ``low`` to ``high``; True and False are none."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
-    )
+    """Whether it is a finite number from ``low`` to ``high``, NumPy's too; True and False are none."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and bool(math.isfinite(value) and low <= value <= high)
