@@ -135,8 +135,8 @@ def check(config: GRPOConfig) -> None:
 
     config.copy(copy_frozen=False).validate()
     make_env(config.env, config.env_config)
-    if config.evaluation_interval:
-        evaluation: Any = config.get_evaluation_config_object()
+    evaluation: Any = config.get_evaluation_config_object()  # None if the config is the evaluation's itself
+    if config.evaluation_interval and evaluation is not None:
         make_env(evaluation.env, evaluation.env_config)
     for name in ("model_name", "embedding_model"):
         model = getattr(config, name)

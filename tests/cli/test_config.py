@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from rllib_exit.cli.config import load_file, override
+from rllib_exit.cli.config import check, load_file, override
 from rllib_exit.grpo.grpo_config import GRPOConfig
+from tests.cli.helpers import make_config
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,13 @@ def test_files_import_their_neighbours(tmp_path: Path, tiny_model: str):
     config, stop, _ = load_file(path)
     assert stop == {"training_iteration": 2}
     assert config.model_name == tiny_model
+
+
+def test_an_evaluations_own_config_can_be_checked(tiny_model: str):
+    config = make_config(tiny_model).evaluation(evaluation_interval=5)
+    check(config)
+    evaluation: Any = config.get_evaluation_config_object()
+    check(evaluation)
+    evaluation.temperature = -1
+    with pytest.raises(ValueError, match="temperature is -1"):
+        check(evaluation)
