@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Any
 
@@ -14,9 +15,15 @@ def check_field(config: Any, name: str, good: bool, mend: str) -> None:
         raise ValueError(f"{name} is {getattr(config, name)!r}: {mend}")
 
 
-def is_int(value: Any, low: int) -> bool:
-    """Whether it is an integer of at least ``low``, NumPy's too; True and False are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= low)
+def close_fields(config: Any, name: str) -> list[str]:
+    """The config's fields that may be meant by a name that is none, the closest first."""
+    fields = [field for field in vars(config) if not field.startswith("_")]
+    return difflib.get_close_matches(name, fields, n=3) or [field for field in fields if name in field][:3]
+
+
+def is_int(value: Any, low: int, high: float = math.inf) -> bool:
+    """Whether it is an integer from ``low`` to ``high``, NumPy's too; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import sys
@@ -80,14 +79,15 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
     Raises:
         ValueError: If a setting is malformed or names no field.
     """
+    from rllib_exit.checks import close_fields
+
     config = config.copy(copy_frozen=False)
     pairs = [_parse_setting(setting) for setting in settings]
     # A strategy sets other fields to its preset: what was asked for besides comes after it.
     for key, value in sorted(pairs, key=lambda pair: pair[0] != "strategy"):
         name, *path = key.split(".")
-        names = [name for name in vars(config) if not name.startswith("_")]
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=3) or [other for other in names if name in other][:3]
+        if name not in vars(config) or name.startswith("_"):
+            close = close_fields(config, name)
             mend = f"did you mean {' or '.join(close)}?" if close else "see GRPOConfig for the fields there are"
             raise ValueError(f"--set {key}: the config has no field {name!r}; {mend}")
         if name == "strategy" and not path:
@@ -103,8 +103,10 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise ValueError(f"--set {setting}: write it as key=value")
+    if text == "None":
+        return key, None
     try:
-        return key, json.loads("null" if text == "None" else text)  # YAML takes 1e-6 for a string
+        return key, json.loads(text)  # YAML takes 1e-6 for a string
     except json.JSONDecodeError:
         pass
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided as _NotProvided
 
-from rllib_exit.checks import check_field, is_int, is_number
+from rllib_exit.checks import check_field, close_fields, is_int, is_number
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
 from rllib_exit.models import resolve_model
 from rllib_exit.objective.loss import LossAggregation
@@ -610,8 +609,9 @@ class GRPOConfig(AlgorithmConfig):
         for name, low in (("seed", 0), ("evaluation_interval", 1), ("learner_threads", 1)):
             value = getattr(self, name)
             self._check(name, value is None or is_int(value, low), f"use None or an integer of {low} or more")
-        overrides = self.evaluation_config
-        self._check("evaluation_config", isinstance(overrides, dict | AlgorithmConfig | None), "use a dict")
+        self._check(
+            "evaluation_config", isinstance(self.evaluation_config, dict | AlgorithmConfig | None), "use a dict"
+        )
         self._check(
             "stop",
             isinstance(self.stop, list | tuple) and all(isinstance(text, str) and text for text in self.stop),
@@ -639,7 +639,7 @@ class GRPOConfig(AlgorithmConfig):
             return
         for name in self.evaluation_config if isinstance(self.evaluation_config, dict) else ():
             if not hasattr(self, name):
-                close = " or ".join(difflib.get_close_matches(name, vars(self))) or "a field of GRPOConfig"
+                close = " or ".join(close_fields(self, name)) or "a field of GRPOConfig"
                 raise ValueError(f"evaluation_config has {name!r}, which is no field: use {close}")
         evaluation: Any = self.get_evaluation_config_object()
         try:
@@ -678,8 +678,7 @@ class GRPOConfig(AlgorithmConfig):
     def _validate_learners(self) -> None:
         choices = ("ddp", "fsdp2", "deepspeed")
         self._check("sharding", self.sharding in choices, f"use one of {', '.join(choices)}")
-        stage = is_int(self.zero_stage, 0) and self.zero_stage <= 3
-        self._check("zero_stage", stage, "use 0, 1, 2 or 3")
+        self._check("zero_stage", is_int(self.zero_stage, 0, 3), "use 0, 1, 2 or 3")
         if self.sharding == "deepspeed":
             self._check(
                 "zero_stage",
@@ -701,8 +700,7 @@ class GRPOConfig(AlgorithmConfig):
             "with LoRA the reference policy is the model without adapters, which cannot follow: use 0",
         )
 
-    def _check(self, name: str, good: bool, mend: str) -> None:
-        check_field(self, name, good, mend)
+    _check = check_field
 
     def get_default_learner_class(self) -> type:
         from rllib_exit.grpo.grpo_torch_learner import GRPOTorchLearner
