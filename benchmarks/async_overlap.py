@@ -26,7 +26,7 @@ import ray
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from rllib_exit.env_runners.generator import Generation, SamplingParams
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.models import SMOLLM2
 
 

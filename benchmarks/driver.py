@@ -21,7 +21,7 @@ from side_by_side import arguments, print_table, write
 from envs.base import TaskInstance, Turn
 from rllib_exit.curriculum.exit import STRATEGIES, ExIt
 from rllib_exit.curriculum.task_buffer import TaskBuffer
-from rllib_exit.grpo.batch import make_batches
+from rllib_exit.learner.batch import make_batches
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
 

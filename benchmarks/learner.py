@@ -28,9 +28,9 @@ from ray.rllib.core.learner.training_data import TrainingData
 from side_by_side import alternate, arguments, medians, write
 from transformers import AutoModelForCausalLM
 
-from rllib_exit.grpo.batch import TrainBatch
-from rllib_exit.grpo.grpo_config import GRPOConfig
-from rllib_exit.grpo.grpo_torch_learner import GRPOTorchLearner
+from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.learner.batch import TrainBatch
+from rllib_exit.learner.torch_learner import GRPOTorchLearner
 from rllib_exit.models import SMOLLM2, resolve_model
 from rllib_exit.objective.packing import Pack, Row, pack
 

@@ -26,8 +26,8 @@ import pyarrow.dataset as ds
 
 from rllib_exit import checkpoints
 from rllib_exit.cli.runs import load_iteration
-from rllib_exit.evaluation import runs
-from rllib_exit.evaluation.results import BASELINE, TRAINED
+from rllib_exit.report import runs
+from rllib_exit.self_improvement.results import BASELINE, TRAINED
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("grpo", "curriculum", "improve", "diverge", "exit")

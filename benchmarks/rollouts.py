@@ -31,9 +31,9 @@ from envs.base import TaskInstance
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner, make_env
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
-from rllib_exit.evaluation.self_improvement import SEEDS_PER_EPISODE, chain_seed
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.rollouts import RolloutRequest
+from rllib_exit.self_improvement.chain import SEEDS_PER_EPISODE, chain_seed
 
 
 class Recorder(VLLMGenerator):

@@ -21,9 +21,9 @@ import numpy as np
 import ray
 
 from envs.competition_math.env import CompetitionMathEnv
-from rllib_exit.env_runners.weight_transfer import SHARED_MEMORY
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.models import SMOLLM2
+from rllib_exit.weight_sync.engine_loader import SHARED_MEMORY
 
 
 class Reader:

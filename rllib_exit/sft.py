@@ -21,7 +21,7 @@ from envs.base import Message, SelfImprovementEnv, TaskInstance
 from rllib_exit.chat import ChatTokenizer, replace_surrogates
 from rllib_exit.env_runners.episodes import run_episode
 from rllib_exit.env_runners.generator import Generation, SamplingParams
-from rllib_exit.grpo.causal_lm_rl_module import LOGPROBS, PACK, CausalLMRLModule
+from rllib_exit.learner.module import LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.objective import packing
 from rllib_exit.objective.packing import Row
 from rllib_exit.rollouts import Rollout, Segment

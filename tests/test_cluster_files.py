@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def needed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the example asks of the two nodes together."""
-    from rllib_exit.grpo.grpo import GRPO
+    from rllib_exit.grpo.algorithm import GRPO
 
     monkeypatch.syspath_prepend(str(ROOT / "tuned_examples"))
     config: Any = runpy.run_path(str(ROOT / "tuned_examples" / "bfcl_exit_cluster.py"))["config"]

@@ -25,7 +25,7 @@ RLLIB = [str(Path(sys.executable).parent / "rllib")]
 
 CONFIG = """
 from envs.competition_math.env import CompetitionMathEnv
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 
 config = (
     GRPOConfig()

@@ -15,8 +15,8 @@ from envs.base import Outcome, Task, TaskInstance
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import run_episode
 from rllib_exit.env_runners.generator import SamplingParams
-from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.learner.module import CausalLMRLModule
 from rllib_exit.rollouts import Rollout, Segment
 from rllib_exit.sft import _schedule, fine_tune, play_demonstrations
 from tests.fakes import CounterEnv, ScriptedGenerator

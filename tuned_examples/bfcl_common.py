@@ -6,7 +6,7 @@ from typing import Any
 
 from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.scale import cpu_dtype, current_scale
 
 # The APIs with the shortest schemas, each on its own: 52 of the 200 tasks.

@@ -7,7 +7,7 @@ from typing import Any
 from bfcl_common import make_config
 from ray import tune
 
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.scale import current_scale
 
 # Learning rates, KL coefficients, buffer sizes.

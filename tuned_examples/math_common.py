@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from envs.competition_math.env import CompetitionMathEnv
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.scale import cpu_dtype, current_scale
 
 # The paper's test splits (section 5.1).

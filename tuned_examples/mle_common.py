@@ -8,7 +8,7 @@ from typing import Any
 from envs.mle_bench.env import MLEBenchEnv
 from envs.mle_bench.synthetic import generate
 from rllib_exit.files import make_once
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.models import cache_dir
 from rllib_exit.scale import cpu_dtype, current_scale
 

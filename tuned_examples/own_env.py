@@ -1,7 +1,7 @@
 """An environment of your own: ``rllib train file tuned_examples/own_env.py``."""
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 
 WORDS = ["apple", "bread", "chair", "dream", "eagle", "flame", "grape", "house"]
 

@@ -15,7 +15,7 @@ import yaml
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
 
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
 Scale = Annotated[
     str, typer.Option(help="Which config the file makes: auto, cpu or paper. auto: paper where there are GPUs.")
@@ -39,7 +39,7 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
     import ray.cloudpickle
     from ray.tune import TuneConfig
 
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
     # Modules beside the file can be imported, as from a script.
     sys.path.insert(0, str(file.parent.absolute()))

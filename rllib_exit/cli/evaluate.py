@@ -21,8 +21,8 @@ from rllib_exit.cli.runs import cast, find_checkpoints, generation_settings, loa
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
-    from rllib_exit.evaluation.results import Evaluation
-    from rllib_exit.evaluation.self_improvement import Chain
+    from rllib_exit.self_improvement.chain import Chain
+    from rllib_exit.self_improvement.results import Evaluation
 
 # What the tasks of the run's evaluation_config are called.
 DEFAULT_SPLIT = "evaluation"
@@ -94,7 +94,7 @@ class _Job:
         baseline: bool,
         settings: Sequence[str],
     ) -> _Job:
-        from rllib_exit.evaluation.runs import env_name
+        from rllib_exit.report.runs import env_name
 
         trained = load_config(checkpoint)
         config: Any = override(trained.get_evaluation_config_object(), settings)  # type: ignore[arg-type]
@@ -136,8 +136,8 @@ class _Job:
         return list(make_env(self.config.env, self.splits[split]).tasks)[: self.settings["limit"]]
 
     def evaluation(self, chains: Mapping[str, Any]) -> Evaluation:
-        from rllib_exit.evaluation.curves import Curve
-        from rllib_exit.evaluation.results import Evaluation, fitting
+        from rllib_exit.self_improvement.curves import Curve
+        from rllib_exit.self_improvement.results import Evaluation, fitting
 
         return Evaluation(
             checkpoint=str(self.checkpoint.absolute()),
@@ -188,7 +188,7 @@ def _directories(checkpoints: Sequence[Path], output: Path | None) -> list[Path]
 def _evaluate(jobs: Sequence[_Job], directories: Sequence[Path]) -> None:
     from rllib_exit.env_runners.episodes import EpisodeError
     from rllib_exit.env_runners.generator import EngineError
-    from rllib_exit.evaluation import results
+    from rllib_exit.self_improvement import results
 
     shown: dict[_Job, Evaluation] = {}
     to_do: list[tuple[_Job, Path]] = []
@@ -214,7 +214,7 @@ def _evaluate(jobs: Sequence[_Job], directories: Sequence[Path]) -> None:
 
 
 def _evaluated_before(job: _Job, file: Path) -> Evaluation | None:
-    from rllib_exit.evaluation import results
+    from rllib_exit.self_improvement import results
 
     if not file.is_file():
         return None
@@ -226,8 +226,8 @@ def _evaluated_before(job: _Job, file: Path) -> Evaluation | None:
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
-    from rllib_exit.evaluation import curves
-    from rllib_exit.evaluation.results import ALL
+    from rllib_exit.self_improvement import curves
+    from rllib_exit.self_improvement.results import ALL
 
     for evaluation in evaluations:
         title = f"{evaluation.settings['self_improvement_steps']}-step self-improvement"
@@ -244,7 +244,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
 
 async def _run(jobs: Sequence[tuple[_Job, Path]]) -> dict[_Job, Evaluation]:
     """Evaluates checkpoints on one engine, the model before training first; writes each as it is done."""
-    from rllib_exit.evaluation import results
+    from rllib_exit.self_improvement import results
 
     config = jobs[0][0].config
     generator = config.generator_class(
@@ -271,7 +271,7 @@ async def _run(jobs: Sequence[tuple[_Job, Path]]) -> dict[_Job, Evaluation]:
 
 
 def _baseline_key(job: _Job, split: str) -> str:
-    from rllib_exit.evaluation.runs import env_name
+    from rllib_exit.report.runs import env_name
 
     return json.dumps([env_name(job.config.env), job.splits[split], job.settings], sort_keys=True, default=str)
 
@@ -280,8 +280,8 @@ async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> l
     """The chains of every seed on a split's tasks."""
     from rllib_exit.chat import ChatTokenizer
     from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
-    from rllib_exit.evaluation.greedy_search import search_chain
-    from rllib_exit.evaluation.self_improvement import run_chain, self_improve
+    from rllib_exit.self_improvement.chain import run_chain, self_improve
+    from rllib_exit.self_improvement.greedy_search import search_chain
 
     config, env_config = job.config, job.splits[split]
     seeds = job.settings["seeds"]
@@ -316,7 +316,7 @@ async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> l
 
 
 def _write(job: _Job, directory: Path, chains: Mapping[str, Mapping[str, list[list[Chain | None]]]]) -> Evaluation:
-    from rllib_exit.evaluation import curves, results
+    from rllib_exit.self_improvement import curves, results
 
     evaluation = job.evaluation(chains)
     results.write(directory, evaluation, chains)

@@ -29,8 +29,8 @@ def report(
     with clear_errors(verbose):
         quiet(verbose)
         from rllib_exit.embeddings import Embedder
-        from rllib_exit.evaluation.report import write_report
         from rllib_exit.models import resolve_model
+        from rllib_exit.report.report import write_report
 
         embedder = None
         if embedding_model != "none":

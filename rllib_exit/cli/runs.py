@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_exit import checkpoints
-from rllib_exit.evaluation.runs import identity
+from rllib_exit.report.runs import identity
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -63,7 +63,7 @@ def load_config(checkpoint: Path) -> GRPOConfig:
     Raises:
         CheckpointError: If it is not a checkpoint of a GRPO run.
     """
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
     # Envs that a run's file imported from beside it, if the command is run there.
     sys.path.insert(0, str(Path.cwd()))
@@ -86,7 +86,7 @@ def load_weights(checkpoint: Path) -> np.ndarray:
     Raises:
         CheckpointError: If it has none.
     """
-    from rllib_exit.grpo.learner_group import load_policy
+    from rllib_exit.learner.learner_group import load_policy
 
     return load_policy(checkpoint, load_config(checkpoint))
 

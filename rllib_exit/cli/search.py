@@ -15,7 +15,7 @@ from rllib_exit.cli.console import Verbose, clear_errors, out, quiet, say
 from rllib_exit.cli.runs import cast, find_checkpoint, generation_settings, load_config, load_weights
 
 if TYPE_CHECKING:
-    from rllib_exit.evaluation.greedy_search import SearchDirectory
+    from rllib_exit.self_improvement.greedy_search import SearchDirectory
 
 
 def search(
@@ -61,7 +61,7 @@ def search(
 def _load_config(model: str) -> tuple[Any, Path | None]:
     """The evaluation's config on MLE-bench, and the checkpoint; None for a model alone."""
     from envs.mle_bench.env import MLEBenchEnv
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
     path, checkpoint = Path(model).expanduser(), None
     if path.is_dir() and not (path / "config.json").is_file():
@@ -75,7 +75,7 @@ def _load_config(model: str) -> tuple[Any, Path | None]:
 
 
 def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output: Path, seed: int) -> None:
-    from rllib_exit.evaluation import greedy_search as search
+    from rllib_exit.self_improvement import greedy_search as search
 
     directory = search.SearchDirectory(
         output,
@@ -107,7 +107,7 @@ async def _run(
 ) -> None:
     from rllib_exit.chat import ChatTokenizer
     from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
-    from rllib_exit.evaluation import greedy_search as search
+    from rllib_exit.self_improvement import greedy_search as search
 
     env: Any = make_env(config.env, config.env_config)
     chat = ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs)

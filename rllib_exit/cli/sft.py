@@ -19,8 +19,8 @@ from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
-    from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
+    from rllib_exit.learner.module import CausalLMRLModule
     from rllib_exit.rollouts import Rollout
 
 SHOWN = 10  # skipped demonstrations
@@ -120,7 +120,7 @@ def _train(
     import torch
 
     from envs.workers import usable_cpus
-    from rllib_exit.grpo.causal_lm_rl_module import CausalLMRLModule
+    from rllib_exit.learner.module import CausalLMRLModule
     from rllib_exit.memory import keep_freed_memory
     from rllib_exit.sft import fine_tune
 

@@ -23,7 +23,7 @@ from rllib_exit.cli.config import replaced
 from rllib_exit.cli.console import CommandError, error_message, out, say
 
 if TYPE_CHECKING:
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
 SWEEP_FILE = "sweep.json"
 _RESUME: Any = ResumeConfig.ResumeType.RESUME  # Tune's annotation says str

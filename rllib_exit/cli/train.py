@@ -26,7 +26,7 @@ from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
 
-    from rllib_exit.grpo.grpo_config import GRPOConfig
+    from rllib_exit.grpo.config import GRPOConfig
 
 
 def train_file(
@@ -177,7 +177,7 @@ def _train_with_tune(
 
 def _after_learner_error(trial: Any, directory: Path, begun_from: Path | None) -> Path | None:
     """Where to go on after a learner failed; None if none did, or if nothing was saved since the trial began."""
-    from rllib_exit.grpo.learner_group import LearnerError
+    from rllib_exit.learner.learner_group import LearnerError
 
     if not isinstance(trial.get_pickled_error(), LearnerError):
         return None

@@ -24,9 +24,9 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.episodes import EnvPool, roll_out
 from rllib_exit.env_runners.generator import EngineError, Generator, SamplingParams
-from rllib_exit.evaluation.greedy_search import search_chain
-from rllib_exit.evaluation.self_improvement import Chain, run_chain
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest
+from rllib_exit.self_improvement.chain import Chain, run_chain
+from rllib_exit.self_improvement.greedy_search import search_chain
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import numpy as np
 from envs.workers import usable_cpus
 from rllib_exit.env_runners.engine_guard import end_with_this_process
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
-from rllib_exit.env_runners.weight_transfer import WeightLoader, shared_file
+from rllib_exit.weight_sync.engine_loader import WeightLoader, shared_file
 
 
 class VLLMGenerator:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from rllib_exit import checkpoints
 from rllib_exit.cli.main import app
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from tests.fakes import ScriptedGenerator
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rllib_exit.cli.config import check, load_file, override
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from tests.cli.helpers import make_config
 
 

@@ -6,7 +6,7 @@ from rllib_exit.cli.console import error_message
 def test_messages_of_errors_in_workers():
     from ray.exceptions import RayTaskError
 
-    from rllib_exit.grpo.grpo import RolloutError
+    from rllib_exit.grpo.algorithm import RolloutError
 
     inner = RolloutError("an episode failed\n\nTraceback ...")
     wrapped = RayTaskError("train", "Traceback ...", inner).as_instanceof_cause()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from envs.base import Outcome, Task
 from rllib_exit.cli.runs import cast, find_checkpoints, load_weights
-from rllib_exit.evaluation.results import read
+from rllib_exit.self_improvement.results import read
 from tests.cli.helpers import DigitEnv, make_config, message, right_when_asked_to_improve, run, write_checkpoint
 from tests.fakes import ScriptedGenerator
 

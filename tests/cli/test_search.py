@@ -11,7 +11,7 @@ import pytest
 
 from envs.mle_bench.synthetic import generate
 from rllib_exit.cli.runs import load_weights
-from rllib_exit.grpo import grpo_config
+from rllib_exit.grpo import config as grpo_config
 from tests.cli.helpers import message, run
 from tests.fakes import ScriptedGenerator
 

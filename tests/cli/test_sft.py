@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from envs.base import Task
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from tests.cli.helpers import DigitEnv, make_config, message, run
 
 

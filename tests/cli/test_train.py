@@ -30,7 +30,7 @@ def test_train_explains_mistakes(file: Path, args: list[str], said: str):
     [
         ("", "no `config`"),
         ("config = {'lr': 1}", "type dict"),
-        ("from rllib_exit.grpo.grpo_config import GRPOConfig\nconfig, stop = GRPOConfig(), 3", "`stop` of type int"),
+        ("from rllib_exit.grpo.config import GRPOConfig\nconfig, stop = GRPOConfig(), 3", "`stop` of type int"),
         ("from rllib_exit.scale import current_scale\nraise ValueError(current_scale())", "cpu"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from tests.fakes import CounterEnv, ScriptedGenerator
 
 

@@ -21,8 +21,8 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.episodes import EnvPool, run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
-from rllib_exit.grpo.causal_lm_rl_module import PACK, CausalLMRLModule
-from rllib_exit.grpo.sharding.weights import safetensors_file
+from rllib_exit.learner.module import PACK, CausalLMRLModule
+from rllib_exit.learner.sharding.weights import safetensors_file
 from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
 from tests.fakes import CounterEnv

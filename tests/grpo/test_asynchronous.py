@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rllib_exit.env_runners.generator import Generation, SamplingParams
-from rllib_exit.grpo.grpo import GRPO
+from rllib_exit.grpo.algorithm import GRPO
 from tests.fakes import ScriptedGenerator
-from tests.grpo.test_grpo import guess, make_config, record_updates
+from tests.grpo.test_algorithm import guess, make_config, record_updates
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

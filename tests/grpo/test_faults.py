@@ -19,11 +19,11 @@ import pytest
 import ray
 
 from envs.base import Outcome, Task
-from rllib_exit.grpo.grpo import RolloutError
-from rllib_exit.grpo.grpo_config import vllm_generator
-from rllib_exit.grpo.learner_group import LearnerError
+from rllib_exit.grpo.algorithm import RolloutError
+from rllib_exit.grpo.config import vllm_generator
+from rllib_exit.learner.learner_group import LearnerError
+from tests.grpo.test_algorithm import GuessEnv, guess, make_config, record_updates
 from tests.grpo.test_asynchronous import SlowGenerator
-from tests.grpo.test_grpo import GuessEnv, guess, make_config, record_updates
 from tests.processes import alive, children, guards, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

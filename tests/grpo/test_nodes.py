@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from rllib_exit.grpo.grpo import GRPO
+from rllib_exit.grpo.algorithm import GRPO
+from tests.grpo.test_algorithm import guess, make_config
 from tests.grpo.test_asynchronous import SlowGenerator
 from tests.grpo.test_faults import FaultyEnv, Run
-from tests.grpo.test_grpo import guess, make_config
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

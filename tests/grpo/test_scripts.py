@@ -18,7 +18,7 @@ import ray
 
 from envs.mle_bench.env import MLEBenchEnv
 from envs.mle_bench.synthetic import generate
-from rllib_exit.grpo.grpo_config import GRPOConfig
+from rllib_exit.grpo.config import GRPOConfig
 from tests.fakes import ScriptedGenerator
 from tests.processes import wait_for_end, wait_until
 

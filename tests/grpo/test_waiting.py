@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from rllib_exit.grpo import grpo
-from rllib_exit.grpo.grpo import GRPO, RolloutError
+from rllib_exit.grpo import algorithm
+from rllib_exit.grpo.algorithm import GRPO, RolloutError
 
 
 @pytest.fixture(autouse=True)
 def nobody_asks_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpo, "stop_requested", lambda: False)
+    monkeypatch.setattr(algorithm, "stop_requested", lambda: False)
 
 
 ALGORITHM: Any = SimpleNamespace(_weight_transfers={})

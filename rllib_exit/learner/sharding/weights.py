@@ -1,0 +1,70 @@
+"""The policy's weights on their way out, gathered bucket by bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_exit.learner import lora
+from rllib_exit.learner.sharding.collectives import rank
+from rllib_exit.learner.sharding.sharded_model import ShardedModel
+
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+
+def weight_buckets(model: ShardedModel, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The full weights by Hugging Face name, with adapters merged, in the order of ``sources``; on all learners.
+
+    Collective: all learners go through all of it. A bucket is valid until the next one is asked for.
+    """
+    made_of = lora.sources(model.shapes)
+    names = {parts[0]: name for name, parts in made_of.items()}
+    scaling = lora.scaling_of(model.module)
+    for bucket in model.buckets(list(names)):
+        parts = {names[first]: made_of[names[first]] for first in bucket}
+        tensors = model.gather("weights", [part for group in parts.values() for part in group])
+        weights = {}
+        for name, (base, *adapter) in parts.items():
+            weight = tensors[base]
+            if adapter:
+                weight = lora.merge(weight, *(tensors[part] for part in adapter), scaling=scaling)
+            weights[name] = weight.to(dtype)
+        yield weights
+
+
+def weight_shapes(model: ShardedModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of what :func:`weight_buckets` gives, by name and in its order."""
+    return {name: tuple(model.shapes[base]) for name, (base, *_) in lora.sources(model.shapes).items()}
+
+
+@torch.no_grad()
+def collect_weights(model: ShardedModel, dtype: torch.dtype) -> np.ndarray | None:
+    """The full weights as one safetensors file, (bytes,) uint8, on rank 0; None on the other learners. Collective."""
+    weights = {}
+    for bucket in weight_buckets(model, dtype):
+        if rank() == 0:
+            weights.update({name: tensor.to("cpu", copy=True) for name, tensor in bucket.items()})
+    return np.concatenate(safetensors_file(weights)) if rank() == 0 else None
+
+
+def safetensors_file(tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """A safetensors file in parts, (bytes,) uint8 each: its header, then one tensor after the other.
+
+    Of tensors on the CPU nothing is copied.
+    """
+    header: dict[str, dict] = {}
+    parts = []
+    size = 0
+    for name, tensor in tensors.items():
+        parts.append(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+        end = size + parts[-1].nbytes
+        dtype = _SAFETENSORS_DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [size, end]}
+        size = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), *parts]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_exit.learner.batch import TrainBatch
+from rllib_exit.rollouts import Rollout, RolloutGroup
+from tests.learner.helpers import batch, make_groups, make_learner, update, weights
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+def test_an_update_does_not_depend_on_micro_batches(tiny_model: str, aggregation: str) -> None:
+    groups = make_groups(np.random.default_rng(0))
+    results = []
+    for budget in (1, 30, 10_000):
+        learner = make_learner(tiny_model, max_tokens_per_micro_batch=budget, grad_clip=None)
+        stats = update(learner, batch(groups, loss_aggregation=aggregation)[0])
+        # The first moment is the gradient, but for a factor.
+        moments = learner.model.gather("exp_avg", learner.model.trainable)
+        gradient = torch.cat([moment.ravel() for moment in moments.values()]) / (1 - learner.config.adam_betas[0])
+        results.append((stats["loss"], stats["grad_norm"], gradient))
+    for loss, norm, gradient in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-6) and norm == pytest.approx(results[0][1], rel=1e-4)
+        torch.testing.assert_close(gradient, results[0][2], atol=1e-6, rtol=1e-4)
+
+
+def test_shards_of_a_batch_add_up_to_it(tiny_model: str) -> None:
+    groups = make_groups(np.random.default_rng(1))
+    whole = update(make_learner(tiny_model), batch(groups)[0])["loss"]
+    shards = [update(make_learner(tiny_model), shard)["loss"] for shard in batch(groups, num_learners=2)]
+    assert sum(shards) == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_non_finite_loss_changes_nothing_and_is_counted(tiny_model: str) -> None:
+    learner = make_learner(tiny_model)
+    before = weights(learner)
+    groups = make_groups(np.random.default_rng(2))
+    groups[0].rollouts[0].segments[0].logprobs[-1] = np.nan
+    stats = update(learner, batch(groups)[0])
+    assert stats["skipped_updates"] == 1
+    np.testing.assert_array_equal(before, weights(learner))
+    good = update(learner, batch(make_groups(np.random.default_rng(3)))[0])
+    assert good["skipped_updates"] == 0 and np.abs(weights(learner) - before).max() > 0
+
+
+def test_the_learning_rate_warms_up_and_the_reference_follows(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, lr_warmup_steps=4, ref_update_interval=2, ref_update_rate=0.5, kl_coeff=0.1)
+    start = weights(learner)
+    reference = learner.language_model.reference
+    rng = np.random.default_rng(4)
+    assert update(learner, batch(make_groups(rng))[0])["lr"] == pytest.approx(1e-3 / 4)
+    flat = lambda m: torch.cat([p.detach().ravel() for p in m.parameters()]).numpy()  # noqa: E731
+    np.testing.assert_array_equal(flat(reference), start)
+    update(learner, batch(make_groups(rng))[0])
+    np.testing.assert_allclose(flat(reference), (start + weights(learner)) / 2, atol=1e-7)
+
+
+def test_the_learning_rate_falls_to_0_after_its_warm_up(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, lr_warmup_steps=2, lr_decay_steps=4)
+    rng = np.random.default_rng(4)
+    rates = [update(learner, batch(make_groups(rng))[0])["lr"] for _ in range(8)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4, 0, 0])
+
+
+def test_several_epochs_and_minibatches_use_the_first_policy_as_the_old_one(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, num_epochs=2, lr=1e-2)
+    train_batch = batch(make_groups(np.random.default_rng(5)), minibatch_size=4)[0]
+    assert len(train_batch.minibatches) == 3
+    assert update(learner, train_batch)["clip_fraction"] > 0  # the ratio left 1
+
+
+def test_an_iteration_without_any_signal_is_no_error(tiny_model: str) -> None:
+    learner = make_learner(tiny_model)
+    before = weights(learner)
+    assert update(learner, TrainBatch(((),)))["loss"] == 0
+    np.testing.assert_array_equal(before, weights(learner))
+
+
+def test_overlong_filtering_gives_no_loss_but_keeps_the_denominator() -> None:
+    groups = make_groups(np.random.default_rng(6), num_groups=1)
+    whole, partial, *others = groups[0].rollouts
+
+    def cut(rollout: Rollout, tokens: int) -> Rollout:
+        """A rollout whose last tokens are a response without an end."""
+        [segment] = rollout.segments
+        ended = segment.loss_mask & (np.arange(len(segment.loss_mask)) < len(segment.loss_mask) - tokens)
+        return replace(rollout, segments=(replace(segment, ended_mask=ended),), truncated=True)
+
+    group = RolloutGroup(groups[0].request, (cut(whole, 10**6), cut(partial, 1), *others))
+    [full] = batch([group])[0].minibatches
+    [filtered] = batch([group], overlong_filtering=True)[0].minibatches
+    assert len(filtered) == 3 and len(full) == 4
+    assert [row.loss_weight for row in filtered] == [row.loss_weight for row in full[1:]]
+    assert [full[i + 1].loss_mask.sum() - row.loss_mask.sum() for i, row in enumerate(filtered)] == [1, 0, 0]
+    assert not filtered[0].loss_mask[-1]
+
+
+def test_an_episode_that_outgrows_its_context_has_no_response_to_filter() -> None:
+    [group] = make_groups(np.random.default_rng(6), num_groups=1)
+    group = RolloutGroup(group.request, tuple(replace(rollout, truncated=True) for rollout in group.rollouts))
+    assert len(batch([group], overlong_filtering=True)[0].minibatches[0]) == 4

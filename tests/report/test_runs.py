@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rllib_exit.report.runs import find
+from tests.report.runs_on_disk import train
+
+
+def test_a_resumed_run_is_one_run(tmp_path: Path):
+    train(tmp_path, "exit", 0, trial="first", iterations=6, trial_id="1a2b3_00000")
+    train(tmp_path, "exit", 0, trial="resumed", iterations=4, first=5, trial_id="4c5d6_00000")
+    (of_both,) = find([tmp_path]).runs
+    assert [result["training_iteration"] for result in of_both.results] == list(range(1, 9))
+    assert of_both.log is not None and list(of_both.log.files) == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lr_decay_steps", (None, 100)),
+        ("adam_betas", ([0.9, 0.999], [0.9, 0.95])),
+        ("lora_alpha", (16.0, 32.0)),
+        ("chat_template_kwargs", ({}, {"enable_thinking": False})),
+    ],
+)
+def test_trials_that_differ_in_a_setting_are_runs_of_their_own(tmp_path: Path, name: str, values: Any):
+    for number, value in enumerate(values):
+        train(tmp_path, "grpo", 0, trial=f"{number}", iterations=1, log=False, params={name: value})
+    assert len(find([tmp_path]).runs) == 2
+
+
+@pytest.mark.parametrize("ids", [("1a2b3_00000", "1a2b3_00001"), ("0a1b2c3d", "4e5f6a7b")])
+def test_repeats_within_a_sweep_are_runs_of_their_own(tmp_path: Path, ids: tuple[str, str]):
+    for trial_id in ids:
+        train(tmp_path, "grpo", 0, trial=trial_id, iterations=1, log=False, trial_id=trial_id)
+    assert len(find([tmp_path]).runs) == 2
+
+
+def test_a_damaged_result_is_named_and_left_out(tmp_path: Path):
+    train(tmp_path, "grpo", 0, iterations=1, log=False)
+    file = train(tmp_path, "grpo", 1, iterations=2, log=False) / "result.json"
+    file.write_text(file.read_text().replace("{", "", 1))
+    found = find([tmp_path])
+    assert [run.seed for run in found.runs] == [0]
+    (problem,) = found.problems
+    assert problem.startswith(f"{file}: line 1 is damaged")

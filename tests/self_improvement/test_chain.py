@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from envs.bfcl.env import BFCLEnv
+from rllib_exit.chat import ChatTokenizer
+from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.self_improvement.chain import (
+    Chain,
+    accuracy_by_step,
+    metrics_by_step,
+    net_corrections_by_step,
+    self_improve,
+)
+from tests.fakes import ScriptedGenerator, tool_user
+from tests.tiny_models import make_tiny_model
+
+
+class Echo(SelfImprovementEnv):
+    """Keeps what was executed; right if every executed response is the number of the turn times ten plus ``wanted``."""
+
+    executed: list[list[str]]
+
+    def __init__(self, turns: int, wanted: int) -> None:
+        super().__init__([Task("echo", "Go.")])
+        self.num_turns, self.wanted = turns, wanted
+        self.executed = []
+
+    def prompt(self, task: Task) -> list[Message]:
+        return [{"role": "user", "content": task.prompt}]
+
+    def begin(self, task: Task) -> None:
+        self.executed.append([])
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        self.executed[-1].append(response)
+        taken = len(self.executed[-1])
+        right = all(r == str(10 * t + self.wanted) for t, r in enumerate(self.executed[-1]))
+        done = taken == self.num_turns
+        return Outcome(float(right), f"executed {response}", done, metrics={"turns": float(taken)})
+
+
+def improving(prompt: str, seed: int) -> str:
+    """Answers turn t with 10 t, and an iterate with the iterate plus 1."""
+    last_assistant = prompt.split("assistant")
+    if "Check it carefully" in last_assistant[-2]:
+        return str(int("".join(c for c in last_assistant[-2].split("user")[0] if c.isdigit())) + 1)
+    return str(10 * prompt.count("executed"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def run(
+    model: str, env: SelfImprovementEnv, steps: int, script: Callable[[str, int], str] = improving, **kwargs: Any
+) -> tuple[Chain | None, ScriptedGenerator]:
+    generator = ScriptedGenerator(model, script, **kwargs)
+    [chain] = asyncio.run(
+        self_improve(
+            ["echo"],
+            steps,
+            make_env=lambda: env,
+            max_concurrent=1,
+            generator=generator,
+            chat=ChatTokenizer(model),
+            sampling=SamplingParams(max_tokens=16),
+        )
+    )
+    return chain, generator
+
+
+def test_one_turn_is_one_chain_of_iterates(model: str) -> None:
+    env = Echo(turns=1, wanted=2)
+    chain, generator = run(model, env, steps=3)
+    assert chain is not None and env.executed == [["0"], ["1"], ["2"], ["3"]]
+    assert chain.qualities == (0, 0, 1, 0)
+    assert len(generator.prompts) == 4
+
+
+def test_on_every_turn_k_steps_are_taken_and_only_the_last_iterate_is_executed(model: str) -> None:
+    env = Echo(turns=3, wanted=2)
+    chain, generator = run(model, env, steps=2)
+    assert chain is not None
+    assert env.executed == [["0", "10", "20"], ["1", "11", "21"], ["2", "12", "22"]]
+    assert chain.qualities == (0, 0, 1)
+    assert [[turn.response for turn in turns] for turns in chain.turns] == env.executed
+    # The first turn's iterates are shared; episode k answers and improves the other two turns k times.
+    assert len(generator.prompts) == 3 + 2 * (1 + 2 + 3)
+    # A later turn's prompt shows the last iterates of the turns before, and no self-iteration prompt of theirs.
+    last = generator.chat.tokenizer.decode(generator.prompts[-1])
+    assert last.count("Check it carefully") == 1 and "executed 2" in last and "executed 12" in last
+
+
+def test_tool_use_over_all_requests(tmp_path: Path) -> None:
+    """An answer afresh may give up; one step on every turn follows the ground truth to the last of them."""
+    model = make_tiny_model(tmp_path, max_positions=1 << 17)
+    options = {"requests": "all", "trim_schemas": True}
+    env = BFCLEnv(options)
+    task_ids = sorted(env.tasks, key=lambda task_id: len(env.demonstration(env.tasks[task_id])))[-4:]
+    generator = ScriptedGenerator(model, functools.partial(tool_user, requests="all"), max_model_len=1 << 17)
+    results = asyncio.run(
+        self_improve(
+            task_ids,
+            1,
+            make_env=lambda: BFCLEnv(options),
+            max_concurrent=4,
+            generator=generator,
+            chat=ChatTokenizer(model),
+            sampling=SamplingParams(max_tokens=2048),
+            seed=1,
+        )
+    )
+    chains = [chain for chain in results if chain is not None]
+    assert [chain.task_id for chain in chains] == task_ids
+    for chain in chains:
+        assert chain.qualities == (0, 1)
+        assert len(chain.turns[1]) == len(env.demonstration(env.tasks[chain.task_id])) > 10
+    metrics = metrics_by_step(chains)
+    assert metrics["first_turn_accuracy"][1] == metrics["official_accuracy"][1] == 1
+    assert metrics["requests_solved_fraction"][0] < 1 == metrics["requests_solved_fraction"][1]
+
+
+def test_where_an_iterate_leaves_no_room_it_stands(model: str) -> None:
+    prompt = len(ChatTokenizer(model).encode(Echo(1, 0).prompt(Task("echo", "Go."))))
+    chain, _ = run(model, Echo(turns=1, wanted=0), steps=3, max_model_len=prompt + 20)
+    assert chain is not None and chain.qualities == (1, 1, 1, 1) and len(chain.turns) == 4
+    # With two turns the second turn has no room at all: the episode ends with the quality it has.
+    chain, _ = run(model, Echo(turns=2, wanted=0), steps=1, max_model_len=prompt + 20)
+    assert chain is not None and [len(turns) for turns in chain.turns] == [1, 1]
+
+
+def test_a_task_whose_prompt_does_not_fit_has_no_chain(model: str) -> None:
+    chain, _ = run(model, Echo(turns=1, wanted=0), steps=1, max_model_len=17)
+    assert chain is None
+
+
+def test_the_means_by_step() -> None:
+    chains = [Chain("a", (0, 1), metrics=({"x": 1.0}, {"x": 3.0})), Chain("b", (1, 1), metrics=({"x": 2.0}, {}))]
+    np.testing.assert_allclose(accuracy_by_step(chains), [0.5, 1])
+    np.testing.assert_allclose(net_corrections_by_step(chains), [0, 1])
+    np.testing.assert_allclose(metrics_by_step(chains)["x"], [1.5, 3])
