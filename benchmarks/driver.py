@@ -23,7 +23,7 @@ from rllib_exit.curriculum.exit import STRATEGIES, ExIt
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.learner.batch import make_batches
 from rllib_exit.objective.advantages import group_advantages
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
 
 
 def timed(times: dict[str, list[float]], name: str, run: Callable[[], Any]) -> Any:
@@ -55,12 +55,12 @@ def iterations(prompts: int, group_size: int, response: int, number: int) -> dic
     for _ in range(number):
         requests = timed(times, "select", lambda: exit_.select(prompts))
         groups = [make_group(request, rng, group_size, response) for request in requests]
-        advantages = timed(times, "advantages", lambda g=groups: [group_advantages(x.returns_G) for x in g])
+        scored = timed(times, "advantages", lambda g=groups: [ScoredGroup(x, group_advantages(x.returns_G)) for x in g])
         timed(
             times,
             "batches",
-            lambda g=groups, a=advantages: make_batches(
-                g, a, num_learners=8, minibatch_size=None, loss_aggregation="sequence_mean",
+            lambda s=scored: make_batches(
+                s, num_learners=8, minibatch_size=None, loss_aggregation="sequence_mean",
                 max_response_tokens=response, overlong_filtering=False, skip_zero_advantage=False,
             ),
         )  # fmt: skip

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -23,7 +22,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from envs.base import TaskInstance, Turn
 from rllib_exit.chat import replace_surrogates
-from rllib_exit.rollouts import RolloutGroup
+from rllib_exit.rollouts import RolloutGroup, ScoredGroup
 
 _TURN = pa.struct(
     [("response", pa.string()), ("feedback", pa.string()), ("quality", pa.float64()), ("depth", pa.int32())]
@@ -66,18 +65,17 @@ class RolloutLog:
         self._filesystem = filesystem or LocalFileSystem()
         self._filesystem.create_dir(self._directory)
 
-    def write(self, iteration: int, groups: Sequence[RolloutGroup], advantages: Sequence[np.ndarray]) -> None:
+    def write(self, iteration: int, groups: Sequence[ScoredGroup]) -> None:
         """Writes an iteration's file, whole or not at all; one that is there is replaced.
 
         Args:
             iteration: Counted from 1.
             groups: The iteration's groups.
-            advantages: (G,) per group.
         """
         rows = [
-            _row(iteration, group, g, float(advantage))
-            for group, advantages_G in zip(groups, advantages, strict=True)
-            for g, advantage in zip(range(len(group.rollouts)), advantages_G, strict=True)
+            _row(iteration, scored.group, g, float(advantage))
+            for scored in groups
+            for g, advantage in zip(range(len(scored.group.rollouts)), scored.advantages_G, strict=True)
         ]
         name = f"iteration-{iteration:06d}.parquet"
         staging = f"{self._directory}/.{name}.tmp"
@@ -106,7 +104,7 @@ def _row(iteration: int, group: RolloutGroup, g: int, advantage: float) -> dict[
         "advantage": advantage,
         "valid": rollout.valid,
         "truncated": rollout.truncated,
-        "response_tokens": sum(int(segment.loss_mask.sum()) for segment in rollout.segments),
+        "response_tokens": rollout.num_response_tokens,
         "metrics": [(replace_surrogates(name), float(value)) for name, value in rollout.metrics.items()],
     }
 

@@ -65,6 +65,11 @@ class Rollout:
     metrics: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 1
 
+    @property
+    def num_response_tokens(self) -> int:
+        """How many tokens the policy generated."""
+        return sum(int(segment.loss_mask.sum()) for segment in self.segments)
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
@@ -111,6 +116,21 @@ class RolloutGroup:
     def qualities_G(self) -> np.ndarray:
         """(G,) float64, in [0, 1]."""
         return np.array([rollout.quality for rollout in self.rollouts])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredGroup:
+    """A group and what the update needs besides.
+
+    Attributes:
+        group: The rollouts.
+        advantages_G: (G,) float64, one advantage for all tokens of a rollout.
+        seconds: How long it took to compute them, embeddings included.
+    """
+
+    group: RolloutGroup
+    advantages_G: np.ndarray
+    seconds: float = 0.0
 
 
 def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:

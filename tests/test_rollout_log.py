@@ -17,7 +17,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from envs.base import TaskInstance, Turn
 from rllib_exit.curriculum.exit import STRATEGIES, ExIt
 from rllib_exit.rollout_log import SCHEMA, LoggedRollouts, RolloutLog, _prefix_ids
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
 
 SEGMENT = Segment(np.arange(5, dtype=np.int32), np.array([0, 0, 1, 1, 1], bool), np.zeros(5, np.float32))
 
@@ -39,7 +39,9 @@ def make_group(group_id: str, instance: TaskInstance, *responses: tuple[str, ...
 
 
 def write(directory: Path, iteration: int, *groups: RolloutGroup) -> None:
-    RolloutLog(directory).write(iteration, groups, [np.arange(len(group.rollouts)) - 0.5 for group in groups])
+    RolloutLog(directory).write(
+        iteration, [ScoredGroup(group, np.arange(len(group.rollouts)) - 0.5) for group in groups]
+    )
 
 
 def test_a_rollout_reads_back_as_it_was_written(tmp_path: Path):
@@ -95,7 +97,7 @@ def test_lone_surrogates_are_replaced_but_not_in_the_ids(tmp_path: Path):
 def test_an_error_leaves_the_file_that_was_there(tmp_path: Path):
     write(tmp_path, 1, make_group("g0", TaskInstance("t"), ("a",)))
     with pytest.raises(ValueError, match="shorter"):
-        RolloutLog(tmp_path).write(1, [make_group("g1", TaskInstance("t"), ("b",), ("c",))], [np.zeros(1)])
+        RolloutLog(tmp_path).write(1, [ScoredGroup(make_group("g1", TaskInstance("t"), ("b",), ("c",)), np.zeros(1))])
     assert [row["group_id"] for row in LoggedRollouts(tmp_path).read()] == ["g0"]
 
 
@@ -107,7 +109,7 @@ def test_a_repeated_iteration_is_replaced(tmp_path: Path):
 
 def test_a_log_can_lie_in_another_file_system(tmp_path: Path):
     log = RolloutLog("bucket/rollouts", SubTreeFileSystem(str(tmp_path), LocalFileSystem()))
-    log.write(1, [make_group("g0", TaskInstance("t"), ("a",))], [np.zeros(1)])
+    log.write(1, [ScoredGroup(make_group("g0", TaskInstance("t"), ("a",)), np.zeros(1))])
     assert list(LoggedRollouts(tmp_path / "bucket").files) == [1]
 
 

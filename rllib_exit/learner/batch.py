@@ -9,7 +9,7 @@ import numpy as np
 
 from rllib_exit.objective.loss import LossAggregation, loss_weights
 from rllib_exit.objective.packing import Row, split
-from rllib_exit.rollouts import RolloutGroup
+from rllib_exit.rollouts import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,7 @@ class TrainBatch:
 
 
 def make_batches(
-    groups: Sequence[RolloutGroup],
-    advantages: Sequence[np.ndarray],
+    groups: Sequence[ScoredGroup],
     *,
     num_learners: int,
     minibatch_size: int | None,
@@ -39,7 +38,6 @@ def make_batches(
 
     Args:
         groups: The groups, none of them empty.
-        advantages: One (G,) array per group.
         num_learners: How many learners share the work.
         minibatch_size: Rollouts per update; None for all in one. A minibatch holds whole groups, so it
             may be larger by less than a group.
@@ -50,8 +48,8 @@ def make_batches(
             term; they count in the loss's denominators all the same.
     """
     minibatches: list[list[Row]] = []
-    for chunk in _chunks(list(zip(groups, advantages, strict=True)), minibatch_size):
-        rollouts = [(r, a) for group, advantage in chunk for r, a in zip(group.rollouts, advantage, strict=True)]
+    for chunk in _chunks(groups, minibatch_size):
+        rollouts = [pair for of in chunk for pair in zip(of.group.rollouts, of.advantages_G, strict=True)]
         segments = [(i, segment) for i, (rollout, _) in enumerate(rollouts) for segment in rollout.segments]
         masks = [
             segment.ended_mask if overlong_filtering and segment.ended_mask is not None else segment.loss_mask
@@ -76,14 +74,15 @@ def make_batches(
     return [TrainBatch(tuple(tuple(shard[i]) for shard in shards)) for i in range(num_learners)]
 
 
-def _chunks(groups: list, minibatch_size: int | None) -> list[list]:
+def _chunks(groups: Sequence[ScoredGroup], minibatch_size: int | None) -> list[list[ScoredGroup]]:
     if minibatch_size is None:
-        return [groups]
-    chunks, size = [[]], 0
-    for item in groups:
+        return [list(groups)]
+    chunks: list[list[ScoredGroup]] = [[]]
+    size = 0
+    for scored in groups:
         if size >= minibatch_size:
             chunks.append([])
             size = 0
-        chunks[-1].append(item)
-        size += len(item[0].rollouts)
+        chunks[-1].append(scored)
+        size += len(scored.group.rollouts)
     return chunks

@@ -310,11 +310,13 @@ class GRPOTorchLearner(TorchLearner):
 
     def open_transfer(self, init_info: dict[str, Any]) -> None:
         """Joins a group with the engines' workers, see :class:`NCCLSender`; leaves the last one. Collective."""
-        from rllib_exit.weight_sync.nccl_sender import NCCLSender
+        from rllib_exit.weight_sync.nccl_sender import NCCLSender, ParamMeta
 
         if self._sender is not None:
             self._sender.close()
-        self._sender = NCCLSender(self.model, self.language_model.compute_dtype, init_info)
+        dtype = self.language_model.compute_dtype
+        metadata = [ParamMeta(name, dtype, shape) for name, shape in weight_shapes(self.model).items()]
+        self._sender = NCCLSender(rank(), metadata, lambda: weight_buckets(self.model, dtype), init_info)
 
     def send_weights(self) -> None:
         """Broadcasts the policy's weights in that group. Collective."""

@@ -6,18 +6,13 @@ and the engine's side in ``VLLMGenerator.join_transfer`` and ``receive_weights``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-from rllib_exit.learner.sharding.collectives import rank
-from rllib_exit.learner.sharding.sharded_model import ShardedModel
-from rllib_exit.learner.sharding.weights import weight_buckets, weight_shapes
 
 
 class NCCLSender:
@@ -26,16 +21,25 @@ class NCCLSender:
     All learners make one together, and call its methods together.
 
     Args:
-        model: The policy.
-        dtype: The engine's.
+        rank: The learner's rank.
+        metadata: Name, dtype and shape of every weight, in the order in which they are sent.
+        buckets: Gathers the weights, some at a time, on all learners. A bucket is valid until the next one is
+            asked for.
         init_info: ``master_address``, ``master_port`` and ``world_size``: one for the first learner and one for
             each worker.
     """
 
-    def __init__(self, model: ShardedModel, dtype: torch.dtype, init_info: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        rank: int,
+        metadata: list[ParamMeta],
+        buckets: Callable[[], Iterable[Mapping[str, Tensor]]],
+        init_info: dict[str, Any],
+    ) -> None:
         # Tensor by tensor: all on one stream, so that a bucket's memory is not reused before it was sent.
-        info = NCCLTrainerInitInfo(**init_info, rank=rank(), packed=False)
-        self._engine = WeightTransferTrainerFactory.trainer_init(info, client=_Client(), source=_Source(model, dtype))
+        info = NCCLTrainerInitInfo(**init_info, rank=rank, packed=False)
+        source = _Source(metadata, buckets)
+        self._engine = WeightTransferTrainerFactory.trainer_init(info, client=_Client(), source=source)
 
     def send(self) -> None:
         """Broadcasts the weights; returns when they are there."""
@@ -61,12 +65,12 @@ class _Client:
 class _Source(WeightSource):
     """The policy's weights, gathered bucket by bucket."""
 
-    def __init__(self, model: ShardedModel, dtype: torch.dtype) -> None:
-        self._model, self._dtype = model, dtype
+    def __init__(self, metadata: list[ParamMeta], buckets: Callable[[], Iterable[Mapping[str, Tensor]]]) -> None:
+        self._metadata, self._buckets = metadata, buckets
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, self._dtype, shape) for name, shape in weight_shapes(self._model).items()]
+        return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for bucket in weight_buckets(self._model, self._dtype):
+        for bucket in self._buckets():
             yield from bucket.items()

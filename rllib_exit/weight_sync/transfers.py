@@ -139,6 +139,13 @@ class NCCLTransfer:
         await remote_call("update_weights", version, *files)(actor)
 
 
+def make_transfer(learners: GRPOLearnerGroup, config: Any) -> WeightTransfer:
+    """The transfer that a config asks for."""
+    if config.weight_transfer == "nccl":
+        return NCCLTransfer(learners, engine_size=config.engine_size, timeout_s=config.generation_timeout_s)
+    return ObjectStoreTransfer(learners)
+
+
 def _together(learners: Callable[[], None], env_runners: Callable[[], Any]) -> None:
     """Does two things at once that wait for each other."""
     executor = ThreadPoolExecutor(1)

@@ -14,7 +14,7 @@ import pytest
 from envs.base import TaskInstance, Turn
 from rllib_exit.cli.rollouts import visible
 from rllib_exit.rollout_log import RolloutLog
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup
 from tests.cli.helpers import message, run
 
 RLLIB = "from rllib_exit.cli.main import main; main()"
@@ -35,7 +35,7 @@ def log(tmp_path: Path) -> Path:
     writer = RolloutLog(tmp_path / "trial" / "rollouts")
 
     def write(iteration: int, *groups: RolloutGroup) -> None:
-        writer.write(iteration, groups, [np.zeros(len(group.rollouts)) for group in groups])
+        writer.write(iteration, [ScoredGroup(group, np.zeros(len(group.rollouts))) for group in groups])
 
     first = Turn("first\nanswer", "feedback 1", 0.25)
     write(

@@ -63,7 +63,7 @@ def test_generation_goes_on_while_the_learner_updates(algo: Any, monkeypatch: py
 
     def slow_update(batches: Any) -> None:
         time.sleep(4)
-        futures = algo._rolling_out.values()
+        futures = algo.rollouts._under_way.values()
         done.append(sum(future.done() for future in futures) / len(futures))
         update(batches)
 
@@ -78,7 +78,7 @@ def test_a_restored_run_trains_on_what_was_selected_ahead(
 ) -> None:
     algo.train()
     checkpoint = algo.save_to_path(tmp_path / "checkpoint")
-    version, ahead = algo.policy_version, [request for requests in algo._ahead for request in requests]
+    version, ahead = algo.policy_version, [request for requests in algo.rollouts.selected for request in requests]
     assert len(ahead) == 6
     trained_on = record_updates(algo, monkeypatch)
     for _ in range(2):

@@ -13,7 +13,7 @@ from envs.base import TaskInstance
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner.batch import TrainBatch, make_batches
 from rllib_exit.learner.torch_learner import GRPOTorchLearner
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
 
 
 def make_learner(model: str, **fields: Any) -> GRPOTorchLearner:
@@ -57,8 +57,8 @@ def batch(groups: list[RolloutGroup], num_learners: int = 1, **kwargs: Any) -> l
         "skip_zero_advantage": False,
         **kwargs,
     }
-    advantages = [group.returns_G - group.returns_G.mean() for group in groups]
-    return make_batches(groups, advantages, num_learners=num_learners, **options)
+    scored = [ScoredGroup(group, group.returns_G - group.returns_G.mean()) for group in groups]
+    return make_batches(scored, num_learners=num_learners, **options)
 
 
 def update(learner: GRPOTorchLearner, train_batch: TrainBatch) -> dict[str, float]:

@@ -17,7 +17,7 @@ from envs.mle_bench.env import MLEBenchEnv
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig, ExIt
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.rollout_log import RolloutLog
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
 from rllib_exit.self_improvement import results
 from rllib_exit.self_improvement.chain import Chain
 from rllib_exit.self_improvement.curves import Curve
@@ -87,7 +87,7 @@ def train(
         groups = [_group(request, skill, TURNS[env], rng) for request in curriculum.select(8)]
         curriculum.update(groups)
         if rollout_log is not None:
-            rollout_log.write(iteration, groups, [group_advantages(group.returns_G) for group in groups])
+            rollout_log.write(iteration, [ScoredGroup(group, group_advantages(group.returns_G)) for group in groups])
         qualities = np.concatenate([group.qualities_G for group in groups])
         line: dict[str, Any] = {
             "training_iteration": iteration,

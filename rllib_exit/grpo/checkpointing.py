@@ -1,0 +1,78 @@
+"""Checkpoints of an algorithm: atomic, verified, and independent of how the learners are sharded."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import copy_files
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
+from ray.rllib.utils import force_list
+from ray.tune.result import TIME_TOTAL_S
+
+from rllib_exit import checkpoints
+from rllib_exit.learner.learner_group import LEARNERS, GRPOLearnerGroup
+
+
+class CheckpointedAlgorithm(Algorithm):
+    """RLlib's Algorithm with checkpoints that a crash cannot leave half written.
+
+    The learners write and read their part themselves, tensor by tensor: it is too large for one dict.
+    """
+
+    learner_group: GRPOLearnerGroup
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        without = [*force_list(not_components), COMPONENT_LEARNER_GROUP]
+        return {**super().get_state(components, not_components=without, **kwargs), TIME_TOTAL_S: self._time_total}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if TIME_TOTAL_S in state:
+            # Tune restores it only for trials that Tune itself resumes.
+            self._time_total = state[TIME_TOTAL_S]
+
+    def get_checkpointable_components(self) -> list:
+        return [part for part in super().get_checkpointable_components() if part[0] != COMPONENT_LEARNER_GROUP]
+
+    def save_to_path(self, path: Any = None, *, filesystem: Any = None, **kwargs: Any) -> str:
+        """Saves a checkpoint, atomically and with a manifest, into a directory that is new or empty.
+
+        Args:
+            path: The directory. If it is a URI, or a path in ``filesystem``, the checkpoint is copied there after it
+                is complete. By default a temporary directory is made.
+            filesystem: A ``pyarrow.fs.FileSystem``.
+            **kwargs: RLlib's own arguments.
+        """
+        path = tempfile.mkdtemp() if path is None else path
+        if filesystem is not None or "://" in str(path):
+            with tempfile.TemporaryDirectory() as local:
+                saved = self.save_to_path(Path(local) / "checkpoint", **kwargs)
+                copy_files(saved, str(path), destination_filesystem=filesystem)
+            return str(path)
+        with checkpoints.atomic_checkpoint(path) as staging:
+            super().save_to_path(staging, **kwargs)
+            self.learner_group.save_to_path(staging / LEARNERS)
+        return str(path)
+
+    def restore_from_path(self, path: Any, *, filesystem: Any = None, **kwargs: Any) -> None:
+        """Restores a checkpoint, whichever back end and number of learners wrote it.
+
+        Raises:
+            CheckpointError: If it is incomplete or damaged.
+        """
+        if "component" in kwargs:
+            return super().restore_from_path(path, filesystem=filesystem, **kwargs)
+        if filesystem is not None or "://" in str(path):
+            with tempfile.TemporaryDirectory() as local:
+                copy_files(str(path), local, source_filesystem=filesystem)
+                return self.restore_from_path(local, **kwargs)
+        checkpoints.verify(path)
+        super().restore_from_path(path, **kwargs)
+        self.learner_group.restore_from_path(Path(path) / LEARNERS)
+        self._restored()
+
+    def _restored(self) -> None:
+        """Called after a checkpoint was restored."""

@@ -1,0 +1,113 @@
+"""The rollouts that are under way: selected, begun, and not yet trained on."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from rllib_exit.env_runners.dispatcher import Dispatcher
+from rllib_exit.env_runners.llm_env_runner import remote_call
+from rllib_exit.grpo.waiting import as_completed
+from rllib_exit.rollouts import RolloutGroup, RolloutRequest, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True)
+class RolledOut:
+    """The rollouts of one iteration.
+
+    Attributes:
+        groups: One for each request, in the order of the requests.
+        seconds: How long these rollouts were under way, without the time that earlier ones took.
+        num_lost: How many env runners were lost since the last iteration's rollouts were in.
+    """
+
+    groups: tuple[ScoredGroup, ...]
+    seconds: float
+    num_lost: int
+
+    @property
+    def trainable(self) -> list[ScoredGroup]:
+        """The groups that have rollouts; the prompts of the others do not fit the context."""
+        return [scored for scored in self.groups if not scored.group.skipped]
+
+
+class RolloutQueue:
+    """Selects ahead and keeps the env runners supplied.
+
+    As many iterations are selected ahead as the policy may lag. So the rollouts of an iteration begin with weights
+    that are at most that many updates old when they are trained on, and what is trained on is what was selected, in
+    that order, however long it took.
+
+    Args:
+        env_runners: They roll out the requests.
+        group_size: G, the rollouts of a request.
+        max_policy_lag: How many iterations are selected ahead.
+        meanwhile: Called again and again while rollouts are waited for.
+    """
+
+    def __init__(
+        self, env_runners: Dispatcher, *, group_size: int, max_policy_lag: int, meanwhile: Callable[[], object]
+    ) -> None:
+        self.selected: deque[Sequence[RolloutRequest]] = deque()
+        """The requests that were selected and not yet trained on, one entry for each iteration; to be saved."""
+        self._env_runners = env_runners
+        self._group_size = group_size
+        self._max_policy_lag = max_policy_lag
+        self._meanwhile = meanwhile
+        self._under_way: dict[str, Future[RolloutGroup]] = {}  # by group_id
+        self._last_in: float | None = None
+        self._num_lost_before = 0
+
+    def select(self, select: Callable[[], Sequence[RolloutRequest]]) -> Sequence[RolloutRequest]:
+        """Selects what is missing, begins the rollouts of what is new, and returns this iteration's requests."""
+        while len(self.selected) <= self._max_policy_lag:
+            self.selected.append(select())
+        for request in itertools.chain.from_iterable(self.selected):
+            if request.group_id not in self._under_way:
+                call = remote_call("roll_out", request)
+                self._under_way[request.group_id] = self._env_runners.submit(call, size=self._group_size)
+        return self.selected[0]
+
+    def collect(self, requests: Sequence[RolloutRequest], score: Callable[[RolloutGroup], ScoredGroup]) -> RolledOut:
+        """Waits for all the requests' groups and scores each as it comes in, while others are under way.
+
+        All are waited for: to train on those that end first would prefer short responses.
+
+        Raises:
+            RolloutError: At the first failure. All rollouts are then cancelled, and begin anew with the next iteration.
+            StoppedError: If the run is asked to stop. The same holds.
+        """
+        # If they were begun earlier, they have been under way since those of the last iteration were in.
+        begun = (self._last_in if self._max_policy_lag else None) or time.perf_counter()
+        futures = [self._under_way[request.group_id] for request in requests]
+        try:
+            scored = [score(group) for group in as_completed(futures, self._meanwhile)]
+        except Exception:
+            self.cancel()
+            raise
+        for request in requests:
+            del self._under_way[request.group_id]
+        by_id = {of.group.request.group_id: of for of in scored}
+        self._last_in = time.perf_counter()
+        num_lost = self._env_runners.num_lost - self._num_lost_before
+        self._num_lost_before += num_lost
+        groups = tuple(by_id[request.group_id] for request in requests)
+        return RolledOut(groups, self._last_in - begun, num_lost)
+
+    def trained(self) -> None:
+        """Forgets the oldest requests: they were trained on."""
+        self.selected.popleft()
+
+    def cancel(self) -> None:
+        """Cancels all rollouts. What was selected stays selected."""
+        self._env_runners.cancel()
+        self._under_way.clear()
+
+    def restore(self, selected: Sequence[Sequence[RolloutRequest]]) -> None:
+        """Cancels all rollouts, and takes what another queue had selected."""
+        self.cancel()
+        self.selected = deque(selected)
