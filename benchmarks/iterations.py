@@ -29,7 +29,7 @@ from side_by_side import alternate, arguments, write
 
 from envs.base import TaskInstance, Turn
 from rllib_exit.connectors.exit_replay import ExItReplay
-from rllib_exit.curriculum.exit import ExIt
+from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
 from rllib_exit.grpo.scoring import make_scorer
 
 BASE = {"group size": 4, "prompts": 4, "response tokens": 16, "buffer size": 1000}
@@ -58,7 +58,7 @@ def changed(config: Any, setting: dict[str, Any]) -> Any:
 
 def full_buffer(config: Any, task_ids: list[str]) -> ExItReplay:
     rng = np.random.default_rng(0)
-    exit_ = ExIt(config.curriculum_config(), task_ids, rng)
+    exit_ = ExIt(CurriculumConfig.of(config), task_ids, rng)
     for i in range(config.buffer_size):
         exit_.buffer.insert(TaskInstance(task_ids[i % len(task_ids)], (), Turn(f"{i}"), "improve"), rng.random() / 4)
     return ExItReplay(exit_)

@@ -16,9 +16,16 @@ import pytest
         "rllib_exit.curriculum.exit",
         "rllib_exit.objective.advantages",
         "rllib_exit.rollouts",
+        "rllib_exit.settings",
     ],
 )
 def test_pure_modules_load_neither_ray_nor_torch_nor_vllm(module: str) -> None:
     script = f"import sys, {module}\nprint(*{{'ray', 'torch', 'vllm', 'transformers'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_learners_do_not_load_the_algorithm_or_its_config() -> None:
+    script = "import sys, rllib_exit.learner.torch_learner\nprint('rllib_exit.grpo' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -168,7 +167,7 @@ def test_a_rollout_that_cannot_enter_the_task_buffer_has_no_children(tmp_path: P
 @pytest.mark.parametrize("strategy", ["curriculum", "improve", "exit"])
 def test_every_selected_instance_of_a_run_has_a_parent_that_wrote_what_it_starts_from(tmp_path: Path, strategy: str):
     rng = np.random.default_rng(0)
-    config = replace(STRATEGIES[strategy], min_buffer_size=2, buffer_size=16)
+    config = STRATEGIES[strategy].replace(min_buffer_size=2, buffer_size=16)
     curriculum = ExIt(config, ["t0", "t1"], rng)
 
     def episode(instance: TaskInstance) -> Rollout:

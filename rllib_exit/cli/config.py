@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from rllib_exit.settings import unknown_name
+
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
 
@@ -79,17 +81,13 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
     Raises:
         ValueError: If a setting is malformed or names no field.
     """
-    from rllib_exit.checks import close_fields
-
     config = config.copy(copy_frozen=False)
     pairs = [_parse_setting(setting) for setting in settings]
     # A strategy sets other fields to its preset: what was asked for besides comes after it.
     for key, value in sorted(pairs, key=lambda pair: pair[0] != "strategy"):
         name, *path = key.split(".")
-        if name not in vars(config) or name.startswith("_"):
-            close = close_fields(config, name)
-            mend = f"did you mean {' or '.join(close)}?" if close else "see GRPOConfig for the fields there are"
-            raise ValueError(f"--set {key}: the config has no field {name!r}; {mend}")
+        if name not in (names := config.field_names()):
+            raise ValueError(unknown_name(f"--set {key}: the config", "field", name, names))
         if name == "strategy" and not path:
             config.curriculum(value)
         elif path:

@@ -87,8 +87,10 @@ def load_weights(checkpoint: Path) -> np.ndarray:
         CheckpointError: If it has none.
     """
     from rllib_exit.learner.learner_group import load_policy
+    from rllib_exit.settings import LoRASettings
 
-    return load_policy(checkpoint, load_config(checkpoint))
+    config = load_config(checkpoint)
+    return load_policy(checkpoint, config.model_path, config.dtype, LoRASettings.of(config))
 
 
 def load_iteration(checkpoint: Path) -> int:

@@ -4,73 +4,77 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import NonNegativeFloat, PositiveInt, WithJsonSchema, model_validator
 
 from envs.base import TaskInstance
-from rllib_exit.checks import check_field, is_int, is_number
 from rllib_exit.curriculum.learnability import SCORES
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from rllib_exit.settings import Fraction, Settings, check
 
 
-@dataclass(frozen=True, slots=True)
-class CurriculumConfig:
-    """The hyper-parameters of section 4, by default those of the paper's math runs (Table 4).
+class CurriculumConfig(Settings):
+    """The hyper-parameters of section 4, by default those of the paper's math runs (Table 4)."""
 
-    Attributes:
-        self_iteration_prob: The probability of selecting from the task buffer; 0 keeps no buffer.
-        divergence_prob: The probability that a self-iteration step diverges.
-        buffer_size: The most instances that the task buffer holds.
-        min_buffer_size: Nothing is selected before it holds so many.
-        inverse_temperature: α of P(i) ∝ S_i^α.
-        expansions_per_group: How many rollouts of a group enter the buffer.
-        self_iteration: False replays a selected instance's partial history and answers its turn afresh.
-        diversity_bonus: Whether advantages are scaled by Eq. 6.
-        learnability: The score of an instance, one of ``SCORES``; the paper's is ``variance``.
-        staleness_coeff: The share of selections by how long ago an instance was selected; the paper has none.
-    """
-
-    self_iteration_prob: float = 0.5
-    divergence_prob: float = 0.2
-    buffer_size: int = 512
-    min_buffer_size: int = 128
-    inverse_temperature: float = 1.0
-    expansions_per_group: int = 1
+    strategy: Literal["grpo", "curriculum", "improve", "diverge", "exit"] = "exit"
+    """A row of Table 1. ``.curriculum(strategy)`` and ``--set strategy=`` set other fields to the row's values."""
+    self_iteration_prob: Fraction = 0.5
+    """The probability that a prompt is selected from the task buffer. 0 keeps no buffer."""
+    divergence_prob: Fraction = 0.2
+    """The probability that a self-iteration step becomes a divergence step."""
+    buffer_size: PositiveInt = 512
+    """The most instances that the task buffer holds."""
+    min_buffer_size: PositiveInt = 128
+    """Nothing is selected while the task buffer holds fewer instances."""
+    inverse_temperature: NonNegativeFloat = 1.0
+    """α: an instance with score S is selected with a probability in proportion to S to the power of α."""
+    expansions_per_group: PositiveInt = 1
+    """How many rollouts of a group enter the buffer."""
     self_iteration: bool = True
-    diversity_bonus: bool = False
-    learnability: str = "variance"
-    staleness_coeff: float = 0.0
+    """Whether a selected instance is iterated on. If not, its partial history is replayed and its turn answered
+    afresh."""
+    diversity_bonus: bool = True
+    """Whether advantages are scaled by the diversity of the solutions (Eq. 6)."""
+    learnability: Annotated[str, WithJsonSchema({"enum": [*SCORES]})] = "variance"
+    """The score of an instance, by which it is kept and selected. The paper's is ``variance``; see
+    :mod:`rllib_exit.curriculum.learnability`."""
+    staleness_coeff: Fraction = 0.0
+    """The share of selections that is drawn by how long ago an instance was selected. The paper has none."""
 
-    def validate(self) -> None:
-        """Raises a ValueError that names the field, its value and the mend."""
-        for name in ("self_iteration_prob", "divergence_prob", "staleness_coeff"):
-            check_field(self, name, is_number(getattr(self, name), 0, 1), "use a probability, in [0, 1]")
-        for name in ("min_buffer_size", "buffer_size", "expansions_per_group"):
-            check_field(self, name, is_int(getattr(self, name), 1), "use an integer of 1 or more")
-        check_field(
+    @model_validator(mode="after")
+    def _can_select(self) -> Self:
+        check(self, "learnability", self.learnability in SCORES, f"use one of {', '.join(SCORES)}")
+        check(
             self,
             "buffer_size",
             self.buffer_size >= self.min_buffer_size,
             f"nothing would ever be selected; use min_buffer_size ({self.min_buffer_size}) or more, or lower that",
         )
-        check_field(self, "inverse_temperature", is_number(self.inverse_temperature, 0), "use a number of 0 or more")
-        check_field(self, "learnability", self.learnability in list(SCORES), f"use one of {', '.join(SCORES)}")
-        for name in ("self_iteration", "diversity_bonus"):
-            check_field(self, name, isinstance(getattr(self, name), bool), "use True or False")
+        return self
 
 
 # The rows of Table 1.
 STRATEGIES: Mapping[str, CurriculumConfig] = MappingProxyType(
     {
-        "grpo": CurriculumConfig(self_iteration_prob=0.0, divergence_prob=0.0, self_iteration=False),
-        "curriculum": CurriculumConfig(divergence_prob=0.0, self_iteration=False),
-        "improve": CurriculumConfig(divergence_prob=0.0),
-        "diverge": CurriculumConfig(),
-        "exit": CurriculumConfig(diversity_bonus=True),
+        row.strategy: row
+        for row in (
+            CurriculumConfig(
+                strategy="grpo",
+                self_iteration_prob=0.0,
+                divergence_prob=0.0,
+                self_iteration=False,
+                diversity_bonus=False,
+            ),
+            CurriculumConfig(strategy="curriculum", divergence_prob=0.0, self_iteration=False, diversity_bonus=False),
+            CurriculumConfig(strategy="improve", divergence_prob=0.0, diversity_bonus=False),
+            CurriculumConfig(strategy="diverge", diversity_bonus=False),
+            CurriculumConfig(strategy="exit"),
+        )
     }
 )
 
@@ -84,11 +88,10 @@ class ExIt:
         rng: All randomness comes from it; its state is part of the state.
 
     Raises:
-        ValueError: If the config is invalid, or there is no task.
+        ValueError: If there is no task.
     """
 
     def __init__(self, config: CurriculumConfig, task_ids: Sequence[str], rng: np.random.Generator) -> None:
-        config.validate()
         if not task_ids:
             raise ValueError("task_ids is empty: give at least one base task")
         self.config = config

@@ -14,7 +14,7 @@ from ray.rllib.utils.metrics import TIMERS
 from ray.tune import PlacementGroupFactory
 
 from rllib_exit.connectors.exit_replay import ExItReplay
-from rllib_exit.curriculum.exit import ExIt
+from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.llm_env_runner import make_dispatcher, make_env, remote_call
 from rllib_exit.grpo import placement
@@ -66,7 +66,7 @@ class GRPO(CheckpointedAlgorithm):
         # The environment first: its errors cost nothing before actors and models are made.
         self._env = make_env(self.config.env, self.config.env_config)
         rng = np.random.default_rng(self.config.seed)
-        self.replay = ExItReplay(ExIt(self.config.curriculum_config(), list(self._env.tasks), rng))
+        self.replay = ExItReplay(ExIt(CurriculumConfig.of(self.config), list(self._env.tasks), rng))
         self.policy_version = 0
         self.score = make_scorer(self._env, self.config)
         super().setup(config)

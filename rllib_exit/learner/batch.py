@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rllib_exit.objective.loss import LossAggregation, loss_weights
+from rllib_exit.objective.loss import loss_weights
 from rllib_exit.objective.packing import Row, split
 from rllib_exit.rollouts import ScoredGroup
+from rllib_exit.settings import LossAggregation
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from rllib_exit.checkpoints import CheckpointError
-from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner import lora
+from rllib_exit.settings import LoRASettings
 
 # Of a checkpoint.
 LEARNERS = "learners"
@@ -163,12 +163,14 @@ class GRPOLearnerGroup(LearnerGroup):
         return results[0]
 
 
-def load_policy(checkpoint: Path, config: GRPOConfig) -> np.ndarray:
+def load_policy(checkpoint: Path, model_path: str, dtype: str, adapters: LoRASettings) -> np.ndarray:
     """The policy's weights in a checkpoint, float32, with Hugging Face names and with adapters merged.
 
     Args:
         checkpoint: The checkpoint's directory.
-        config: The run's.
+        model_path: The directory of the model that the run began with.
+        dtype: That of the run.
+        adapters: Those of the run.
 
     Returns:
         A safetensors file, (bytes,) uint8.
@@ -180,12 +182,12 @@ def load_policy(checkpoint: Path, config: GRPOConfig) -> np.ndarray:
     if not files:
         raise CheckpointError(f"{checkpoint} holds no policy: it has no {LEARNERS}/{POLICY}")
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    if config.lora_r is not None:
+    if adapters.lora_r is not None:
         from transformers import AutoModelForCausalLM
 
-        base: Any = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=getattr(torch, config.dtype))
+        base: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
         weights = {name: parameter.detach().float() for name, parameter in base.named_parameters()}
-        tensors = lora.merge_all(weights, tensors, config.lora_alpha / config.lora_r)
+        tensors = lora.merge_all(weights, tensors, adapters.lora_alpha / adapters.lora_r)
     return np.frombuffer(save(tensors), np.uint8)
 
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
 from envs.workers import usable_cpus
-from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.learner.learner_group import POLICY
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
@@ -34,6 +33,7 @@ from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
+from rllib_exit.settings import ExecutionSettings, LanguageModelSettings, ShardingSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from rllib_exit.weight_sync.nccl_sender import NCCLSender
@@ -56,16 +56,18 @@ class GRPOTorchLearner(TorchLearner):
     number of learners. Methods marked collective are called on all learners together.
     """
 
-    config: GRPOConfig
-
     def build(self) -> None:
+        self._training = TrainingSettings.of(self.config)
+        self._sharding = ShardingSettings.of(self.config)
+        self._language_model = LanguageModelSettings.of(self.config)
+        self._colocated = ExecutionSettings.of(self.config).colocated
         # Ray gives a process as many threads as the CPUs that it reserved. The learner works while the
         # engine waits, so it may use them all.
-        torch.set_num_threads(self.config.learner_threads or usable_cpus())
+        torch.set_num_threads(self._training.learner_threads or usable_cpus())
         keep_freed_memory()
         self._num_updates = 0
         self._num_batches = 0
-        self._lr = self.config.lr
+        self._lr = self._training.lr
         self._sender: NCCLSender | None = None
         super().build()
 
@@ -80,7 +82,7 @@ class GRPOTorchLearner(TorchLearner):
         return self.language_model.model
 
     def _make_module(self) -> Any:
-        if self.config.sharding != "ddp":
+        if self._sharding.sharding != "ddp":
             start_process_group(self._torch_device)
         module = super()._make_module()
         language_model: Any = module[DEFAULT_MODULE_ID]
@@ -88,18 +90,18 @@ class GRPOTorchLearner(TorchLearner):
         return module
 
     def _shard(self, module: nn.Module, trained: bool) -> ShardedModel:
-        config, device = self.config, self._torch_device
+        training, sharding, device = self._training, self._sharding, self._torch_device
         optimizer = None
         if trained:
-            max_norm = config.grad_clip if config.grad_clip is not None else math.inf
-            optimizer = OptimizerConfig(config.adam_betas, config.weight_decay, max_norm)
-        dtype = getattr(torch, config.dtype)
-        if config.sharding == "fsdp2":
+            max_norm = training.grad_clip if training.grad_clip is not None else math.inf
+            optimizer = OptimizerConfig(training.adam_betas, training.weight_decay, max_norm)
+        dtype = getattr(torch, self._language_model.dtype)
+        if sharding.sharding == "fsdp2":
             from rllib_exit.learner.sharding.fsdp2 import FSDP2Model
 
             return FSDP2Model(module, device, optimizer, dtype)
         # Below stage 3 ZeRO leaves parameters whole: it has nothing to do for a model that is not trained.
-        if config.sharding == "deepspeed" and (trained or config.zero_stage == 3):
+        if sharding.sharding == "deepspeed" and (trained or sharding.zero_stage == 3):
             from rllib_exit.learner.sharding.deepspeed import DeepSpeedModel
 
             return DeepSpeedModel(
@@ -107,9 +109,9 @@ class GRPOTorchLearner(TorchLearner):
                 device,
                 optimizer,
                 compute_dtype=dtype,
-                zero_stage=config.zero_stage,
-                offload_optimizer=config.offload_optimizer,
-                zero_optimization=config.zero_optimization,
+                zero_stage=sharding.zero_stage,
+                offload_optimizer=sharding.offload_optimizer,
+                zero_optimization=sharding.zero_optimization,
             )
         return DDPModel(module, device, optimizer)
 
@@ -139,33 +141,33 @@ class GRPOTorchLearner(TorchLearner):
         minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
         packs = [pack for packs in minibatches for pack in packs]
         # What the updates do not change is computed ahead of them, once for all epochs.
-        reference = self.language_model.reference_logprobs(packs) if self.config.kl_coeff else [None] * len(packs)
+        reference = self.language_model.reference_logprobs(packs) if self._training.kl_coeff else [None] * len(packs)
         # π_old is the policy at the start. With a single update it is the current one, for free.
-        single = self.config.num_epochs * len(minibatches) == 1
+        single = self._training.num_epochs * len(minibatches) == 1
         old = [None if single else self._logprobs(pack) for pack in packs]
 
         sums: Sums = defaultdict(float)
-        for _ in range(self.config.num_epochs):
+        for _ in range(self._training.num_epochs):
             scored = zip(packs, old, reference, strict=True)
             for minibatch in minibatches:
                 self._update_minibatch(list(itertools.islice(scored, len(minibatch))), sums)
         self._num_batches += 1
         if self._num_batches % 10 == 0:  # faulting it in again takes a seventh of an update
             release_freed_memory()
-        if self._num_batches % self.config.ref_update_interval == 0:
-            self.language_model.update_reference(self.config.ref_update_rate)
+        if self._num_batches % self._training.ref_update_interval == 0:
+            self.language_model.update_reference(self._training.ref_update_rate)
 
         tokens = sum(len(row.token_ids) for rows in batch.minibatches for row in rows)
         numbers = defaultdict(float, {name: float(value) for name, value in sums.items()})
-        if self.config.colocated:
+        if self._colocated:
             # The engine that shares the device gets what the update no longer needs.
             torch.cuda.empty_cache()
         self._log(numbers, tokens, time.perf_counter() - start)
         return self.metrics.reduce()
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
-        share = not self.config.attn_implementation.startswith("flash")
-        packs = packing.pack(rows, self.config.max_tokens_per_micro_batch, share_prefixes=share)
+        share = not self._language_model.attn_implementation.startswith("flash")
+        packs = packing.pack(rows, self._training.max_tokens_per_micro_batch, share_prefixes=share)
         return [pack.to(self._torch_device) for pack in packs]
 
     def _equalise(self, minibatches: list[list[Pack]]) -> list[list[Pack]]:
@@ -197,7 +199,7 @@ class GRPOTorchLearner(TorchLearner):
                 fwd_out=self.language_model.forward_train({PACK: pack}),
             )
             self.model.backward(loss)
-        lr = self.config.lr * self._lr_factor(self._num_updates)
+        lr = self._training.lr * self._lr_factor(self._num_updates)
         # The norm is that of all learners together, and so is what follows from it.
         norm = self.model.step(lr)
         if not math.isfinite(norm):
@@ -210,7 +212,7 @@ class GRPOTorchLearner(TorchLearner):
 
     def _lr_factor(self, num_updates: int) -> float:
         """The share of the learning rate for the next update: it rises linearly, stays, or falls linearly to 0."""
-        warmup, decay = self.config.lr_warmup_steps, self.config.lr_decay_steps
+        warmup, decay = self._training.lr_warmup_steps, self._training.lr_decay_steps
         factor = min(1.0, (num_updates + 1) / max(1, warmup))
         if decay is not None:
             factor = min(factor, max(0.0, 1 - (num_updates - warmup) / decay))
@@ -230,10 +232,10 @@ class GRPOTorchLearner(TorchLearner):
             batch["reference_logprobs"],
             pack.advantages_N,
             pack.weights_N,
-            clip_param=config.clip_param,
-            clip_param_high=config.clip_param_high,
-            kl_coeff=config.kl_coeff,
-            mismatch_clip=config.mismatch_clip,
+            clip_param=self._training.clip_param,
+            clip_param_high=self._training.clip_param_high,
+            kl_coeff=self._training.kl_coeff,
+            mismatch_clip=self._training.mismatch_clip,
         )
         if pack is self._empty_pack:
             return loss

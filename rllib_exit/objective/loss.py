@@ -6,14 +6,12 @@ micro-batches, shards or packs.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
+from rllib_exit.settings import LossAggregation
 
 
 def loss_weights(

@@ -71,7 +71,7 @@ def test_grpo_keeps_no_buffer():
 
 
 def test_selects_only_above_the_minimum_size():
-    exit_ = make(replace(EXIT, self_iteration_prob=1.0, divergence_prob=0.0))
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, divergence_prob=0.0))
     request = exit_.select(1)[0]
     exit_.update([group(request, num_turns=3)])
     assert len(exit_.buffer) == 3 and all(r.source is None for r in exit_.select(5))
@@ -95,7 +95,7 @@ def test_expansion_inserts_every_prefix_of_one_rollout_with_the_parents_score():
 
 def test_expansions_are_uniform_over_valid_untruncated_rollouts():
     chosen = Counter()
-    exit_ = make(replace(EXIT, expansions_per_group=2, buffer_size=10_000))
+    exit_ = make(EXIT.replace(expansions_per_group=2, buffer_size=10_000))
     for _ in range(300):
         request = exit_.select(1)[0]
         rollouts = [rollout(request, g, g / 4, num_turns=1) for g in range(5)]
@@ -110,7 +110,7 @@ def test_expansions_are_uniform_over_valid_untruncated_rollouts():
 
 
 def test_group_without_an_eligible_rollout_only_updates_its_source():
-    exit_ = make(replace(EXIT, self_iteration_prob=1.0, min_buffer_size=1))
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, min_buffer_size=1))
     exit_.update([group(exit_.select(1)[0], num_turns=1)])
     request = exit_.select(1)[0]
     exit_.update([group(request, (0.5, 0.5), valid=False)])
@@ -118,7 +118,7 @@ def test_group_without_an_eligible_rollout_only_updates_its_source():
 
 
 def test_source_takes_the_measured_score_and_children_inherit_it():
-    exit_ = make(replace(EXIT, self_iteration_prob=1.0, min_buffer_size=1))
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, min_buffer_size=1))
     exit_.update([group(exit_.select(1)[0], (0.0, 1.0), num_turns=1)])
     request = exit_.select(1)[0]
     exit_.update([group(request, (0.0, 0.5), num_turns=1)])
@@ -128,7 +128,7 @@ def test_source_takes_the_measured_score_and_children_inherit_it():
 
 
 def test_skipped_group_loses_its_source():
-    exit_ = make(replace(EXIT, self_iteration_prob=1.0, min_buffer_size=1))
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, min_buffer_size=1))
     exit_.update([group(exit_.select(1)[0], num_turns=1)])
     request = exit_.select(1)[0]
     exit_.update([RolloutGroup(request, ())])
@@ -140,7 +140,7 @@ def test_skipped_group_loses_its_source():
 def test_strategies_use_their_kinds():
     kinds = {}
     for name, preset in STRATEGIES.items():
-        exit_ = make(replace(preset, buffer_size=50, min_buffer_size=4))
+        exit_ = make(preset.replace(buffer_size=50, min_buffer_size=4))
         requests = [r for rs in run(exit_, np.random.default_rng(0), 60) for r in rs]
         kinds[name] = {r.instance.kind for r in requests}
         for r in requests:
@@ -188,7 +188,7 @@ def test_resumed_run_is_exact(iterations):
 
 
 def test_several_selections_before_their_updates():
-    exit_ = make(replace(EXIT, buffer_size=5, min_buffer_size=2))
+    exit_ = make(EXIT.replace(buffer_size=5, min_buffer_size=2))
     pending = []
     for i in range(30):
         pending.append(exit_.select(4))
@@ -200,7 +200,7 @@ def test_several_selections_before_their_updates():
 
 
 def test_metrics():
-    exit_ = make(replace(EXIT, self_iteration_prob=1.0, divergence_prob=0.0, min_buffer_size=3))
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, divergence_prob=0.0, min_buffer_size=3))
     assert exit_.metrics()["buffer_size"] == 0 == exit_.metrics()["depth_mean"]
     requests = exit_.select(4)
     exit_.update(
@@ -229,7 +229,7 @@ def test_metrics():
 
 
 def test_distinct_instances_ignore_kind_and_depth():
-    exit_ = make(replace(EXIT, self_iteration_prob=1.0, divergence_prob=0.5, min_buffer_size=1, buffer_size=1))
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, divergence_prob=0.5, min_buffer_size=1, buffer_size=1))
     exit_.update([group(exit_.select(1)[0], num_turns=1)])
     assert {r.instance.kind for r in exit_.select(20)} == {"improve", "diverge"}
     assert exit_.metrics()["distinct_instances_total"] == 2
@@ -250,12 +250,12 @@ def test_distinct_instances_ignore_kind_and_depth():
 )
 def test_validate_names_field_and_value(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(EXIT, **change).validate()
+        EXIT.replace(**change)
 
 
 def test_presets_are_valid():
-    for preset in STRATEGIES.values():
-        preset.validate()
+    for name, preset in STRATEGIES.items():
+        assert preset.strategy == name and preset.replace() == preset
 
 
 def test_rejects_other_tasks():
@@ -278,6 +278,6 @@ def test_imports_neither_ray_nor_torch_nor_vllm():
     ("name", "expected"), [("variance", 3 / 16), ("regret", 0.75), ("expected_improvement", 3 / 16)]
 )
 def test_instances_are_scored_by_the_chosen_learnability(name, expected):
-    exit_ = make(replace(EXIT, learnability=name))
+    exit_ = make(EXIT.replace(learnability=name))
     exit_.update([group(exit_.select(1)[0], (0.0, 0.0, 0.0, 1.0), num_turns=1)])
     assert exit_.buffer.scores.tolist() == [expected]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_exit.curriculum.exit import STRATEGIES
+from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
 from rllib_exit.grpo.config import GRPOConfig
 
 
@@ -26,7 +26,7 @@ def test_the_defaults_are_valid_once_a_model_is_named() -> None:
     ("field", "value", "mend"),
     [
         ("model_name", None, "name a model"),
-        ("dtype", "float16", "use 'float32' or 'bfloat16'"),
+        ("dtype", "float16", "use one of float32, bfloat16"),
         ("rollouts_per_prompt", 1, "at least 2 rollouts"),
         ("prompts_per_batch", 0, "1 or more"),
         ("max_response_tokens", 4096, "room for a prompt in max_model_len"),
@@ -142,7 +142,7 @@ def test_evaluation_may_sample_as_it_likes() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"temprature": 0}, "evaluation_config has 'temprature', which is no field: use temperature"),
+        ({"temprature": 0}, "evaluation_config has no field 'temprature'; did you mean temperature"),
         ({"temperature": -1}, "evaluation_config: temperature is -1: use a number of 0 or more"),
         ({"top_p": "x"}, "evaluation_config: top_p is 'x': use a number in (0, 1]"),
         ({"top_p": 0}, "evaluation_config: top_p is 0: use"),
@@ -157,7 +157,7 @@ def test_what_evaluation_overrides_is_checked_too(overrides: dict[str, Any], sai
 def test_strategies_are_presets_of_one_algorithm() -> None:
     for name, preset in STRATEGIES.items():
         made = GRPOConfig().curriculum(name)
-        assert made.curriculum_config() == preset
+        assert CurriculumConfig.of(made) == preset
     with pytest.raises(ValueError, match="strategy is 'ppo': use one of grpo, curriculum, improve, diverge, exit"):
         GRPOConfig().curriculum("ppo")
 

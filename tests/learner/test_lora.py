@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM
 
-from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner.learner_group import LEARNERS, load_policy
 from rllib_exit.learner.lora import sources
 from rllib_exit.learner.module import CausalLMRLModule
 from rllib_exit.objective.packing import pack
+from rllib_exit.settings import LoRASettings
 from tests.learner.helpers import batch, make_groups, make_learner, update
 from tests.learner.sharding.learners import Learners
 
@@ -66,8 +66,7 @@ def test_a_checkpoint_holds_the_adapters_and_gives_the_merged_policy(tiny_model:
     restored = Learners(tiny_model, **LORA)
     restored.restore_from_path(tmp_path / LEARNERS)
 
-    config = GRPOConfig().language_model(tiny_model, dtype="float32").lora(r=4, alpha=8.0)
-    merged = load(load_policy(tmp_path, config).tobytes())
+    merged = load(load_policy(tmp_path, tiny_model, "float32", LoRASettings(lora_r=4, lora_alpha=8.0)).tobytes())
     for group in (learners, restored):
         weights = load(group.collect_weights().tobytes())
         assert weights.keys() == merged.keys() and all(torch.equal(w, merged[name]) for name, w in weights.items())

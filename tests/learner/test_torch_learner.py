@@ -8,6 +8,7 @@ import torch
 
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.rollouts import Rollout, RolloutGroup
+from rllib_exit.settings import TrainingSettings
 from tests.learner.helpers import batch, make_groups, make_learner, update, weights
 
 
@@ -20,7 +21,8 @@ def test_an_update_does_not_depend_on_micro_batches(tiny_model: str, aggregation
         stats = update(learner, batch(groups, loss_aggregation=aggregation)[0])
         # The first moment is the gradient, but for a factor.
         moments = learner.model.gather("exp_avg", learner.model.trainable)
-        gradient = torch.cat([moment.ravel() for moment in moments.values()]) / (1 - learner.config.adam_betas[0])
+        beta, _ = TrainingSettings.of(learner.config).adam_betas
+        gradient = torch.cat([moment.ravel() for moment in moments.values()]) / (1 - beta)
         results.append((stats["loss"], stats["grad_norm"], gradient))
     for loss, norm, gradient in results[1:]:
         assert loss == pytest.approx(results[0][0], abs=1e-6) and norm == pytest.approx(results[0][1], rel=1e-4)

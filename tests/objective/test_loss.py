@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_exit.objective.loss import LossAggregation, grpo_loss, loss_weights
+from rllib_exit.objective.loss import grpo_loss, loss_weights
+from rllib_exit.settings import LossAggregation
 
 AGGREGATIONS: list[LossAggregation] = ["sequence_mean", "token_mean", "constant"]
 

@@ -1,0 +1,342 @@
+"""The settings: one typed class for each group, which states every field's type, default, bounds and meaning once.
+
+:class:`rllib_exit.grpo.config.GRPOConfig` has these fields as its attributes. Its methods, its checks, ``--set`` and
+``docs/config.md`` derive from the classes. The curriculum's are in :mod:`rllib_exit.curriculum.exit`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _use(words: str) -> WithJsonSchema:
+    """Says what a type takes where its bounds alone do not say it well."""
+    return WithJsonSchema({"use": words})
+
+
+class Settings(BaseModel):
+    """Settings that belong together. They are checked when they are made, and never change.
+
+    NumPy's integers and numbers may stand where Python's may. True and False are no integers, NaN and infinity are no
+    numbers.
+
+    Raises:
+        ValueError: Names the field, its value and what to use instead, in one line.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if own := first.get("ctx", {}).get("error"):  # of check()
+                raise ValueError(str(own)) from None
+            name = str(first["loc"][0])
+            if name not in type(self).model_fields:
+                raise ValueError(unknown_name(type(self).__name__, "field", name, type(self).model_fields)) from None
+            raise ValueError(f"{name} is {values.get(name)!r}: use {allowed_values(type(self), name)}") from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numpy_to_python(cls, value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else value
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """The group's part of a config that has its fields as attributes."""
+        return cls(**{name: getattr(config, name) for name in cls.model_fields})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values for some fields."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def check(settings: Any, name: str, good: bool, mend: str) -> None:
+    """Raises a ValueError that names the field, its value and the mend, unless the value is good."""
+    if not good:
+        raise ValueError(f"{name} is {getattr(settings, name)!r}: {mend}")
+
+
+def unknown_name(owner: str, kind: str, name: str, names: Iterable[str]) -> str:
+    """Says that there is no such name, and which ones may be meant, the closest first."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3) or [other for other in names if name in other][:3]
+    return f"{owner} has no {kind} {name!r}; " + (
+        f"did you mean {' or '.join(close)}?" if close else "see docs/config.md for all of them"
+    )
+
+
+def allowed_values(group: type[Settings], name: str) -> str:
+    """What a field takes, in words, such as ``None or an integer of 1 or more``."""
+    return _in_words(group.model_json_schema()["properties"][name])
+
+
+_NOUNS = {
+    "null": "None",
+    "boolean": "True or False",
+    "string": "a string",
+    "object": "a dict with strings as keys",
+    "integer": "an integer",
+    "number": "a number",
+}
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    if "use" in schema:
+        return schema["use"]
+    if "anyOf" in schema:
+        null_first = sorted(schema["anyOf"], key=lambda option: option.get("type") != "null")
+        return " or ".join(map(_in_words, null_first))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "const" in schema:
+        return repr(schema["const"])
+    noun = _NOUNS[schema["type"]]
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if high is not None or below is not None:
+        left, right = f"({above}" if low is None else f"[{low}", f"{below})" if high is None else f"{high}]"
+        return f"{noun} in {left}, {right}"
+    if above is not None and schema["type"] == "integer":
+        low = above + 1
+    return f"{noun} of {low} or more" if low is not None else f"{noun} above {above}" if above is not None else noun
+
+
+class LanguageModelSettings(Settings):
+    """The language model that is trained."""
+
+    model_name: str | None = None
+    """A directory, a hub id, or ``bundled:smollm2-135m-instruct``."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The precision of the engine and of the learner's forward pass. The learner's weights and its optimizer's state
+    are always float32."""
+    max_model_len: PositiveInt = 4096
+    """The most tokens of prompt and response together."""
+    attn_implementation: str = "sdpa"
+    """The learner's attention: ``sdpa``, where the rollouts of a group share their prompt in a pack, or
+    ``flash_attention_2``."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, which saves memory."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the model's chat template."""
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        check(self, "model_name", self.model_name is not None, "name a model with .language_model(...)")
+        return self
+
+
+class GenerationSettings(Settings):
+    """How responses are sampled."""
+
+    max_response_tokens: PositiveInt = 1024
+    """The most tokens of one response."""
+    temperature: NonNegativeFloat = 1.0
+    """The sampling temperature. The learner uses the same tempered distribution. 0 is for evaluation only
+    (``evaluation_config``)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The probability mass that is sampled from. It may be below 1 in evaluation only."""
+    top_k: NonNegativeInt = 0
+    """How many of the likeliest tokens are sampled from. 0 is no limit. It may be above 0 in evaluation only."""
+    stop: Annotated[tuple[Text, ...], Field(strict=False), _use("a list of strings that are not empty")] = ()
+    """Strings that end a response."""
+    compact_history_chars: NonNegativeInt | None = None
+    """Where a chat leaves no room for a response, its old messages are cut to so many characters, the oldest first,
+    until there is room. With None the episode ends there."""
+    engine_args: dict[str, Any] = {}
+    """More arguments of ``vllm.AsyncEngineArgs``. An engine with ``tensor_parallel_size`` N needs
+    ``num_gpus_per_env_runner=N``, which Ray gives it on one node."""
+    generator_class: Annotated[Callable[..., Any], _use("a callable that makes the engine")]
+    """Makes the engine. It is called as :class:`VLLMGenerator` is."""
+    weight_transfer: Literal["object_store", "nccl"] = "object_store"
+    """How weights come from the learners: ``object_store``, through Ray's object store and shared memory, or
+    ``nccl``, from GPU to GPU; see :mod:`rllib_exit.weight_sync.transfers`."""
+
+
+class TrainingSettings(Settings):
+    """Batches, objective and optimizer."""
+
+    lr: NonNegativeFloat = 1e-6
+    """The learning rate, after warmup and before decay."""
+    prompts_per_batch: PositiveInt = 128
+    """P, the task instances of an iteration."""
+    rollouts_per_prompt: Annotated[int, Field(ge=2), _use("at least 2 rollouts, for a group-relative advantage")] = 8
+    """G, the group size."""
+    num_epochs: PositiveInt = 1
+    """The passes over an iteration's batch."""
+    minibatch_size: PositiveInt | None = None
+    """The rollouts of one optimizer step. None is the whole batch."""
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    """The tokens of one forward and backward pass. It changes nothing but memory and speed."""
+    clip_param: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """ε of Eq. 4."""
+    clip_param_high: PositiveFloat | None = None
+    """ε above a ratio of 1, if it differs."""
+    kl_coeff: NonNegativeFloat = 0.001
+    """β of Eq. 4. 0 keeps no reference policy."""
+    ref_update_interval: PositiveInt = 100
+    """The iterations between updates of the reference policy."""
+    ref_update_rate: Fraction = 1.0
+    """a in ref ← a·θ + (1 − a)·ref."""
+    normalize_std: bool = True
+    """Whether advantages are divided by the group's standard deviation (Eq. 3)."""
+    loss_aggregation: LossAggregation = "sequence_mean"
+    """``sequence_mean`` (GRPO), ``token_mean`` (DAPO) or ``constant`` (Dr. GRPO)."""
+    mismatch_clip: PositiveFloat | None = 2.0
+    """Where the importance weight of learner against engine is truncated. None is no weight."""
+    overlong_filtering: bool = False
+    """Whether responses that the token limit cut, or that end invalidly, have no loss."""
+    lr_warmup_steps: NonNegativeInt = 0
+    """The updates over which the learning rate rises linearly."""
+    lr_decay_steps: Annotated[PositiveInt | None, _use("None or a number of updates, 1 or more")] = None
+    """The updates after the warmup over which the learning rate falls linearly to 0, where it stays. With None it does
+    not fall."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's weight decay."""
+    adam_betas: Annotated[tuple[Beta, Beta], Field(strict=False), _use("two numbers in [0, 1)")] = (0.9, 0.999)
+    """AdamW's β₁ and β₂."""
+    grad_clip: PositiveFloat | None = 1.0
+    """The largest norm of the gradient. None is no limit."""
+    learner_threads: PositiveInt | None = None
+    """The CPU threads of a learner. None is all cores."""
+
+
+class DeepSpeedSettings(Settings):
+    """How DeepSpeed's ZeRO shards."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3), _use("0, 1, 2 or 3")] = 2
+    """What a learner holds only its share of: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 parameters
+    too."""
+    offload_optimizer: bool = False
+    """Whether the optimizer's state is kept in host memory and updated there."""
+    zero_optimization: dict[str, Any] = {}
+    """More of DeepSpeed's ``zero_optimization`` section, such as bucket sizes."""
+
+
+class ShardingSettings(DeepSpeedSettings):
+    """What the learners hold of the model: see :mod:`rllib_exit.learner.sharding.sharded_model`."""
+
+    sharding: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    """The back end, which the methods ``ddp()``, ``fsdp2()`` and ``deepspeed()`` choose."""
+
+    @model_validator(mode="after")
+    def _has_something_to_offload(self) -> Self:
+        offloads = self.sharding == "deepspeed" and self.offload_optimizer
+        mend = "there is nothing to offload at zero_stage 0: use a higher one"
+        check(self, "offload_optimizer", self.zero_stage > 0 or not offloads, mend)
+        return self
+
+
+class LoRASettings(Settings):
+    """Low-rank adapters (LoRA) that are trained in place of the weights."""
+
+    lora_r: PositiveInt | None = None
+    """The adapters' rank. None trains the weights themselves."""
+    lora_alpha: PositiveFloat = 16.0
+    """Adapters are scaled by alpha / r."""
+    lora_target_modules: Annotated[str | list[str], _use("'all-linear' or a list of the ends of names")] = "all-linear"
+    """The linear layers that get an adapter, by the ends of their names, or ``all-linear``."""
+
+
+class ExecutionSettings(Settings):
+    """How generation and learning share time and GPUs."""
+
+    max_policy_lag: NonNegativeInt = 0
+    """The most updates between the weights that a rollout began with and those that are trained on it. 0 is
+    synchronous training. ``asynchronous()`` sets it."""
+    colocated: bool = False
+    """Whether every learner shares a GPU with an env runner. ``colocate()`` sets it."""
+
+
+class FaultToleranceSettings(Settings):
+    """What is done about what hangs or dies."""
+
+    env_timeout_s: PositiveFloat | None = 900.0
+    """The longest that making, resetting or stepping an environment may take, in seconds. After that the episode is
+    run once more, in another environment. None is no limit."""
+    generation_timeout_s: PositiveFloat | None = 1800.0
+    """The longest that a response, or loading new weights, may take, in seconds. After that the engine counts as hung,
+    and its env runner is restarted. None is no limit."""
+
+
+class DiversitySettings(Settings):
+    """How the diversity bonus (Eq. 6) compares the solutions of a group."""
+
+    diversity_metric: Literal["embedding", "edit_distance"] = "embedding"
+    """``embedding`` (Eq. 6) or ``edit_distance``."""
+    embedding_model: str | None = None
+    """A sentence-transformers model: a directory, a hub id or ``bundled:all-minilm-l6-v2``."""
+
+
+class SelfImprovementSettings(Settings):
+    """K-step self-improvement (section 5.3), which evaluation reports."""
+
+    self_improvement_steps: NonNegativeInt = 4
+    """K."""
+    greedy_search: bool = False
+    """Whether, in MLE-bench, every step improves on the best script so far or debugs the last one (section 5.2),
+    instead of improving the latest iterate. The accuracy after a step is then that of the best script."""
+    splits: Annotated[dict[str, dict[str, Any]], _use("a dict of dicts, such as {'aime24': {'tasks': 'aime24'}}")] = {}
+    """What ``rllib evaluate --split NAME`` evaluates on: by name, what the split's ``env_config`` has in place of what
+    the evaluation's has."""
+
+
+class ReportingSettings(Settings):
+    """What is reported."""
+
+    log_rollouts: bool = False
+    """Whether every rollout is written to a Parquet file per iteration, under ``rollouts/`` in the trial's directory;
+    see :mod:`rllib_exit.rollout_log`."""
+
+
+class RLlibSettings(Settings):
+    """RLlib's own settings with bounds of ours. RLlib's methods set them, such as ``.learners(num_learners=…)``."""
+
+    env_config: dict[str, Any] = {}
+    """The environment's options."""
+    num_env_runners: NonNegativeInt = 1
+    """The env runners, each with an engine."""
+    num_envs_per_env_runner: PositiveInt = 256
+    """The most episodes that an env runner has under way at once."""
+    num_cpus_per_env_runner: NonNegativeFloat = 1
+    """The CPUs that Ray reserves for an env runner."""
+    num_gpus_per_env_runner: NonNegativeFloat = 0
+    """The GPUs of an env runner's engine, or its part of one."""
+    num_learners: NonNegativeInt = 0
+    """The learners. With 0 the learner is in the driver's process."""
+    num_cpus_per_learner: NonNegativeFloat | Literal["auto"] = "auto"
+    """The CPUs that Ray reserves for a learner."""
+    num_gpus_per_learner: NonNegativeFloat = 0
+    """The GPUs of a learner, or its part of one."""
+    evaluation_interval: PositiveInt | None = None
+    """The iterations between evaluations. None is no evaluation."""
+    evaluation_num_env_runners: NonNegativeInt = 0
+    """The env runners that only evaluate. With 0 evaluation runs on the training's."""
+    seed: NonNegativeInt | None = None
+    """The seed of all that is random. None takes another one in every run."""
