@@ -21,8 +21,8 @@ from envs.base import TaskInstance
 from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import EnvPool, roll_out
 from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.player import Player
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.models import SMOLLM2, resolve_model
 from rllib_exit.rollouts import Rollout, RolloutRequest
@@ -73,8 +73,8 @@ class TimedGenerator:
         await self.generator.close()
 
 
-class TimedEnvPool(EnvPool):
-    """A pool that knows how long its episodes took together."""
+class TimedPlayer(Player):
+    """A player that knows how long its episodes took together."""
 
     episodes_s = 0.0
 
@@ -92,7 +92,7 @@ async def run(args: argparse.Namespace) -> list[dict[str, float]]:
         VLLMGenerator(model, dtype=cpu_dtype(), max_model_len=3072, engine_args={"max_num_seqs": args.concurrent})
     )
     task_ids = list(BFCLEnv({**ENV_CONFIG, "limit": 8}).tasks)
-    envs = TimedEnvPool(
+    player = TimedPlayer(
         lambda: BFCLEnv(ENV_CONFIG),
         args.concurrent,
         generator=generator,
@@ -102,15 +102,13 @@ async def run(args: argparse.Namespace) -> list[dict[str, float]]:
     rows = []
     for repeat in range(args.repeats + 1):
         generator.reset()
-        envs.episodes_s = 0.0
+        player.episodes_s = 0.0
         start = time.perf_counter()
         groups = await asyncio.gather(
             *(
-                roll_out(
+                player.roll_out(
                     RolloutRequest(f"{i}", TaskInstance(task), seed=10**6 * repeat + i),
                     args.concurrent // len(task_ids),
-                    envs=envs,
-                    policy_version=0,
                 )
                 for i, task in enumerate(task_ids)
             )
@@ -122,7 +120,7 @@ async def run(args: argparse.Namespace) -> list[dict[str, float]]:
             "turns": sum(len(rollout.turns) for rollout in rollouts),
             "tokens": generator.tokens,
             "wall_s": wall,
-            "outside_engine_fraction": 1 - generator.requests_s / envs.episodes_s,
+            "outside_engine_fraction": 1 - generator.requests_s / player.episodes_s,
             "engine_idle_fraction": 1 - generator.busy_s / wall,
         }
         if repeat:  # the first one warms up

@@ -28,12 +28,14 @@ import math_common
 from side_by_side import alternate, arguments, medians, write
 
 from envs.base import TaskInstance
+from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import Generation, SamplingParams
-from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner, make_env
+from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.grpo.config import GRPOConfig
-from rllib_exit.rollouts import RolloutRequest
-from rllib_exit.self_improvement.chain import SEEDS_PER_EPISODE, chain_seed
+from rllib_exit.rollouts import Rollout, RolloutRequest
+from rllib_exit.self_improvement.chain import self_improve
+from rllib_exit.self_improvement.evaluator import SEEDS_PER_EPISODE, chain_seed
 
 
 class Recorder(VLLMGenerator):
@@ -124,10 +126,17 @@ def groups(config: GRPOConfig, num: int) -> Workload:
 def chains(config: GRPOConfig, num: int) -> Workload:
     evaluation = config.get_evaluation_config_object()
     assert evaluation is not None
-    tasks = list(make_env(evaluation.env, evaluation.env_config).tasks)[:num]
+    env = make_env(evaluation.env, evaluation.env_config)
     steps = config.self_improvement_steps
-    work = [(task, chain_seed(0, i, steps)) for i, task in enumerate(tasks)]
-    return Workload(config, lambda runner: [runner.self_improve(*w) for w in work], SEEDS_PER_EPISODE * (steps + 1))
+
+    def chain(runner: LLMEnvRunner, task: str, seed: int) -> Awaitable[Any]:
+        def play(instance: TaskInstance, k: int) -> Awaitable[Rollout]:
+            return runner.play(instance, seed + SEEDS_PER_EPISODE * k, k)
+
+        return self_improve(env, task, steps, play)
+
+    work = [(task, chain_seed(0, i, steps)) for i, task in enumerate(list(env.tasks)[:num])]
+    return Workload(config, lambda runner: [chain(runner, *w) for w in work], SEEDS_PER_EPISODE * (steps + 1))
 
 
 def main() -> None:

@@ -117,6 +117,7 @@ class Outcome:
         done: Whether the episode ends here.
         valid: False if the response lacks any valid ending (see overlong filtering).
         metrics: Numbers of the domain to report, averaged over rollouts.
+        files: What the response made, by name, if the environment was asked to keep it.
     """
 
     quality: float
@@ -124,6 +125,7 @@ class Outcome:
     done: bool = True
     valid: bool = True
     metrics: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class UnicodeText(gym.spaces.Text):
@@ -140,10 +142,10 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
     """A domain of self-improvement tasks.
 
     A domain implements ``prompt`` and ``respond``; ``begin``, if it keeps state between turns; ``reward``, if that
-    is not the quality; ``solution``, if only a part of a response is one; ``demonstration``, if good responses are
-    known. An episode starts from ``reset(options={"instance": TaskInstance})``; without the option, from a task
-    drawn uniformly. The chat that the policy answers is ``messages()``; the observation is the text of its last
-    message.
+    is not the quality; ``solution``, if only a part of a response is one; ``next_iterate``, if a greedy search is to
+    go on from another iterate than the last; ``demonstration``, if good responses are known. An episode starts from
+    ``reset(options={"instance": TaskInstance})``; without the option, from a task drawn uniformly. The chat that the
+    policy answers is ``messages()``; the observation is the text of its last message.
 
     Args:
         tasks: The base tasks, with unique ids.
@@ -197,6 +199,17 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
     def solution(self, response: str) -> str:
         """What of a response is compared with others by the diversity bonus; by default all of it."""
         return response
+
+    def next_iterate(self, iterates: Sequence[Turn]) -> Turn | None:
+        """The iterate from which the next step of a greedy search starts; by default the last one.
+
+        Args:
+            iterates: The iterates of the first turn after the steps taken so far, in order; at least one.
+
+        Returns:
+            One of them, or None to answer the turn afresh.
+        """
+        return iterates[-1]
 
     def demonstration(self, task: Task) -> Sequence[str]:
         """The responses of one good episode of the task, in order; what ``rllib sft`` trains on.

@@ -54,6 +54,7 @@ class Rollout:
         truncated: Whether a response hit the token limit, or the episode the context's end.
         metrics: The domain's numbers for this episode.
         attempts: How often the episode was begun before it went through.
+        files: What the last response made, by name, where the environment was asked to keep it.
     """
 
     segments: tuple[Segment, ...]
@@ -64,6 +65,7 @@ class Rollout:
     truncated: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 1
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def num_response_tokens(self) -> int:

@@ -19,8 +19,8 @@ import torch
 
 from envs.base import Message, SelfImprovementEnv, TaskInstance
 from rllib_exit.chat import ChatTokenizer, replace_surrogates
-from rllib_exit.env_runners.episodes import run_episode
 from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.player import Player
 from rllib_exit.learner.module import LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.objective import packing
 from rllib_exit.objective.packing import Row
@@ -63,9 +63,8 @@ async def play_demonstrations(
         try:
             responses = env.demonstration(env.tasks[task_id])
             replay = _Replay(responses, chat, end_of_turn, max_model_len)
-            episode = await run_episode(
-                env, TaskInstance(task_id), generator=replay, chat=chat, sampling=sampling, seed=0
-            )
+            player = Player(lambda: env, generator=replay, chat=chat, sampling=sampling)
+            episode = await player.play_once(env, TaskInstance(task_id), seed=0)
             if episode.truncated:
                 raise ValueError(
                     f"after {replay.given} of {len(responses)} responses, max_model_len ({max_model_len}) has no room "

@@ -14,9 +14,14 @@ import pytest
         "envs.mle_bench.env",
         "envs.sandbox.sandbox",
         "rllib_exit.curriculum.exit",
+        "rllib_exit.env_runners.player",
         "rllib_exit.objective.advantages",
         "rllib_exit.rollouts",
         "rllib_exit.settings",
+        "rllib_exit.self_improvement.chain",
+        "rllib_exit.self_improvement.curves",
+        "rllib_exit.self_improvement.greedy_search",
+        "rllib_exit.self_improvement.results",
     ],
 )
 def test_pure_modules_load_neither_ray_nor_torch_nor_vllm(module: str) -> None:

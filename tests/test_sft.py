@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from envs.base import Outcome, Task, TaskInstance
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import run_episode
 from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.env_runners.player import Player
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner.module import CausalLMRLModule
 from rllib_exit.rollouts import Rollout, Segment
@@ -85,16 +85,13 @@ def test_a_demonstration_has_the_tokens_and_the_mask_of_an_episode(tiny_model: s
     played, skipped = play(DemonstrationEnv(), chat)
     assert list(played) == ["count/1", "count/2", "count/3", "count/4"] and not skipped
     responses = iter(["1", "1", "1"])
-    episode = asyncio.run(
-        run_episode(
-            CounterEnv(),
-            TaskInstance("count/3"),
-            generator=ScriptedGenerator(tiny_model, lambda prompt, seed: next(responses)),
-            chat=chat,
-            sampling=SamplingParams(max_tokens=16),
-            seed=0,
-        )
+    player = Player(
+        CounterEnv,
+        generator=ScriptedGenerator(tiny_model, lambda prompt, seed: next(responses)),
+        chat=chat,
+        sampling=SamplingParams(max_tokens=16),
     )
+    episode = asyncio.run(player.play(TaskInstance("count/3"), seed=0))
     [expected], [segment] = episode.segments, played["count/3"].segments
     assert segment.token_ids.tolist() == expected.token_ids.tolist()
     assert segment.loss_mask.tolist() == expected.loss_mask.tolist()

@@ -21,6 +21,8 @@ SUBMISSION = "submission.csv"
 SLOTS_VARIABLE = "SANDBOX_SLOTS"
 # How the feedback to a script begins that has a score.
 SCORED = "Score: "
+# So many times in a row a failing script is debugged before a greedy search goes back to the best one.
+DEBUG_STEPS = 3
 
 DEFAULTS: Mapping[str, Any] = {
     "competitions": None,
@@ -34,6 +36,7 @@ DEFAULTS: Mapping[str, Any] = {
     "grading_timeout_s": 60.0,
     "output_chars": 2000,
     "allow_unsandboxed": False,
+    "keep_submission": False,
 }
 
 
@@ -94,6 +97,7 @@ class MLEBenchEnv(SelfImprovementEnv):
             - ``grading_timeout_s``: a submission that takes more CPU time to grade is invalid.
             - ``output_chars``: how much of a failed script's output the feedback shows, from its end.
             - ``allow_unsandboxed``: run scripts without protection where no sandbox works.
+            - ``keep_submission``: every outcome's ``files`` hold the ``submission.csv`` that the script wrote.
 
     Raises:
         FileNotFoundError: If a competition's file is missing.
@@ -133,8 +137,7 @@ class MLEBenchEnv(SelfImprovementEnv):
         self.grading_timeout_s: float = options["grading_timeout_s"]
         self.output_chars: int = options["output_chars"]
         self.allow_unsandboxed: bool = options["allow_unsandboxed"]
-        self.attempt: Attempt | None = None
-        """The last response, run and graded."""
+        self.keep_submission: bool = options["keep_submission"]
 
     def prompt(self, task: Task) -> list[Message]:
         return self._chat(task, "base", START_SCRIPT)
@@ -145,12 +148,11 @@ class MLEBenchEnv(SelfImprovementEnv):
             iterate, kind = self.instance.iterate, self.instance.kind
         if iterate is None:
             return self.prompt(self.task)
-        scored = (iterate.feedback or "").startswith(SCORED)
-        goal = "diverge" if kind == "diverge" else "improve" if scored else "debug"
+        goal = "diverge" if kind == "diverge" else "improve" if _has_score(iterate) else "debug"
         return self._chat(self.task, goal, extract_script(iterate.response) or START_SCRIPT, iterate.feedback)
 
     def respond(self, task: Task, response: str) -> Outcome:
-        attempt = self.attempt = self._attempt(task, response)
+        attempt = self._attempt(task, response)
         metrics = {result.value: float(result is attempt.result) for result in Result}
         if attempt.script is not None:
             metrics["script_seconds"] = attempt.seconds
@@ -161,6 +163,7 @@ class MLEBenchEnv(SelfImprovementEnv):
             feedback=attempt.message,
             valid=attempt.script is not None,
             metrics=metrics,
+            files={SUBMISSION: attempt.submission} if self.keep_submission and attempt.submission is not None else {},
         )
 
     def reward(self, quality: float, previous: float | None) -> float:
@@ -174,6 +177,21 @@ class MLEBenchEnv(SelfImprovementEnv):
     def solution(self, response: str) -> str:
         """The script, without the thoughts around it; all of the response if it has none."""
         return extract_script(response) or response
+
+    def next_iterate(self, iterates: Sequence[Turn]) -> Turn | None:
+        """The last script if it fails, to be debugged up to ``DEBUG_STEPS`` times in a row; else the best so far.
+
+        Of equally good scripts it is the first. None stands for the empty script: no script has a score yet.
+        """
+        failures, depth = 0, 0  # of the script at hand: how often it and the ones it debugs fail
+        for turn in iterates:
+            # A script that was debugged is a step deeper, unless the context had no room for it.
+            debugged = 0 < failures <= DEBUG_STEPS and turn.depth == depth + 1
+            fails = extract_script(turn.response) is not None and not _has_score(turn)
+            failures, depth = ((failures if debugged else 0) + 1 if fails else 0), turn.depth
+        if 0 < failures <= DEBUG_STEPS:
+            return iterates[-1]
+        return max(filter(_has_score, iterates), key=lambda turn: turn.quality or 0.0, default=None)
 
     def demonstration(self, task: Task) -> Sequence[str]:
         """The response in ``demonstration.md`` beside the competition's ``config.yaml``.
@@ -243,6 +261,10 @@ class MLEBenchEnv(SelfImprovementEnv):
                 f"best {score_range.best}: correct its score range"
             )
         return grader.grade(submission, self.grading_timeout_s)
+
+
+def _has_score(turn: Turn) -> bool:
+    return (turn.feedback or "").startswith(SCORED)
 
 
 def _default_slots(threads: int) -> int:

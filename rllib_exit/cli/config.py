@@ -130,7 +130,7 @@ def check(config: GRPOConfig) -> None:
     Raises:
         ValueError: If a field is wrong, or the model is not to be had.
     """
-    from rllib_exit.env_runners.llm_env_runner import make_env
+    from rllib_exit.env_runners.environments import make_env
     from rllib_exit.models import resolve_model
 
     config.copy(copy_frozen=False).validate()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +15,21 @@ import typer
 import yaml
 
 from rllib_exit.cli.config import Settings, override
-from rllib_exit.cli.console import CommandError, Verbose, clear_errors, duration, out, quiet, say
-from rllib_exit.cli.runs import cast, find_checkpoints, generation_settings, load_config, load_iteration, load_weights
+from rllib_exit.cli.console import Verbose, clear_errors, duration, out, quiet, say
+from rllib_exit.cli.runs import (
+    engine_errors,
+    find_checkpoints,
+    generation_settings,
+    load_config,
+    load_iteration,
+    open_env_runners,
+    put_weights,
+)
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
+    from envs.base import SelfImprovementEnv
+    from rllib_exit.env_runners.dispatcher import Dispatcher
     from rllib_exit.self_improvement.chain import Chain
     from rllib_exit.self_improvement.results import Evaluation
 
@@ -48,6 +57,14 @@ def evaluate(
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Evaluate the model before training, too.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with N seeds, for standard errors.")] = 1,
+    env_runners: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="So many engines share the work, on the Ray cluster of RAY_ADDRESS or on this machine; "
+            "by default one, without Ray.",
+        ),
+    ] = 0,
     settings: Settings = None,
     verbose: Verbose = False,
 ) -> None:
@@ -60,9 +77,11 @@ def evaluate(
     with clear_errors(verbose):
         quiet(verbose)
         checkpoints = list(dict.fromkeys(checkpoint for path in paths for checkpoint in find_checkpoints(path)))
-        jobs = [_Job.of(path, split, steps, limit, seeds, baseline, settings or []) for path in checkpoints]
-        directories = _directories(checkpoints, output)
-        _evaluate(jobs, directories)
+        jobs = [
+            _Job.of(checkpoint, directory, split, steps, limit, seeds, baseline, env_runners, settings or [])
+            for checkpoint, directory in zip(checkpoints, _directories(checkpoints, output), strict=True)
+        ]
+        _evaluate(jobs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +90,16 @@ class _Job:
 
     Attributes:
         checkpoint: The checkpoint.
-        config: The evaluation's, with what was overridden.
-        splits: By name, the environment's options.
+        directory: Where to write.
+        config: The evaluation's, with what was overridden. Its ``splits`` are those to evaluate on, with all of the
+            environment's options.
         run: Identifies what was trained.
         settings: What the numbers depend on besides.
     """
 
     checkpoint: Path
+    directory: Path
     config: Any
-    splits: Mapping[str, Mapping[str, Any]]
     run: Mapping[str, Any]
     settings: Mapping[str, Any]
 
@@ -87,11 +107,13 @@ class _Job:
     def of(
         cls,
         checkpoint: Path,
+        directory: Path,
         splits: Sequence[str] | None,
         steps: int | None,
         limit: int | None,
         seeds: int,
         baseline: bool,
+        env_runners: int,
         settings: Sequence[str],
     ) -> _Job:
         from rllib_exit.report.runs import env_name
@@ -100,11 +122,13 @@ class _Job:
         config: Any = override(trained.get_evaluation_config_object(), settings)  # type: ignore[arg-type]
         if steps is not None:
             config.self_improvement_steps = steps
+        config.num_env_runners = env_runners
+        config.splits = {name: {**config.env_config, **options} for name, options in _splits(config, splits).items()}
         config.copy(copy_frozen=False).validate()
         return cls(
             checkpoint,
+            directory,
             config,
-            {name: {**config.env_config, **options} for name, options in _splits(config, splits).items()},
             run={
                 "strategy": trained.strategy,
                 "seed": trained.seed,
@@ -125,15 +149,28 @@ class _Job:
         )
 
     @property
-    def engine(self) -> str:
-        """The same for jobs that can share an engine."""
-        config = self.config
-        return repr([config.model_path, config.dtype, config.max_model_len, config.engine_args, config.generator_class])
+    def file(self) -> Path:
+        """Where the numbers go."""
+        from rllib_exit.self_improvement import results
+
+        return self.directory / results.JSON
+
+    @property
+    def measures(self) -> str:
+        """The same for jobs that measure the same thing on different checkpoints of the same model."""
+        names = ("model_path", "generator_class", "env", "splits", "num_envs_per_env_runner", "env_timeout_s")
+        config = [getattr(self.config, name) for name in (*names, "generation_timeout_s")]
+        return repr([config, sorted(self.settings.items())])
+
+    @cached_property
+    def envs(self) -> Mapping[str, SelfImprovementEnv]:
+        """By split, an environment, for its tasks."""
+        from rllib_exit.env_runners.environments import make_env
+
+        return {split: make_env(self.config.env, options) for split, options in self.config.splits.items()}
 
     def task_ids(self, split: str) -> list[str]:
-        from rllib_exit.env_runners.llm_env_runner import make_env
-
-        return list(make_env(self.config.env, self.splits[split]).tasks)[: self.settings["limit"]]
+        return list(self.envs[split].tasks)[: self.settings["limit"]]
 
     def evaluation(self, chains: Mapping[str, Any]) -> Evaluation:
         from rllib_exit.self_improvement.curves import Curve
@@ -144,7 +181,7 @@ class _Job:
             iteration=load_iteration(self.checkpoint),
             run=self.run,
             settings=self.settings,
-            env_configs=self.splits,
+            env_configs=self.config.splits,
             curves={
                 split: {policy: Curve.of(fitting(by_seed)) for policy, by_seed in policies.items()}
                 for split, policies in chains.items()
@@ -185,41 +222,34 @@ def _directories(checkpoints: Sequence[Path], output: Path | None) -> list[Path]
     return [output / checkpoint.relative_to(above) for checkpoint in absolute]
 
 
-def _evaluate(jobs: Sequence[_Job], directories: Sequence[Path]) -> None:
-    from rllib_exit.env_runners.episodes import EpisodeError
-    from rllib_exit.env_runners.generator import EngineError
-    from rllib_exit.self_improvement import results
-
+def _evaluate(jobs: Sequence[_Job]) -> None:
     shown: dict[_Job, Evaluation] = {}
-    to_do: list[tuple[_Job, Path]] = []
-    for job, directory in zip(jobs, directories, strict=True):
-        done = directory / results.JSON
-        if (before := _evaluated_before(job, done)) is not None:
-            say(f"{job.checkpoint}: evaluated before, see {done}; remove it to evaluate again")
+    to_do: list[_Job] = []
+    for job in jobs:
+        if (before := _evaluated_before(job)) is not None:
+            say(f"{job.checkpoint}: evaluated before, see {job.file}; remove it to evaluate again")
             shown[job] = before
             continue
-        tasks = " + ".join(f"{len(job.task_ids(split))}" for split in job.splits)
+        tasks = " + ".join(f"{len(job.task_ids(split))}" for split in job.config.splits)
         seeds = job.settings["seeds"]
         say(f"{job.checkpoint}: {tasks} tasks, {job.config.self_improvement_steps} steps, {_count(seeds, 'seed')}")
         if seeds > 1 and job.config.temperature == 0:
             say("temperature is 0: all seeds give the same; use --set temperature=...")
-        to_do.append((job, directory))
+        to_do.append(job)
 
-    try:
-        for _, sharing in groupby(sorted(to_do, key=lambda pair: pair[0].engine), key=lambda pair: pair[0].engine):
-            shown |= asyncio.run(_run(list(sharing)))
-    except (EpisodeError, EngineError) as error:
-        raise CommandError(f"{error}") from error
+    for _, alike in groupby(sorted(to_do, key=lambda job: job.measures), key=lambda job: job.measures):
+        with engine_errors():
+            shown |= _run(list(alike))
     _print([shown[job] for job in jobs])
 
 
-def _evaluated_before(job: _Job, file: Path) -> Evaluation | None:
+def _evaluated_before(job: _Job) -> Evaluation | None:
     from rllib_exit.self_improvement import results
 
-    if not file.is_file():
+    if not job.file.is_file():
         return None
     try:
-        before = results.read(file)
+        before = results.read(job.file)
     except ValueError:
         return None
     return before if before.same_work(job.evaluation({})) else None
@@ -242,87 +272,62 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
         out.print(curves.summary_table(rows, title=title))
 
 
-async def _run(jobs: Sequence[tuple[_Job, Path]]) -> dict[_Job, Evaluation]:
-    """Evaluates checkpoints on one engine, the model before training first; writes each as it is done."""
+def _run(jobs: Sequence[_Job]) -> dict[_Job, Evaluation]:
+    """Evaluates checkpoints alike, the model before training first and once; writes each as it is done."""
+    from rllib_exit.env_runners.llm_env_runner import remote_call
     from rllib_exit.self_improvement import results
 
-    config = jobs[0][0].config
-    generator = config.generator_class(
-        config.model_path, dtype=config.dtype, max_model_len=config.max_model_len, engine_args=config.engine_args
-    )
     evaluations: dict[_Job, Evaluation] = {}
-    try:
-        # Of runs that are evaluated alike, the model before training is evaluated once.
-        baselines: dict[str, list[list[Chain | None]]] = {}
-        for job, _ in jobs:
-            for split in job.splits if job.settings["baseline"] else ():
-                if (key := _baseline_key(job, split)) not in baselines:
-                    baselines[key] = await _self_improve(job, split, results.BASELINE, generator)
-        for job, directory in jobs:
-            await generator.update_weights(cast(load_weights(job.checkpoint), job.config.dtype))
-            chains: dict[str, dict[str, list[list[Chain | None]]]] = {}
-            for split in job.splits:
-                before = {results.BASELINE: baselines[_baseline_key(job, split)]} if job.settings["baseline"] else {}
-                chains[split] = {**before, results.TRAINED: await _self_improve(job, split, results.TRAINED, generator)}
-            evaluations[job] = _write(job, directory, chains)
-    finally:
-        await generator.close()
+    first = jobs[0]
+    with open_env_runners(first.config) as env_runners:
+        before: dict[str, list[list[Chain | None]]] = {}
+        if first.settings["baseline"]:
+            before = {split: _measure(first, split, results.BASELINE, env_runners) for split in first.envs}
+        for job in jobs:
+            weights = put_weights(job.checkpoint, job.config)
+            env_runners.broadcast(remote_call("update_weights", load_iteration(job.checkpoint), *weights))
+            chains = {
+                split: {
+                    **({results.BASELINE: before[split]} if before else {}),
+                    results.TRAINED: _measure(job, split, results.TRAINED, env_runners),
+                }
+                for split in job.envs
+            }
+            evaluations[job] = _write(job, chains)
     return evaluations
 
 
-def _baseline_key(job: _Job, split: str) -> str:
-    from rllib_exit.report.runs import env_name
-
-    return json.dumps([env_name(job.config.env), job.splits[split], job.settings], sort_keys=True, default=str)
-
-
-async def _self_improve(job: _Job, split: str, policy: str, generator: Any) -> list[list[Chain | None]]:
+def _measure(job: _Job, split: str, policy: str, env_runners: Dispatcher) -> list[list[Chain | None]]:
     """The chains of every seed on a split's tasks."""
-    from rllib_exit.chat import ChatTokenizer
-    from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
-    from rllib_exit.self_improvement.chain import run_chain, self_improve
-    from rllib_exit.self_improvement.greedy_search import search_chain
+    from rllib_exit.self_improvement.evaluator import start_chains
 
-    config, env_config = job.config, job.splits[split]
     seeds = job.settings["seeds"]
     chains_by_seed = []
     for seed in range(seeds):
         start = time.perf_counter()
         label = ", ".join([policy, *([split] if split != DEFAULT_SPLIT else []), f"seed {seed + 1} of {seeds}"])
         with out.status(label):
-            chains = await self_improve(
-                job.task_ids(split),
-                config.self_improvement_steps,
-                make_env=lambda: make_env(config.env, env_config),
-                max_concurrent=config.num_envs_per_env_runner,
-                generator=generator,
-                chat=ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs),
-                sampling=sampling_params(config),
-                # Tasks and steps take consecutive seeds: leave room between.
-                seed=seed * 10**9,
-                env_timeout_s=config.env_timeout_s,
-                generation_timeout_s=config.generation_timeout_s,
-                compact_history_chars=config.compact_history_chars,
-                run=search_chain if config.greedy_search else run_chain,
+            started = start_chains(
+                env_runners, job.envs[split], job.task_ids(split), job.config, seed=seed, split=split
             )
+            chains_by_seed.append([chain.result() for chain in started])
         say(f"{label}: {duration(time.perf_counter() - start)}")
-        chains_by_seed.append(chains)
     left_out = sum(chain is None for chain in chains_by_seed[0])
     if left_out == len(chains_by_seed[0]):
         raise ValueError("no task fits the context: max_model_len is too small")
     if left_out:
-        say(f"{left_out} tasks are left out: their prompts do not fit max_model_len ({config.max_model_len})")
+        say(f"{left_out} tasks are left out: their prompts do not fit max_model_len ({job.config.max_model_len})")
     return chains_by_seed
 
 
-def _write(job: _Job, directory: Path, chains: Mapping[str, Mapping[str, list[list[Chain | None]]]]) -> Evaluation:
+def _write(job: _Job, chains: Mapping[str, Mapping[str, list[list[Chain | None]]]]) -> Evaluation:
     from rllib_exit.self_improvement import curves, results
 
     evaluation = job.evaluation(chains)
-    results.write(directory, evaluation, chains)
+    results.write(job.directory, evaluation, chains)
     pooled = evaluation.pooled()
-    curves.plot(pooled, directory / results.FIGURE, title=f"{_count(pooled[results.TRAINED].num_tasks, 'task')}")
-    say(f"written: {directory}/{results.JSON}, {results.PARQUET} and {results.FIGURE}")
+    curves.plot(pooled, job.directory / results.FIGURE, title=f"{_count(pooled[results.TRAINED].num_tasks, 'task')}")
+    say(f"written: {job.file}, {results.PARQUET} and {results.FIGURE}")
     return evaluation
 
 

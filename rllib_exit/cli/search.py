@@ -12,10 +12,18 @@ from rich.live import Live
 
 from rllib_exit.cli.config import Settings, check, override
 from rllib_exit.cli.console import Verbose, clear_errors, out, quiet, say
-from rllib_exit.cli.runs import cast, find_checkpoint, generation_settings, load_config, load_weights
+from rllib_exit.cli.runs import (
+    engine_errors,
+    find_checkpoint,
+    generation_settings,
+    load_config,
+    open_env_runners,
+    put_weights,
+)
 
 if TYPE_CHECKING:
-    from rllib_exit.self_improvement.greedy_search import SearchDirectory
+    from rllib_exit.self_improvement.chain import Play
+    from rllib_exit.self_improvement.greedy_search import SearchDirectory, Step
 
 
 def search(
@@ -50,7 +58,13 @@ def search(
         name = load_competition(competition).id
         ranges = config.env_config.get("score_ranges") or {}
         ranges = {name: ranges[name]} if name in ranges else {}
-        config.env_config = {**config.env_config, "competitions": str(competition), "score_ranges": ranges}
+        config.env_config = {
+            **config.env_config,
+            "competitions": str(competition),
+            "score_ranges": ranges,
+            "keep_submission": True,
+        }
+        config.num_env_runners = 0  # of one chain each step waits for the one before
         check(config)
         if output is None:
             above = checkpoint.parent if checkpoint else Path("results")
@@ -92,7 +106,8 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
     if config.temperature == 0:
         say("temperature is 0: a step that does not improve is repeated to the end")
     if len(directory.steps) <= steps:
-        asyncio.run(_run(config, checkpoint, name, steps, directory, seed))
+        with engine_errors():
+            _run(config, checkpoint, name, steps, directory, seed)
     out.print(search.table(directory.steps))
     best = search.best_step(directory.steps)
     say(
@@ -102,44 +117,31 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
     )
 
 
-async def _run(
-    config: Any, checkpoint: Path | None, name: str, steps: int, directory: SearchDirectory, seed: int
-) -> None:
-    from rllib_exit.chat import ChatTokenizer
-    from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
+def _run(config: Any, checkpoint: Path | None, name: str, steps: int, directory: SearchDirectory, seed: int) -> None:
+    from rllib_exit.env_runners.environments import make_env
+    from rllib_exit.env_runners.llm_env_runner import remote_call
     from rllib_exit.self_improvement import greedy_search as search
+    from rllib_exit.self_improvement.evaluator import play_on
 
-    env: Any = make_env(config.env, config.env_config)
-    chat = ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs)
-    generator = config.generator_class(
-        config.model_path, dtype=config.dtype, max_model_len=config.max_model_len, engine_args=config.engine_args
-    )
-    try:
-        if checkpoint is not None:
-            await generator.update_weights(cast(load_weights(checkpoint), config.dtype))
-        sampling, shown = sampling_params(config), []
-        with (
-            Live(search.table(shown), console=out, transient=True)
-            if out.is_terminal
-            else contextlib.nullcontext() as live
-        ):
-            async for step in search.greedy_search(
-                env,
-                name,
-                steps,
-                directory=directory,
-                generator=generator,
-                chat=chat,
-                sampling=sampling,
-                seed=seed,
-            ):
-                shown.append(step)
-                if len(shown) == len(directory.steps):  # not one of before
-                    search.plot(shown, directory.path / search.FIGURE, title=name)
-                if live is not None:
-                    live.update(search.table(shown))
+    def tell(step: Step) -> None:
+        score = "no score" if step.score is None else f"score {step.score:g}"
+        say(f"step {step.index}/{steps}  {step.result.replace('_', ' ')}, {score}")
+
+    async def show_steps(play: Play) -> None:
+        env = make_env(config.env, config.env_config)
+        live = Live(search.table(directory.steps), console=out, transient=True) if out.is_terminal else None
+        with live or contextlib.nullcontext():
+            for step in directory.steps if live is None else ():
+                tell(step)
+            async for step in search.greedy_search(env, name, steps, play, directory):
+                search.plot(directory.steps, directory.path / search.FIGURE, title=name)
+                if live is None:
+                    tell(step)
                 else:
-                    score = "no score" if step.score is None else f"score {step.score:g}"
-                    say(f"step {step.index}/{steps}  {step.result.replace('_', ' ')}, {score}")
-    finally:
-        await generator.close()
+                    live.update(search.table(directory.steps))
+
+    with open_env_runners(config) as env_runners:
+        if checkpoint is not None:
+            weights = put_weights(checkpoint, config)
+            env_runners.broadcast(remote_call("update_weights", 0, *weights))
+        asyncio.run(show_steps(play_on(env_runners, seed=seed, seeds_per_episode=1)))

@@ -81,7 +81,8 @@ def sft(
 def _demonstrations(config: GRPOConfig, limit: int | None) -> tuple[list[Rollout], dict[str, str]]:
     """The episodes, and why a task has none; says both."""
     from rllib_exit.chat import ChatTokenizer
-    from rllib_exit.env_runners.llm_env_runner import make_env, sampling_params
+    from rllib_exit.env_runners.environments import make_env
+    from rllib_exit.env_runners.generator import SamplingParams
     from rllib_exit.sft import play_demonstrations
 
     env = make_env(config.env, config.env_config)
@@ -90,7 +91,7 @@ def _demonstrations(config: GRPOConfig, limit: int | None) -> tuple[list[Rollout
             env,
             list(env.tasks)[:limit],
             chat=ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs),
-            sampling=sampling_params(config),
+            sampling=SamplingParams.from_config(config),
             max_model_len=config.max_model_len,
         )
     )

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ MAX_LOSSES = 3
 
 Call = Callable[[Any], Awaitable[Any]]
 _LOST = object()
+T = TypeVar("T")
 
 
 class EnvRunnersLostError(RuntimeError):
@@ -80,6 +81,7 @@ class Dispatcher:
         self._waiting: deque[_Work] = deque()
         self._catch_up: Call | None = None
         self._revivals: set[asyncio.Task[None]] = set()
+        self._coroutines: set[asyncio.Task[Any]] = set()
         self._giving_up: asyncio.TimerHandle | None = None
         self._last_error: BaseException | None = None
         # All state belongs to this loop.
@@ -110,6 +112,24 @@ class Dispatcher:
 
         self._loop.call_soon_threadsafe(enqueue)
         return work.future
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Runs a coroutine that submits work of which each piece depends on the one before.
+
+        Returns:
+            Its outcome.
+        """
+
+        async def run() -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            self._coroutines.add(task)
+            try:
+                return await coroutine
+            finally:
+                self._coroutines.discard(task)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop)
 
     def broadcast(self, call: Call) -> list[Any]:
         """Calls every env runner and waits; one that is lost is called when it is back, before it gets work.
@@ -146,9 +166,11 @@ class Dispatcher:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
     def cancel(self) -> None:
-        """Takes all work back; its futures are cancelled."""
+        """Takes all work back and ends all coroutines; their futures are cancelled."""
 
         async def cancel_all() -> None:
+            for coroutine in self._coroutines:
+                coroutine.cancel()
             cancelled = [*self._waiting, *(work for runner in self._runners for work in runner.in_flight)]
             self._waiting.clear()
             for runner in self._runners:

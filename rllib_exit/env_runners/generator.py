@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,11 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Any) -> SamplingParams:
+        """The sampling that a GRPOConfig asks for."""
+        return cls(config.max_response_tokens, config.temperature, config.top_p, config.top_k, tuple(config.stop))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

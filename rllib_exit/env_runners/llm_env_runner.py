@@ -1,12 +1,13 @@
-"""RLlib's EnvRunner around a generator: rolls out groups and K-step self-improvement."""
+"""RLlib's EnvRunner around a generator: rolls out groups and plays the episodes of evaluations."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,17 +17,16 @@ from ray.exceptions import RayError, RayTaskError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from envs.base import SelfImprovementEnv
-from rllib_exit.chat import ChatTokenizer
+from envs.base import TaskInstance
 from rllib_exit.env_runners.dispatcher import Dispatcher
-from rllib_exit.env_runners.episodes import EnvPool, roll_out
-from rllib_exit.env_runners.generator import EngineError, Generator, SamplingParams
-from rllib_exit.rollouts import RolloutGroup, RolloutRequest
-from rllib_exit.self_improvement.chain import Chain, run_chain
-from rllib_exit.self_improvement.greedy_search import search_chain
+from rllib_exit.env_runners.environments import make_env
+from rllib_exit.env_runners.generator import EngineError, Generator
+from rllib_exit.env_runners.player import Player
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         if slots := _resources_of_this_node().get(SANDBOX_SLOTS):
             os.environ["SANDBOX_SLOTS"] = str(int(slots))
         self._policy_version = 0
+        self._evaluation_players: dict[str | None, Player] = {}  # by split
         self.make_env()
         if not config.colocated:
             threading.Thread(target=self._start_engine, name="engine start", daemon=True).start()
@@ -68,21 +69,31 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             EngineError: If the engine died, or hangs.
         """
         group_size, version = self.config.rollouts_per_prompt, self._policy_version
-        return await roll_out(request, group_size, envs=self._training_envs, policy_version=version)
+        return await self._player.roll_out(request, group_size, policy_version=version)
 
-    async def self_improve(self, task_id: str, seed: int) -> Chain | None:
-        """Runs K-step self-improvement, or K steps of greedy search, on a task of the evaluation's environment.
+    async def play(self, instance: TaskInstance, seed: int, steps: int = 0, split: str | None = None) -> Rollout:
+        """Plays one episode of an evaluation.
+
+        Args:
+            instance: Where the episode starts.
+            seed: See :meth:`Player.play_once`.
+            steps: See :meth:`Player.play_once`.
+            split: Plays in the environment of this one of the config's ``splits``; None for the evaluation's own.
 
         Returns:
-            None where the task's prompt does not fit the context.
+            The episode without its segments, since nobody trains on it.
 
         Raises:
-            EpisodeError: If an episode failed twice.
+            PromptTooLongError: If the first prompt leaves no room for a response.
+            EpisodeError: If the episode failed twice.
             EngineError: If the engine died, or hangs.
         """
-        steps = self._evaluation_config.self_improvement_steps
-        run = search_chain if self._evaluation_config.greedy_search else run_chain
-        return await run(task_id, steps, envs=self._evaluation_envs, seed=seed)
+        if split not in self._evaluation_players:
+            config = self.config if self.config.in_evaluation else self.config.get_evaluation_config_object()
+            env_config = config.env_config if split is None else {**config.env_config, **config.splits[split]}
+            self._evaluation_players[split] = Player.from_config(config, self._engine, env_config)
+        episode = await self._evaluation_players[split].play(instance, seed=seed, steps=steps)
+        return replace(episode, segments=())
 
     async def update_weights(self, policy_version: int, *files: Sequence[np.ndarray]) -> float:
         """Loads new weights in place; responses that are under way go on under them.
@@ -163,32 +174,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         return self._generator
 
     @cached_property
-    def _chat(self) -> ChatTokenizer:
-        return ChatTokenizer(self.config.model_path, template_kwargs=self.config.chat_template_kwargs)
-
-    @cached_property
-    def _training_envs(self) -> EnvPool:
-        return self._env_pool(self.config)
-
-    @cached_property
-    def _evaluation_envs(self) -> EnvPool:
-        return self._env_pool(self._evaluation_config)
-
-    @cached_property
-    def _evaluation_config(self) -> Any:
-        return self.config if self.config.in_evaluation else self.config.get_evaluation_config_object()
-
-    def _env_pool(self, config: Any) -> EnvPool:
-        return EnvPool(
-            lambda: make_env(config.env, config.env_config),
-            config.num_envs_per_env_runner,
-            generator=self._engine,
-            chat=self._chat,
-            sampling=sampling_params(config),
-            env_timeout_s=config.env_timeout_s,
-            generation_timeout_s=config.generation_timeout_s,
-            compact_history_chars=config.compact_history_chars,
-        )
+    def _player(self) -> Player:
+        return Player.from_config(self.config, self._engine)
 
     # What RLlib asks of an EnvRunner.
 
@@ -233,13 +220,41 @@ def make_dispatcher(env_runners: Any, config: Any) -> Dispatcher:
     )
 
 
+@contextmanager
+def env_runners_of_its_own(config: Any) -> Iterator[Dispatcher]:
+    """The env runners of a command that makes no algorithm; their engines end with the context.
+
+    Args:
+        config: With ``num_env_runners`` of 0 there is one env runner, in this process, which needs no Ray: if its
+            engine dies, what is asked of it fails. With more they are actors of a Ray that has been started.
+    """
+    if config.num_env_runners:
+        dispatcher = make_dispatcher(EnvRunnerGroup(config=config, local_env_runner=False), config)
+    else:
+        dispatcher = Dispatcher(
+            [LLMEnvRunner(config=config)],
+            capacity=config.num_envs_per_env_runner,
+            is_lost=lambda error: False,
+            revive=_revive,
+            patience_s=None,
+        )
+    try:
+        yield dispatcher
+    finally:
+        dispatcher.cancel()
+        dispatcher.call_all(remote_call("close"))
+        dispatcher.stop()
+
+
 def remote_call(method: str, *args: Any) -> Callable[[Any], Awaitable[Any]]:
-    """What a Dispatcher calls with an env runner's actor.
+    """What a Dispatcher calls with an env runner's actor, or with an env runner of this process.
 
     It raises what the method raises, and ends the actor's work if it is cancelled.
     """
 
     async def call(actor: Any) -> Any:
+        if isinstance(actor, LLMEnvRunner):
+            return await getattr(actor, method)(*args)
         reference = getattr(actor, method).remote(*args)
         try:
             return await reference
@@ -269,34 +284,8 @@ async def _revive(actor: Any, error: BaseException) -> None:
             continue
 
 
-def make_env(env: Any, env_config: Mapping[str, Any]) -> SelfImprovementEnv:
-    """Makes an environment as RLlib does: a class or function that takes ``env_config``, or a registered name.
-
-    Raises:
-        TypeError: If it is no :class:`SelfImprovementEnv`.
-    """
-    if isinstance(env, str):
-        from ray.tune.registry import ENV_CREATOR, _global_registry
-
-        creator = _global_registry.get(ENV_CREATOR, env)
-        if creator is None:
-            raise ValueError(f"env is {env!r}, which is not registered: pass the class, or call ray.tune.register_env")
-        env = creator
-    made = env(dict(env_config))
-    if not isinstance(made, SelfImprovementEnv):
-        raise TypeError(f"env made a {type(made).__name__}: it must be a SelfImprovementEnv")
-    return made
-
-
 def _resources_of_this_node() -> dict[str, float]:
     if not ray.is_initialized():
         return {}
     node_id = ray.get_runtime_context().get_node_id()
     return next((node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id), {})
-
-
-def sampling_params(config: Any) -> SamplingParams:
-    """The sampling that a config asks for."""
-    return SamplingParams(
-        config.max_response_tokens, config.temperature, config.top_p, config.top_k, tuple(config.stop)
-    )

@@ -16,7 +16,8 @@ from ray.tune import PlacementGroupFactory
 from rllib_exit.connectors.exit_replay import ExItReplay
 from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
 from rllib_exit.env_runners.dispatcher import Dispatcher
-from rllib_exit.env_runners.llm_env_runner import make_dispatcher, make_env, remote_call
+from rllib_exit.env_runners.environments import make_env
+from rllib_exit.env_runners.llm_env_runner import make_dispatcher, remote_call
 from rllib_exit.grpo import placement
 from rllib_exit.grpo.checkpointing import CheckpointedAlgorithm
 from rllib_exit.grpo.config import GRPOConfig
@@ -30,13 +31,8 @@ from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
 from rllib_exit.metrics import Gauges
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import ScoredGroup
-from rllib_exit.self_improvement.chain import (
-    Chain,
-    accuracy_by_step,
-    chain_seed,
-    metrics_by_step,
-    net_corrections_by_step,
-)
+from rllib_exit.self_improvement.chain import accuracy_by_step, metrics_by_step, net_corrections_by_step
+from rllib_exit.self_improvement.evaluator import start_chains
 from rllib_exit.versions import versions
 from rllib_exit.weight_sync.transfers import ObjectStoreTransfer, WeightTransfer, make_transfer
 
@@ -183,14 +179,11 @@ class GRPO(CheckpointedAlgorithm):
         """
         config, env_runners = self.evaluation_config, self._evaluation_env_runners
         self._sync_weights(env_runners)
-        task_ids = list(make_env(config.env, config.env_config).tasks)
-        seeds = [chain_seed(0, i, config.self_improvement_steps) for i in range(len(task_ids))]
-        calls = [remote_call("self_improve", *work) for work in zip(task_ids, seeds, strict=True)]
-        futures = [env_runners.submit(call) for call in calls]
+        env = make_env(config.env, config.env_config)
+        futures = start_chains(env_runners, env, list(env.tasks), config)
         for _ in as_completed(futures, self._serve_weights):
             pass
-        results: list[Chain | None] = [future.result() for future in futures]
-        chains = [chain for chain in results if chain is not None]
+        chains = [chain for future in futures if (chain := future.result()) is not None]
         if not chains:
             raise RolloutError("no task of the evaluation fits the context")
 

@@ -84,7 +84,7 @@ def task_prompts(run: Run) -> dict[str, str]:
     Raises:
         ValueError: If the environment cannot be made here.
     """
-    from rllib_exit.env_runners.llm_env_runner import make_env
+    from rllib_exit.env_runners.environments import make_env
 
     file = run.trials[0] / "params.pkl"
     try:

@@ -1,25 +1,26 @@
-"""K-step self-improvement at inference time (paper section 5.3): answer, then improve K times.
+"""The self-improvement loop at inference time (paper section 5.3): answer, then improve K times.
 
 In a domain of several turns, k steps are taken on every turn and only the last iterate is executed, so that
-each k = 0…K is an episode of its own. The first turn's iterates are one chain: iterate k starts episode k.
+each k = 0…K is an episode of its own. The first turn's iterates are one chain: episode k starts from one of the
+iterates before it. In K-step self-improvement that is the last one. In a greedy search (paper section 5.2,
+appendix C) the environment says which one it is, and what counts is the best episode so far.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 from envs.base import SelfImprovementEnv, TaskInstance, Turn
-from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError
-from rllib_exit.env_runners.generator import Generator, SamplingParams
+from rllib_exit.env_runners.player import PromptTooLongError
 from rllib_exit.rollouts import Rollout, means
 
-# The responses of an episode take consecutive seeds: leave room between.
-SEEDS_PER_EPISODE = 10_000
+# Plays episode k from an instance, with k improvement steps on every turn but the first.
+Play = Callable[[TaskInstance, int], Awaitable[Rollout]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Chain:
 
     Attributes:
         task_id: The task.
-        qualities: Of the K+1 episodes.
-        turns: Of the K+1 episodes, last iterates only.
+        qualities: The qualities of the K+1 episodes; in a greedy search, of the best one so far.
+        turns: The turns of the K+1 episodes, last iterates only.
         metrics: The domain's numbers for the K+1 episodes.
     """
 
@@ -41,83 +42,74 @@ class Chain:
     metrics: tuple[Mapping[str, float], ...] = ()
 
 
-async def self_improve(
-    task_ids: Sequence[str],
+async def take_steps(
+    env: SelfImprovementEnv,
+    task_id: str,
     steps: int,
+    play: Play,
     *,
-    make_env: Callable[[], SelfImprovementEnv],
-    max_concurrent: int,
-    generator: Generator,
-    chat: ChatTokenizer,
-    sampling: SamplingParams,
-    seed: int = 0,
-    env_timeout_s: float | None = None,
-    generation_timeout_s: float | None = None,
-    compact_history_chars: int | None = None,
-    run: Callable[..., Awaitable[Chain | None]] | None = None,
-) -> list[Chain | None]:
-    """Answers every task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
+    greedy: bool = False,
+    taken: Sequence[Turn] = (),
+) -> AsyncIterator[tuple[int | None, Rollout]]:
+    """Plays the episodes with 0, 1, …, ``steps`` self-improvement steps, one after the other.
 
     Args:
-        task_ids: The tasks.
+        env: In a greedy search, its ``next_iterate`` says where each step starts. Nothing is played in it.
+        task_id: The task.
         steps: K.
-        make_env: Makes an environment.
-        max_concurrent: So many episodes run at once.
-        generator: The engine.
-        chat: The model's tokenizer.
-        sampling: How to sample.
-        seed: Of the sampling.
-        env_timeout_s: See :class:`EnvPool`.
-        generation_timeout_s: See :class:`EnvPool`.
-        compact_history_chars: See :class:`EnvPool`.
-        run: What is done on each task: :func:`run_chain`, the default, or a greedy search.
+        play: Plays an episode.
+        greedy: Whether this is a greedy search.
+        taken: The iterates of the first turn, if some steps were taken before: the loop goes on after them.
 
-    Returns:
-        One chain per task, in order; None where the first prompt does not fit the context.
+    Yields:
+        The step whose iterate an episode started from, None if it answered afresh, and the episode.
+
+    Raises:
+        PromptTooLongError: If the context has no room for the next prompt. In a greedy search a step whose iterate
+            does not fit answers afresh.
     """
-    envs = EnvPool(
-        make_env,
-        max_concurrent,
-        generator=generator,
-        chat=chat,
-        sampling=sampling,
-        env_timeout_s=env_timeout_s,
-        generation_timeout_s=generation_timeout_s,
-        compact_history_chars=compact_history_chars,
-    )
-    run = run or run_chain
-    chains = (run(task, steps, envs=envs, seed=chain_seed(seed, i, steps)) for i, task in enumerate(task_ids))
-    return list(await asyncio.gather(*chains))
+    iterates = list(taken)
+    for k in range(len(iterates), steps + 1):
+        iterate = (env.next_iterate(iterates) if greedy else iterates[-1]) if iterates else None
+        try:
+            episode = await play(_instance(task_id, iterate), k)
+        except PromptTooLongError:
+            if iterate is None or not greedy:
+                raise
+            iterate = None
+            episode = await play(_instance(task_id, None), k)
+        # Iterates with the same text are equal.
+        parent = next((i for i, turn in enumerate(iterates) if turn is iterate), None)
+        iterates.append(episode.turns[0])
+        yield parent, episode
 
 
-async def run_chain(task_id: str, steps: int, *, envs: EnvPool, seed: int) -> Chain | None:
-    """Answers one task, and again with 1, 2, … ``steps`` self-improvement steps on every turn.
+def _instance(task_id: str, iterate: Turn | None) -> TaskInstance:
+    return TaskInstance(task_id, iterate=iterate, kind="improve" if iterate else "base")
+
+
+async def self_improve(
+    env: SelfImprovementEnv, task_id: str, steps: int, play: Play, *, greedy: bool = False
+) -> Chain | None:
+    """Answers a task, and again with 1, 2, … ``steps`` self-improvement steps; see :func:`take_steps`.
 
     Returns:
         None where the first prompt does not fit the context.
     """
     episodes: list[Rollout] = []
-    for k in range(steps + 1):
-        iterate = episodes[-1].turns[0] if episodes else None
-        instance = TaskInstance(task_id, iterate=iterate, kind="improve" if iterate else "base")
-        try:
-            episodes.append(await envs.run(instance, seed=seed + SEEDS_PER_EPISODE * k, steps=k))
-        except PromptTooLongError:
-            break
+    with suppress(PromptTooLongError):
+        async for _, episode in take_steps(env, task_id, steps, play, greedy=greedy):
+            episodes.append(episode)
     if not episodes:
         return None
     episodes += [episodes[-1]] * (steps + 1 - len(episodes))
+    qualities = [episode.quality for episode in episodes]
     return Chain(
         task_id,
-        tuple(episode.quality for episode in episodes),
+        tuple(accumulate(qualities, max) if greedy else qualities),
         tuple(episode.turns for episode in episodes),
         tuple(episode.metrics for episode in episodes),
     )
-
-
-def chain_seed(seed: int, index: int, steps: int) -> int:
-    """The seed of the index-th task's chain."""
-    return seed + SEEDS_PER_EPISODE * index * (steps + 1)
 
 
 def accuracy_by_step(chains: Sequence[Chain]) -> np.ndarray:

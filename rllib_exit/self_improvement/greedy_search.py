@@ -1,4 +1,4 @@
-"""Greedy search over scripts with a language model (paper section 5.2, appendix C).
+"""Greedy search over scripts with a language model (paper section 5.2, appendix C), written down.
 
 A first response is step 0. Every further step is one response too: it improves on the best script so far or, if the
 last script failed, debugs that one. A search writes down each step as it ends, so that it can be stopped and taken
@@ -11,21 +11,17 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from envs.base import TaskInstance, Turn
-from envs.mle_bench.env import MLEBenchEnv, Result
-from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError, run_episode
-from rllib_exit.env_runners.generator import Generator, SamplingParams
+from envs.base import SelfImprovementEnv, Turn
+from envs.mle_bench.env import SUBMISSION, Result
+from envs.mle_bench.prompts import extract_script
 from rllib_exit.rollouts import Rollout
-from rllib_exit.self_improvement.chain import SEEDS_PER_EPISODE, Chain
-
-# So often a failing script is debugged before the search goes back to the best one.
-DEBUG_STEPS = 3
+from rllib_exit.self_improvement.chain import Play, take_steps
 
 LOG, BEST_SCRIPT, BEST_SUBMISSION, FIGURE = "search.jsonl", "best_script.py", "best_submission.csv", "search.png"
 
@@ -54,24 +50,30 @@ class Step:
     quality: float
     depth: int
 
+    @classmethod
+    def of(cls, index: int, parent: int | None, task_id: str, episode: Rollout) -> Step:
+        """The step that played an episode of an MLE-bench environment."""
+        [turn] = episode.turns
+        return cls(
+            index=index,
+            parent=parent,
+            response=turn.response,
+            result=next(result.value for result in Result if episode.metrics[result]),
+            feedback=turn.feedback or "",
+            score=episode.metrics.get(f"score_{task_id}"),
+            quality=episode.quality,
+            depth=turn.depth,
+        )
+
+    @property
+    def turn(self) -> Turn:
+        """The iterate that the step made."""
+        return Turn(self.response, self.feedback, self.quality, self.depth)
+
 
 def best_step(steps: Sequence[Step]) -> Step | None:
     """The step of the highest quality, the first among equals; None while no script has a score."""
     return max((step for step in steps if step.score is not None), key=lambda step: step.quality, default=None)
-
-
-def next_parent(steps: Sequence[Step]) -> Step | None:
-    """The step to go on from: the last one if its script fails, else the best; None for the empty script."""
-    if steps and steps[-1].result != Result.NO_SCRIPT:
-        failures, step = 0, steps[-1]
-        while step.score is None:
-            failures += 1
-            if step.parent is None:
-                break
-            step = steps[step.parent]
-        if 0 < failures <= DEBUG_STEPS:
-            return steps[-1]
-    return best_step(steps)
 
 
 class SearchDirectory:
@@ -142,115 +144,29 @@ def _write(file: Path, content: bytes) -> None:
 
 
 async def greedy_search(
-    env: MLEBenchEnv,
-    task_id: str,
-    steps: int,
-    *,
-    directory: SearchDirectory,
-    generator: Generator,
-    chat: ChatTokenizer,
-    sampling: SamplingParams,
-    seed: int = 0,
+    env: SelfImprovementEnv, task_id: str, steps: int, play: Play, directory: SearchDirectory
 ) -> AsyncIterator[Step]:
-    """Searches for a script that scores well.
+    """Searches for a script that scores well; see :func:`take_steps`.
 
     Args:
-        env: The environment, used by this search alone.
+        env: An MLE-bench environment.
         task_id: The competition.
         steps: How many steps follow the first response, those that ``directory`` holds already included.
+        play: Plays an episode in an environment that keeps submissions. At temperature 0, a step that does not
+            improve repeats itself to the end.
         directory: Keeps the steps.
-        generator: The engine.
-        chat: The model's tokenizer.
-        sampling: How to sample. At temperature 0, a step that does not improve repeats itself to the end.
-        seed: Of the first step; every further one takes the next.
 
     Yields:
-        Every step once it is kept, first those that were kept before.
+        Every new step once it is kept.
 
     Raises:
-        PromptTooLongError: If the context has no room for the first prompt. A step whose parent's script and
-            feedback do not fit begins from the empty script.
+        PromptTooLongError: If the context has no room for the first prompt.
     """
-
-    async def answer(index: int, parent: Step | None) -> Turn:
-        instance = _instance(task_id, parent)
-        rollout = await run_episode(env, instance, generator=generator, chat=chat, sampling=sampling, seed=seed + index)
-        return rollout.turns[-1]
-
-    for step in list(directory.steps):
+    taken = [step.turn for step in directory.steps]
+    async for parent, episode in take_steps(env, task_id, steps, play, greedy=True, taken=taken):
+        step = Step.of(len(directory.steps), parent, task_id, episode)
+        directory.add(step, extract_script(step.response), episode.files.get(SUBMISSION))
         yield step
-    for index in range(len(directory.steps), steps + 1):
-        parent = next_parent(directory.steps)
-        try:
-            turn = await answer(index, parent)
-        except PromptTooLongError:
-            if parent is None:
-                raise
-            parent = None
-            turn = await answer(index, parent)
-        attempt = env.attempt
-        assert attempt is not None and turn.quality is not None
-        step = Step(
-            index=index,
-            parent=None if parent is None else parent.index,
-            response=turn.response,
-            result=attempt.result.value,
-            feedback=attempt.message,
-            score=attempt.score,
-            quality=turn.quality,
-            depth=turn.depth,
-        )
-        directory.add(step, attempt.script, attempt.submission)
-        yield step
-
-
-def _instance(task_id: str, parent: Step | None) -> TaskInstance:
-    """Where a step starts that goes on from another one; None for the empty script."""
-    if parent is None:
-        return TaskInstance(task_id)
-    iterate = Turn(parent.response, parent.feedback, parent.quality, parent.depth)
-    return TaskInstance(task_id, iterate=iterate, kind="improve")
-
-
-async def search_chain(task_id: str, steps: int, *, envs: EnvPool, seed: int) -> Chain | None:
-    """A greedy search on one task as an evaluation: nothing is written down.
-
-    Args:
-        task_id: The competition.
-        steps: How many steps follow the first response.
-        envs: MLE-bench environments.
-        seed: Of the first response.
-
-    Returns:
-        The quality of the best script after each step; None where the first prompt does not fit the context.
-    """
-    taken: list[Step] = []
-    rollouts: list[Rollout] = []
-    for index in range(steps + 1):
-        parent, step_seed = next_parent(taken), seed + SEEDS_PER_EPISODE * index
-        try:
-            rollout = await envs.run(_instance(task_id, parent), seed=step_seed)
-        except PromptTooLongError:
-            if parent is None:
-                return None
-            parent = None
-            rollout = await envs.run(_instance(task_id, None), seed=step_seed)
-        turn = rollout.turns[-1]
-        rollouts.append(rollout)
-        taken.append(
-            Step(
-                index=index,
-                parent=None if parent is None else parent.index,
-                response=turn.response,
-                result=next(result.value for result in Result if rollout.metrics[result.value]),
-                feedback=turn.feedback or "",
-                score=rollout.metrics.get(f"score_{task_id}"),
-                quality=rollout.quality,
-                depth=turn.depth,
-            )
-        )
-    best = [max(step.quality for step in taken[: k + 1]) for k in range(len(taken))]
-    return Chain(task_id, tuple(best), tuple(r.turns for r in rollouts), tuple(r.metrics for r in rollouts))
 
 
 def table(steps: Sequence[Step], title: str | None = None) -> Table:
@@ -286,7 +202,7 @@ def plot(steps: Sequence[Step], path: str | Path, title: str | None = None) -> N
     failed = [step for step in steps if step.score is None]
     axes.plot([step.index for step in scored], [step.quality for step in scored], "o", label="scored")
     axes.plot([step.index for step in failed], [0.0] * len(failed), "x", color="tab:red", label="failed")
-    best = [max(step.quality for step in steps[: i + 1]) for i in range(len(steps))]
+    best = list(accumulate((step.quality for step in steps), max))
     axes.step(range(len(best)), best, where="post", color="tab:gray", label="best so far")
     axes.set_xlabel("search step")
     axes.set_ylabel("normalised score")

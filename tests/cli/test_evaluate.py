@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,29 @@ def test_results_can_be_moved(tmp_path: Path, tiny_model: str, engines: list[Any
     [file] = tmp_path.rglob("evaluation.json")
     assert str(tmp_path) not in file.read_text()
     assert read(file).checkpoint == str(tmp_path / "there" / "trial" / "checkpoint")
+
+
+@pytest.mark.ray
+def test_several_engines_share_the_work(checkpoint: Path, tmp_path: Path):
+    """In processes of their own, with the same numbers as one engine in this process."""
+    options = ["evaluate", str(checkpoint), "--baseline", "--steps", "1", "--limit", "3", "--seeds", "2"]
+    script = "import sys\nfrom rllib_exit.cli.main import app\napp(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def with_many(env_runners: int) -> subprocess.CompletedProcess[str]:
+        more = ["--output", str(tmp_path / "many"), "--env-runners", f"{env_runners}"]
+        command = [sys.executable, "-c", script, *options, *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    too_many = with_many(1000)
+    assert too_many.returncode == 1 and "1000 env runners need 1000 CPU and Ray has" in too_many.stderr
+    many = with_many(2)
+    assert many.returncode == 0, many.stderr
+    assert run(*options, "--output", tmp_path / "one").exit_code == 0
+    one, both = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "many"))
+    assert one["splits"] == both["splits"]
+    one, both = (pq.read_table(tmp_path / name / "evaluation.parquet").to_pylist() for name in ("one", "many"))
+    assert one == both
 
 
 class HangingEnv(DigitEnv):

@@ -262,3 +262,53 @@ def test_what_comes_back_is_called_as_was_said_last_and_those_there_are_told(mak
     wait_until(lambda: dispatcher.num_ready == 2)
     assert [runner.version for runner in runners] == [2, 1]
     assert dispatcher.catch_up_by(lambda runner: runner.update(3)) == {runners[0]: 1, runners[1]: 0}
+
+
+async def in_order(dispatcher: Dispatcher, count: int, **kwargs: Any) -> list[str]:
+    """Work of which every piece waits for the one before."""
+    return [(await asyncio.wrap_future(dispatcher.submit(work(i, **kwargs))))[0] for i in range(count)]
+
+
+def test_work_that_depends_on_other_work_goes_to_whoever_has_room(make: Callable[..., Dispatcher]) -> None:
+    runners = [FakeRunner("a"), FakeRunner("b", seconds=0.02)]
+    dispatcher = make(runners)
+    outcomes = [dispatcher.run(in_order(dispatcher, 5)) for _ in range(4)]
+    assert all(len(outcome.result(10)) == 5 for outcome in outcomes)
+    for i in range(5):
+        assert sum(runner.calls.count(i) for runner in runners) == 4
+    assert all(runner.calls for runner in runners)
+
+
+def test_of_work_that_depends_on_other_work_only_the_lost_piece_is_done_again(make: Callable[..., Dispatcher]) -> None:
+    runners = [FakeRunner("a", seconds=0.05)]
+    dispatcher = make(runners)
+    outcome = dispatcher.run(in_order(dispatcher, 4))
+    wait_until(lambda: runners[0].calls == [0, 1, 2])
+    runners[0].kill()
+    assert len(outcome.result(10)) == 4 and runners[0].calls == [0, 1, 2, 2, 3]
+
+
+def test_cancelling_ends_coroutines_too(make: Callable[..., Dispatcher]) -> None:
+    runner = FakeRunner("a")
+    dispatcher = make([runner])
+    outcomes = [dispatcher.run(in_order(dispatcher, 2, seconds=60)) for _ in range(3)]
+    wait_until(lambda: runner.calls == [0, 0])  # the third waits
+    dispatcher.cancel()
+    for outcome in outcomes:
+        with pytest.raises(CancelledError):
+            outcome.result(10)
+    assert runner.cancelled == 2 and not runner.running
+    assert items([dispatcher.submit(work("next"))]) == ["next"] and runner.calls == [0, 0, "next"]
+
+
+def test_an_error_in_a_coroutine_is_its_outcome(make: Callable[..., Dispatcher]) -> None:
+    async def fail(runner: FakeRunner) -> None:
+        raise ValueError("a bug")
+
+    dispatcher = make([FakeRunner("a")])
+
+    async def run() -> None:
+        await asyncio.wrap_future(dispatcher.submit(fail))
+
+    with pytest.raises(ValueError, match="a bug"):
+        dispatcher.run(run()).result(10)

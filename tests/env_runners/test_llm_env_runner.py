@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 
-from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
+from envs.base import TaskInstance
+from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner, env_runners_of_its_own, remote_call
 from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.rollouts import Rollout
 from tests.fakes import CounterEnv, ScriptedGenerator
 
 
@@ -60,3 +63,43 @@ def test_a_colocated_engine_waits_for_its_first_use(tiny_model: str) -> None:
     generator.let.set()
     asyncio.run(runner.update_weights(0))
     assert generator.begun.is_set()
+
+
+def test_episodes_of_evaluations_are_played_with_their_own_settings_and_splits(tiny_model: str) -> None:
+    config = GRPOConfig().environment(CounterEnv, env_config={"turns": 2}).language_model(tiny_model, dtype="float32")
+    generator = ScriptedGenerator(tiny_model, lambda prompt, seed: "1" * 30)
+    config.generation(max_response_tokens=8, generator_class=lambda *args, **kwargs: generator)
+    config.self_improvement(splits={"long": {"turns": 4}})
+    config.evaluation(
+        evaluation_config=GRPOConfig.overrides(env_config={"turns": 3}, max_response_tokens=5, temperature=0.0)
+    )
+
+    async def play(*args: Any) -> Rollout:
+        return await runner.play(TaskInstance("count/1"), 0, 0, *args)
+
+    runner = LLMEnvRunner(config=config)
+    episode = asyncio.run(play())
+    assert [turn.response for turn in episode.turns] == ["1" * 5] * 3
+    assert not episode.segments and episode.truncated
+    assert len(asyncio.run(play("long")).turns) == 4
+    of_evaluation = config.get_evaluation_config_object()
+    assert of_evaluation is not None
+    runner = LLMEnvRunner(config=of_evaluation)
+    assert len(asyncio.run(play()).turns) == 3
+
+
+def test_an_env_runner_in_this_process_ends_its_engine(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    async def close(self: ScriptedGenerator) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(ScriptedGenerator, "close", close)
+    config = GRPOConfig().environment(CounterEnv).language_model(tiny_model, dtype="float32")
+    config.generation(generator_class=partial(ScriptedGenerator, script=lambda prompt, seed: "1"))
+    config.num_env_runners = 0
+    with pytest.raises(KeyError), env_runners_of_its_own(config) as env_runners:
+        episode = env_runners.submit(remote_call("play", TaskInstance("count/1"), 0)).result(20)
+        assert len(episode.turns) == 3 and not closed
+        raise KeyError
+    assert len(closed) == 1

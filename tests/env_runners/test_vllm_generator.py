@@ -18,8 +18,8 @@ import torch
 from envs.base import TaskInstance, Turn
 from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import EnvPool, run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
+from rllib_exit.env_runners.player import Player
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.learner.module import PACK, CausalLMRLModule
 from rllib_exit.learner.sharding.weights import safetensors_file
@@ -212,19 +212,14 @@ def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engin
     ]
 
     async def play() -> list[Rollout]:
-        return await asyncio.gather(
-            *(
-                run_episode(
-                    NoisyCounterEnv({"turns": 5}),
-                    starts[i % len(starts)],
-                    generator=engine.generator,
-                    chat=chat,
-                    sampling=SamplingParams(max_tokens=12, stop=("e", "1")),
-                    seed=1000 * i,
-                )
-                for i in range(50)
-            )
+        player = Player(
+            lambda: NoisyCounterEnv({"turns": 5}),
+            50,
+            generator=engine.generator,
+            chat=chat,
+            sampling=SamplingParams(max_tokens=12, stop=("e", "1")),
         )
+        return await asyncio.gather(*(player.play(starts[i % len(starts)], seed=1000 * i) for i in range(50)))
 
     rollouts = engine.loop.run(play())
     # One more after a self-iteration step.
@@ -270,14 +265,14 @@ def test_segments_of_tool_use_have_the_engines_log_probabilities(tmp_path: Path)
     ]
 
     async def play() -> list[Rollout]:
-        pool = EnvPool(
+        player = Player(
             lambda: GuidedBFCLEnv(options),
             16,
             generator=engine.generator,
             chat=chat,
             sampling=SamplingParams(max_tokens=12),
         )
-        return await asyncio.gather(*(pool.run(starts[i % len(starts)], seed=1000 * i) for i in range(50)))
+        return await asyncio.gather(*(player.play(starts[i % len(starts)], seed=1000 * i) for i in range(50)))
 
     rollouts = engine.loop.run(play())
     engine.loop.run(engine.generator.close())

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from envs.base import Message, Outcome, SelfImprovementEnv, Task
+from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance
 from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.env_runners.player import Player
+from rllib_exit.rollouts import Rollout
 from rllib_exit.self_improvement.chain import (
     Chain,
+    Play,
     accuracy_by_step,
     metrics_by_step,
     net_corrections_by_step,
@@ -65,18 +68,15 @@ def run(
     model: str, env: SelfImprovementEnv, steps: int, script: Callable[[str, int], str] = improving, **kwargs: Any
 ) -> tuple[Chain | None, ScriptedGenerator]:
     generator = ScriptedGenerator(model, script, **kwargs)
-    [chain] = asyncio.run(
-        self_improve(
-            ["echo"],
-            steps,
-            make_env=lambda: env,
-            max_concurrent=1,
-            generator=generator,
-            chat=ChatTokenizer(model),
-            sampling=SamplingParams(max_tokens=16),
-        )
-    )
-    return chain, generator
+    player = Player(lambda: env, generator=generator, chat=ChatTokenizer(model), sampling=SamplingParams(max_tokens=16))
+    return asyncio.run(self_improve(env, "echo", steps, playing(player))), generator
+
+
+def playing(player: Player, seed: int = 0) -> Play:
+    def play(instance: TaskInstance, k: int) -> Awaitable[Rollout]:
+        return player.play(instance, seed=seed + 10_000 * k, steps=k)
+
+    return play
 
 
 def test_one_turn_is_one_chain_of_iterates(model: str) -> None:
@@ -108,19 +108,19 @@ def test_tool_use_over_all_requests(tmp_path: Path) -> None:
     env = BFCLEnv(options)
     task_ids = sorted(env.tasks, key=lambda task_id: len(env.demonstration(env.tasks[task_id])))[-4:]
     generator = ScriptedGenerator(model, functools.partial(tool_user, requests="all"), max_model_len=1 << 17)
-    results = asyncio.run(
-        self_improve(
-            task_ids,
-            1,
-            make_env=lambda: BFCLEnv(options),
-            max_concurrent=4,
-            generator=generator,
-            chat=ChatTokenizer(model),
-            sampling=SamplingParams(max_tokens=2048),
-            seed=1,
-        )
+    player = Player(
+        lambda: BFCLEnv(options),
+        4,
+        generator=generator,
+        chat=ChatTokenizer(model),
+        sampling=SamplingParams(max_tokens=2048),
     )
-    chains = [chain for chain in results if chain is not None]
+
+    async def run_all() -> list[Chain | None]:
+        plays = (playing(player, seed=1 + 20_000 * i) for i in range(len(task_ids)))
+        return await asyncio.gather(*map(functools.partial(self_improve, env), task_ids, [1] * 4, plays))
+
+    chains = [chain for chain in asyncio.run(run_all()) if chain is not None]
     assert [chain.task_id for chain in chains] == task_ids
     for chain in chains:
         assert chain.qualities == (0, 1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from envs.base import TaskInstance, Turn
 from envs.mle_bench import env as env_module
-from envs.mle_bench.env import MLEBenchEnv
+from envs.mle_bench.env import DEBUG_STEPS, MLEBenchEnv
 from envs.mle_bench.prompts import GOALS
 from envs.mle_bench.synthetic import generate
 from envs.sandbox.sandbox import Run, Status
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError
 from rllib_exit.env_runners.generator import SamplingParams
-from rllib_exit.self_improvement.chain import SEEDS_PER_EPISODE, Chain
-from rllib_exit.self_improvement.greedy_search import (
-    DEBUG_STEPS,
-    SearchDirectory,
-    Step,
-    best_step,
-    greedy_search,
-    next_parent,
-    plot,
-    search_chain,
-    table,
-)
+from rllib_exit.env_runners.player import Player, PromptTooLongError
+from rllib_exit.rollouts import Rollout
+from rllib_exit.self_improvement.chain import Chain, Play, self_improve
+from rllib_exit.self_improvement.greedy_search import SearchDirectory, Step, best_step, greedy_search, plot, table
 from tests.fakes import ScriptedGenerator
 
 NAME = "courier-delivery-times"
@@ -41,11 +33,17 @@ SETTINGS = {"competition": NAME, "seed": 0}
 
 def grown(scores: Sequence[float | str | None]) -> list[Step]:
     """The steps of a search whose scripts have these scores; None for one that fails, "" for no script."""
-    steps: list[Step] = []
+    env, steps, iterates = MLEBenchEnv.__new__(MLEBenchEnv), list[Step](), list[Turn]()
     for index, value in enumerate(scores):
-        parent, score = next_parent(steps), value if isinstance(value, float) else None
+        iterate = env.next_iterate(iterates) if iterates else None
+        parent = next((i for i, turn in enumerate(iterates) if turn is iterate), None)
+        depth = iterate.depth + 1 if iterate else 0
         result = "script_failed" if value is None else "no_script" if value == "" else "scored"
-        steps.append(Step(index, None if parent is None else parent.index, "", result, "", score, score or 0.0, 0))
+        score = value if isinstance(value, float) else None
+        response = "Hm." if value == "" else "```python\nx\n```"
+        feedback = "The script failed." if score is None else f"Score: {score:g}"
+        steps.append(Step(index, parent, response, result, feedback, score, score or 0.0, depth))
+        iterates.append(steps[-1].turn)
     return steps
 
 
@@ -76,14 +74,26 @@ def test_where_a_step_begins(scores: list[float | str | None], parents: list[int
 @given(st.lists(st.sampled_from([None, None, "", 0.0, 0.3, 0.6, 1.0]), max_size=20))
 def test_a_step_begins_from_the_best_the_last_or_nothing(scores: list[float | str | None]):
     steps = grown(scores)
-    best, parent = best_step(steps), next_parent(steps)
+    for i, step in enumerate(steps):
+        best = best_step(steps[:i])
+        assert step.parent in (best.index if best else None, i - 1 if i else None)
+    best = best_step(steps)
     assert (best.score if best else None) == max((score for score in scores if isinstance(score, float)), default=None)
-    assert parent in (best, steps[-1] if steps else None)
     for step in steps:  # no script is debugged more often than that
         debugged = 0
         while step.parent is not None and steps[step.parent].score is None:
             debugged, step = debugged + 1, steps[step.parent]
         assert debugged <= DEBUG_STEPS
+
+
+def test_a_script_begun_afresh_for_want_of_room_is_debugged_as_often_as_any_other():
+    env = MLEBenchEnv.__new__(MLEBenchEnv)
+    best = Turn("```python\nbest\n```", "Score: 1", 0.5, depth=3)
+    fails = [Turn("```python\nx\n```", "The script failed.", 0.0, depth) for depth in (0, 1, 2, 3, 4)]
+    assert env.next_iterate([best, *fails[:3]]) is fails[2]
+    assert env.next_iterate([best, *fails[:4]]) is best
+    # The next one improves on the best, which lies as deep as the last of those that failed.
+    assert env.next_iterate([best, *fails]) is fails[4]
 
 
 # With an environment in whose sandbox "minutes = 40" predicts 40 minutes for every delivery.
@@ -106,7 +116,7 @@ def env(competition: Path, monkeypatch: pytest.MonkeyPatch) -> MLEBenchEnv:
         return Run(Status.FAILED, 1, f"NameError: {script.strip()}", {}, 0.1, "bubblewrap")
 
     monkeypatch.setattr(env_module, "run_script", run_script)
-    return MLEBenchEnv({"competitions": competition})
+    return MLEBenchEnv({"competitions": competition, "keep_submission": True})
 
 
 def answers(*scripts: str | None) -> Callable[[str, int], str]:
@@ -114,26 +124,37 @@ def answers(*scripts: str | None) -> Callable[[str, int], str]:
     return lambda prompt, seed: "Hm." if scripts[seed] is None else f"So:\n```python\n{scripts[seed]}\n```"
 
 
+def playing(
+    env: MLEBenchEnv, model: str, script: Callable[[str, int], str], max_model_len: int
+) -> tuple[Play, ScriptedGenerator]:
+    """Plays episode k with seed k."""
+    generator = ScriptedGenerator(model, script, max_model_len=max_model_len)
+    player = Player(lambda: env, generator=generator, chat=ChatTokenizer(model), sampling=SamplingParams(max_tokens=64))
+
+    def play(instance: TaskInstance, k: int) -> Awaitable[Rollout]:
+        return player.play(instance, seed=k, steps=k)
+
+    return play, generator
+
+
 def search(
-    env: MLEBenchEnv, model: str, script: Callable[[str, int], str], responses: int, path: Path, **kwargs: Any
+    env: MLEBenchEnv,
+    model: str,
+    script: Callable[[str, int], str],
+    responses: int,
+    path: Path,
+    max_model_len: int = 8192,
 ) -> tuple[list[Step], list[str]]:
-    generator = ScriptedGenerator(model, script, max_model_len=kwargs.pop("max_model_len", 8192))
+    """All the steps that the search's directory has in the end, and the prompts."""
+    play, generator = playing(env, model, script, max_model_len)
+    directory = SearchDirectory(path, SETTINGS)
+    before = list(directory.steps)
 
     async def run() -> list[Step]:
-        found = greedy_search(
-            env,
-            NAME,
-            responses - 1,
-            directory=SearchDirectory(path, SETTINGS),
-            generator=generator,
-            chat=ChatTokenizer(model),
-            sampling=SamplingParams(max_tokens=64),
-            **kwargs,
-        )
-        return [step async for step in found]
+        return [step async for step in greedy_search(env, NAME, responses - 1, play, directory)]
 
-    steps_found = asyncio.run(run())
-    return steps_found, [generator.chat.tokenizer.decode(prompt) for prompt in generator.prompts]
+    assert before + asyncio.run(run()) == directory.steps
+    return directory.steps, [generator.chat.tokenizer.decode(prompt) for prompt in generator.prompts]
 
 
 IMPROVING = answers("minutes = 3", "minutes = 20", "minutes = 10", "boom", "minutes = 35", None, "minutes = 40")
@@ -204,17 +225,11 @@ def test_a_script_that_leaves_no_room_is_left(env: MLEBenchEnv, tiny_model: str,
         search(env, tiny_model, IMPROVING, 1, tmp_path / "b", max_model_len=prompt + 63)
 
 
-def evaluate(env: MLEBenchEnv, model: str, steps: int, max_model_len: int = 8192) -> tuple[Chain | None, list[str]]:
-    generator = ScriptedGenerator(
-        model, lambda prompt, seed: IMPROVING(prompt, seed // SEEDS_PER_EPISODE), max_model_len=max_model_len
-    )
-    chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=64)
-
-    async def run() -> Chain | None:
-        envs = EnvPool(lambda: env, 1, generator=generator, chat=chat, sampling=sampling)
-        return await search_chain(NAME, steps, envs=envs, seed=0)
-
-    chain = asyncio.run(run())
+def evaluate(
+    env: MLEBenchEnv, model: str, steps: int, max_model_len: int = 8192, greedy: bool = True
+) -> tuple[Chain | None, list[str]]:
+    play, generator = playing(env, model, IMPROVING, max_model_len)
+    chain = asyncio.run(self_improve(env, NAME, steps, play, greedy=greedy))
     return chain, [generator.chat.tokenizer.decode(prompt) for prompt in generator.prompts]
 
 
@@ -225,6 +240,16 @@ def test_a_search_as_an_evaluation_takes_the_same_steps(env: MLEBenchEnv, tiny_m
     assert list(chain.qualities) == [max(step.quality for step in steps[: k + 1]) for k in range(7)]
     assert chain.qualities[-1] > chain.qualities[0]
     assert [metrics["no_script"] for metrics in chain.metrics] == [0, 0, 0, 0, 0, 1, 0]
+
+
+def test_without_greedy_search_every_step_improves_on_the_last(env: MLEBenchEnv, tiny_model: str):
+    chain, prompts = evaluate(env, tiny_model, 4, greedy=False)
+    assert chain is not None
+    assert [turns[0].depth for turns in chain.turns] == [0, 1, 2, 3, 4]
+    # What counts is the last one, be it worse.
+    assert chain.qualities[4] > chain.qualities[1] > chain.qualities[2] == chain.qualities[3] == 0
+    for script, prompt in zip(["minutes = 3", "minutes = 20", "minutes = 10", "boom"], prompts[1:], strict=True):
+        assert script in prompt
 
 
 def test_an_evaluation_that_does_not_fit_has_no_chain(env: MLEBenchEnv, tiny_model: str):

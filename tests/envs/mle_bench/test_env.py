@@ -73,10 +73,7 @@ def respond(env: MLEBenchEnv, response: str) -> tuple[Outcome, float]:
     assert terminated and not truncated
     outcome = info["outcome"]
     # Every response has one result, and they are all reported.
-    assert env.attempt is not None
-    assert {name: outcome.metrics[name] for name in list(Result)} == {
-        name: float(name == env.attempt.result) for name in list(Result)
-    }
+    assert sorted(outcome.metrics[name] for name in list(Result)) == [0.0] * (len(Result) - 1) + [1.0]
     return outcome, reward
 
 
@@ -103,7 +100,16 @@ def test_a_script_is_run_on_the_public_data_and_scored(make: Callable[..., MLEBe
     assert 0.4 < score < 0.8 and outcome.quality == reward == 1 - score
     assert outcome.valid and outcome.metrics["scored"] == 1.0 and outcome.metrics["script_seconds"] == 2.0
     assert outcome.feedback == f"Score: {score:g} (rmsle; lower is better, the best is 0)."
-    assert env.attempt and env.attempt.submission == constant(deliveries, 40)["submission.csv"]
+    assert not outcome.files
+
+
+def test_a_submission_is_kept_if_asked_for(make: Callable[..., MLEBenchEnv], deliveries: Path):
+    env = make(ran(files=constant(deliveries, 40)), keep_submission=True)
+    assert respond(env, fence("x = 1"))[0].files == constant(deliveries, 40)
+    # Also one that nobody graded.
+    env = make(ran(Status.TIMED_OUT, files=constant(deliveries, 40)), keep_submission=True)
+    assert respond(env, fence("x = 1"))[0].files == constant(deliveries, 40)
+    assert not respond(make(ran(), keep_submission=True), fence("x = 1"))[0].files
 
 
 SYNTAX = '  File "/work/script.py", line 1\n    x = = 1\n        ^\nSyntaxError: invalid syntax\n'
@@ -139,7 +145,7 @@ TRACE = "Traceback (most recent call last):\n  File \"/work/script.py\", line 1\
 def test_what_may_become_of_a_script(make: Callable[..., MLEBenchEnv], run: Run, result: Result, feedback: str):
     env = make(run)
     outcome, reward = respond(env, fence("x = 1"))
-    assert env.attempt and env.attempt.result is result
+    assert outcome.metrics[result] == 1.0
     assert outcome.quality == reward == 0.0 and outcome.valid
     assert outcome.feedback and feedback in outcome.feedback
 

@@ -10,8 +10,8 @@ import pytest
 
 from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.episodes import EnvPool, EpisodeError, PromptTooLongError, roll_out, run_episode
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
+from rllib_exit.env_runners.player import EpisodeError, Player, PromptTooLongError
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from tests.fakes import CounterEnv, ScriptedGenerator
 from tests.tiny_models import make_tiny_model
@@ -46,17 +46,8 @@ def episode(
     model: str, instance: TaskInstance, script: Callable[[str, int], str], **kwargs: Any
 ) -> tuple[Rollout, ScriptedGenerator]:
     generator = ScriptedGenerator(model, script, **kwargs)
-    rollout = asyncio.run(
-        run_episode(
-            CountEnv(),
-            instance,
-            generator=generator,
-            chat=ChatTokenizer(model),
-            sampling=SamplingParams(max_tokens=16),
-            seed=0,
-        )
-    )
-    return rollout, generator
+    player = Player(CountEnv, generator=generator, chat=ChatTokenizer(model), sampling=SamplingParams(max_tokens=16))
+    return asyncio.run(player.play(instance, seed=0)), generator
 
 
 def counter() -> Callable[[str, int], str]:
@@ -112,10 +103,8 @@ def test_responses_without_a_valid_ending_are_marked(model: str) -> None:
     answers = iter(["1", "no number", "1", "1111111111"])
     generator = ScriptedGenerator(model, lambda prompt, seed: next(answers))
     chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=10)
-    env = CounterEnv({"turns": 4})
-    rollout = asyncio.run(
-        run_episode(env, TaskInstance("count/1"), generator=generator, chat=chat, sampling=sampling, seed=0)
-    )
+    player = Player(lambda: CounterEnv({"turns": 4}), generator=generator, chat=chat, sampling=sampling)
+    rollout = asyncio.run(player.play(TaskInstance("count/1"), seed=0))
     assert rollout.truncated and not rollout.valid
     [segment] = rollout.segments
     assert segment.ended_mask is not None and not segment.ended_mask[~segment.loss_mask].any()
@@ -137,17 +126,14 @@ def test_a_history_that_outgrows_the_context_is_compacted(model: str) -> None:
     def run(compact_history_chars: int | None) -> tuple[Rollout, list[str]]:
         generator = ScriptedGenerator(model, counter(), max_model_len=prompt + 400)
         chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=16)
-        rollout = asyncio.run(
-            run_episode(
-                ChattyEnv(turns=4),
-                TaskInstance("count"),
-                generator=generator,
-                chat=chat,
-                sampling=sampling,
-                seed=0,
-                compact_history_chars=compact_history_chars,
-            )
+        player = Player(
+            lambda: ChattyEnv(turns=4),
+            generator=generator,
+            chat=chat,
+            sampling=sampling,
+            compact_history_chars=compact_history_chars,
         )
+        rollout = asyncio.run(player.play(TaskInstance("count"), seed=0))
         return rollout, [chat.tokenizer.decode(ids) for ids in generator.prompts]
 
     whole, prompts = run(None)
@@ -174,7 +160,7 @@ def groups(
     generation_timeout_s: float | None = None,
     **kwargs: Any,
 ) -> list[RolloutGroup]:
-    envs = EnvPool(
+    player = Player(
         make_env,
         3,
         generator=generator or ScriptedGenerator(model, script, **kwargs),
@@ -185,7 +171,7 @@ def groups(
     )
 
     async def run() -> list[RolloutGroup]:
-        return await asyncio.gather(*(roll_out(request, 4, envs=envs, policy_version=5) for request in requests))
+        return await asyncio.gather(*(player.roll_out(request, 4, policy_version=5) for request in requests))
 
     return asyncio.run(run())
 
