@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -17,19 +17,20 @@ import yaml
 from rllib_exit.cli.config import Settings, override
 from rllib_exit.cli.console import Verbose, clear_errors, duration, out, quiet, say
 from rllib_exit.cli.runs import (
-    engine_errors,
     find_checkpoints,
     generation_settings,
     load_config,
+    load_into,
     load_iteration,
     open_env_runners,
-    put_weights,
 )
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
     from envs.base import SelfImprovementEnv
     from rllib_exit.env_runners.dispatcher import Dispatcher
+    from rllib_exit.grpo.config import GRPOConfig
+    from rllib_exit.self_improvement import results
     from rllib_exit.self_improvement.chain import Chain
     from rllib_exit.self_improvement.results import Evaluation
 
@@ -77,10 +78,17 @@ def evaluate(
     with clear_errors(verbose):
         quiet(verbose)
         checkpoints = list(dict.fromkeys(checkpoint for path in paths for checkpoint in find_checkpoints(path)))
-        jobs = [
-            _Job.of(checkpoint, directory, split, steps, limit, seeds, baseline, env_runners, settings or [])
-            for checkpoint, directory in zip(checkpoints, _directories(checkpoints, output), strict=True)
-        ]
+        asked = {"seeds": seeds, "limit": limit, "baseline": baseline}
+        jobs = []
+        for checkpoint, directory in zip(checkpoints, _directories(checkpoints, output), strict=True):
+            trained = load_config(checkpoint)
+            config = override(trained.get_evaluation_config_object(), settings or [])  # type: ignore[arg-type]
+            config.num_env_runners = env_runners
+            if steps is not None:
+                config.self_improvement_steps = steps
+            config.splits = _splits(config, split)
+            config.copy(copy_frozen=False).validate()
+            jobs.append(_Job(checkpoint, directory, config, _without_curves(checkpoint, trained, config, asked)))
         _evaluate(jobs)
 
 
@@ -91,69 +99,19 @@ class _Job:
     Attributes:
         checkpoint: The checkpoint.
         directory: Where to write.
-        config: The evaluation's, with what was overridden. Its ``splits`` are those to evaluate on, with all of the
-            environment's options.
-        run: Identifies what was trained.
-        settings: What the numbers depend on besides.
+        config: The evaluation's, with what was overridden. Its ``splits`` are those to evaluate on, each with all of
+            the environment's options.
+        evaluation: What is to be measured, without its curves.
     """
 
     checkpoint: Path
     directory: Path
     config: Any
-    run: Mapping[str, Any]
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        checkpoint: Path,
-        directory: Path,
-        splits: Sequence[str] | None,
-        steps: int | None,
-        limit: int | None,
-        seeds: int,
-        baseline: bool,
-        env_runners: int,
-        settings: Sequence[str],
-    ) -> _Job:
-        from rllib_exit.report.runs import env_name
-
-        trained = load_config(checkpoint)
-        config: Any = override(trained.get_evaluation_config_object(), settings)  # type: ignore[arg-type]
-        if steps is not None:
-            config.self_improvement_steps = steps
-        config.num_env_runners = env_runners
-        config.splits = {name: {**config.env_config, **options} for name, options in _splits(config, splits).items()}
-        config.copy(copy_frozen=False).validate()
-        return cls(
-            checkpoint,
-            directory,
-            config,
-            run={
-                "strategy": trained.strategy,
-                "seed": trained.seed,
-                "model": trained.model_name,
-                "env": env_name(trained.env),
-                "env_config": dict(trained.env_config),
-            },
-            settings={
-                **generation_settings(config),
-                **{name: getattr(config, name) for name in ("compact_history_chars", "chat_template_kwargs")},
-                "engine_args": config.engine_args,
-                "self_improvement_steps": config.self_improvement_steps,
-                "greedy_search": config.greedy_search,
-                "seeds": seeds,
-                "limit": limit,
-                "baseline": baseline,
-            },
-        )
+    evaluation: Evaluation
 
     @property
-    def file(self) -> Path:
-        """Where the numbers go."""
-        from rllib_exit.self_improvement import results
-
-        return self.directory / results.JSON
+    def settings(self) -> Mapping[str, Any]:
+        return self.evaluation.settings
 
     @property
     def measures(self) -> str:
@@ -172,30 +130,34 @@ class _Job:
     def task_ids(self, split: str) -> list[str]:
         return list(self.envs[split].tasks)[: self.settings["limit"]]
 
-    def evaluation(self, chains: Mapping[str, Any]) -> Evaluation:
-        from rllib_exit.self_improvement.curves import Curve
-        from rllib_exit.self_improvement.results import Evaluation, fitting
 
-        return Evaluation(
-            checkpoint=str(self.checkpoint.absolute()),
-            iteration=load_iteration(self.checkpoint),
-            run=self.run,
-            settings=self.settings,
-            env_configs=self.config.splits,
-            curves={
-                split: {policy: Curve.of(fitting(by_seed)) for policy, by_seed in policies.items()}
-                for split, policies in chains.items()
-            },
-            versions=versions(),
-        )
+def _without_curves(checkpoint: Path, trained: GRPOConfig, config: GRPOConfig, asked: Mapping[str, Any]) -> Evaluation:
+    """The evaluation of a checkpoint before it is made."""
+    from rllib_exit.report.runs import env_name
+    from rllib_exit.self_improvement.results import Evaluation
+
+    names = ("compact_history_chars", "chat_template_kwargs", "engine_args", "self_improvement_steps", "greedy_search")
+    return Evaluation(
+        checkpoint=str(checkpoint.absolute()),
+        iteration=load_iteration(checkpoint),
+        run={
+            "strategy": trained.strategy,
+            "seed": trained.seed,
+            "model": trained.model_name,
+            "env": env_name(trained.env),
+            "env_config": dict(trained.env_config),
+        },
+        settings={**generation_settings(config), **{name: getattr(config, name) for name in names}, **asked},
+        env_configs=config.splits,
+        curves={},
+        versions=versions(),
+    )
 
 
-def _splits(config: Any, asked: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """By name, what the environment's options of the splits asked for have in place of the evaluation's."""
-    if not asked:
-        return {DEFAULT_SPLIT: {}}
-    splits: dict[str, dict[str, Any]] = {}
-    for name in asked:
+def _splits(config: GRPOConfig, asked: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """By name, all of the environment's options of the splits asked for."""
+    splits: dict[str, dict[str, Any]] = {} if asked else {DEFAULT_SPLIT: {}}
+    for name in asked or ():
         name, equals, text = name.partition("=")
         if equals:
             options = yaml.safe_load(text)
@@ -209,7 +171,7 @@ def _splits(config: Any, asked: Sequence[str] | None) -> dict[str, dict[str, Any
         else:
             there = f"use {', '.join(config.splits)} or all" if config.splits else "the run's config names no splits"
             raise ValueError(f"--split {name}: {there}; or give the environment's options, {name}={{key: value, ...}}")
-    return splits
+    return {name: {**config.env_config, **options} for name, options in splits.items()}
 
 
 def _directories(checkpoints: Sequence[Path], output: Path | None) -> list[Path]:
@@ -223,11 +185,13 @@ def _directories(checkpoints: Sequence[Path], output: Path | None) -> list[Path]
 
 
 def _evaluate(jobs: Sequence[_Job]) -> None:
+    from rllib_exit.self_improvement import results
+
     shown: dict[_Job, Evaluation] = {}
     to_do: list[_Job] = []
     for job in jobs:
         if (before := _evaluated_before(job)) is not None:
-            say(f"{job.checkpoint}: evaluated before, see {job.file}; remove it to evaluate again")
+            say(f"{job.checkpoint}: evaluated before, see {job.directory / results.JSON}; remove it to evaluate again")
             shown[job] = before
             continue
         tasks = " + ".join(f"{len(job.task_ids(split))}" for split in job.config.splits)
@@ -238,21 +202,18 @@ def _evaluate(jobs: Sequence[_Job]) -> None:
         to_do.append(job)
 
     for _, alike in groupby(sorted(to_do, key=lambda job: job.measures), key=lambda job: job.measures):
-        with engine_errors():
-            shown |= _run(list(alike))
+        shown |= _run(list(alike))
     _print([shown[job] for job in jobs])
 
 
 def _evaluated_before(job: _Job) -> Evaluation | None:
     from rllib_exit.self_improvement import results
 
-    if not job.file.is_file():
-        return None
     try:
-        before = results.read(job.file)
-    except ValueError:
+        before = results.read(job.directory / results.JSON)
+    except (FileNotFoundError, ValueError):
         return None
-    return before if before.same_work(job.evaluation({})) else None
+    return before if before.same_work(job.evaluation) else None
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
@@ -274,7 +235,6 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
 
 def _run(jobs: Sequence[_Job]) -> dict[_Job, Evaluation]:
     """Evaluates checkpoints alike, the model before training first and once; writes each as it is done."""
-    from rllib_exit.env_runners.llm_env_runner import remote_call
     from rllib_exit.self_improvement import results
 
     evaluations: dict[_Job, Evaluation] = {}
@@ -284,8 +244,7 @@ def _run(jobs: Sequence[_Job]) -> dict[_Job, Evaluation]:
         if first.settings["baseline"]:
             before = {split: _measure(first, split, results.BASELINE, env_runners) for split in first.envs}
         for job in jobs:
-            weights = put_weights(job.checkpoint, job.config)
-            env_runners.broadcast(remote_call("update_weights", load_iteration(job.checkpoint), *weights))
+            load_into(env_runners, job.checkpoint, job.config)
             chains = {
                 split: {
                     **({results.BASELINE: before[split]} if before else {}),
@@ -320,14 +279,18 @@ def _measure(job: _Job, split: str, policy: str, env_runners: Dispatcher) -> lis
     return chains_by_seed
 
 
-def _write(job: _Job, chains: Mapping[str, Mapping[str, list[list[Chain | None]]]]) -> Evaluation:
+def _write(job: _Job, chains: Mapping[str, results.Chains]) -> Evaluation:
     from rllib_exit.self_improvement import curves, results
 
-    evaluation = job.evaluation(chains)
+    by_split = {
+        split: {policy: curves.Curve.of(results.fitting(by_seed)) for policy, by_seed in policies.items()}
+        for split, policies in chains.items()
+    }
+    evaluation = replace(job.evaluation, curves=by_split)
     results.write(job.directory, evaluation, chains)
     pooled = evaluation.pooled()
     curves.plot(pooled, job.directory / results.FIGURE, title=f"{_count(pooled[results.TRAINED].num_tasks, 'task')}")
-    say(f"written: {job.file}, {results.PARQUET} and {results.FIGURE}")
+    say(f"written: {job.directory / results.JSON}, {results.PARQUET} and {results.FIGURE}")
     return evaluation
 
 

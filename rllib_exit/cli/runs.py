@@ -130,64 +130,61 @@ def cast(weights: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
     return [[np.frombuffer(save(tensors), np.uint8)]]
 
 
-def put_weights(checkpoint: Path, config: GRPOConfig) -> list[Any]:
-    """A checkpoint's weights, as :meth:`LLMEnvRunner.update_weights` takes them; for actors in Ray's object store.
+def load_into(env_runners: Dispatcher, checkpoint: Path, config: GRPOConfig) -> None:
+    """Gives a checkpoint's weights to env runners.
 
     Raises:
         CheckpointError: If it has none.
     """
     import ray
 
-    files = cast(load_weights(checkpoint), config.dtype)
-    return [ray.put(file) for file in files] if config.num_env_runners else files
+    from rllib_exit.env_runners.llm_env_runner import remote_call
+
+    files: list[Any] = cast(load_weights(checkpoint), config.dtype)
+    if config.num_env_runners:
+        files = [ray.put(file) for file in files]
+    env_runners.broadcast(remote_call("update_weights", load_iteration(checkpoint), *files))
 
 
 @contextmanager
 def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
-    """The env runners of a command: ``num_env_runners`` actors, or with 0 one in this process.
+    """The env runners of a command: ``num_env_runners`` actors, or with 0 one in this process, without Ray.
 
     Raises:
         ValueError: If Ray has too few CPUs or GPUs for them.
+        CommandError: In place of what goes wrong in their episodes or engines.
     """
     import ray
 
+    from rllib_exit.env_runners.dispatcher import EnvRunnersLostError
+    from rllib_exit.env_runners.generator import EngineError
     from rllib_exit.env_runners.llm_env_runner import env_runners_of_its_own
+    from rllib_exit.env_runners.player import EpisodeError
 
     config = config.copy(copy_frozen=False)
     # The engines have no learners beside them.
     config.colocated, config.weight_transfer = False, "object_store"
-    if not config.num_env_runners:
+    try:
+        if config.num_env_runners:
+            _start_ray(config)
         with env_runners_of_its_own(config) as env_runners:
             yield env_runners
-        return
-    address = None if "RAY_ADDRESS" in os.environ else "local"
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        for name, each in (("CPU", config.num_cpus_per_env_runner), ("GPU", config.num_gpus_per_env_runner)):
-            needed, there = (each or 0) * config.num_env_runners, ray.cluster_resources().get(name, 0)
-            if needed > there:
-                raise ValueError(
-                    f"{config.num_env_runners} env runners need {needed:g} {name} and Ray has {there:g}: use a lower "
-                    "--env-runners, or start Ray on more nodes and set RAY_ADDRESS"
-                )
-        with env_runners_of_its_own(config) as env_runners:
-            yield env_runners
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def engine_errors() -> Iterator[None]:
-    """What went wrong in episodes or engines is told as a message.
-
-    Raises:
-        CommandError: In their place.
-    """
-    from rllib_exit.env_runners.dispatcher import EnvRunnersLostError
-    from rllib_exit.env_runners.generator import EngineError
-    from rllib_exit.env_runners.player import EpisodeError
-
-    try:
-        yield
     except (EpisodeError, EngineError, EnvRunnersLostError) as error:
         raise CommandError(f"{error}") from error
+    finally:
+        if config.num_env_runners:
+            ray.shutdown()
+
+
+def _start_ray(config: GRPOConfig) -> None:
+    import ray
+
+    address = None if "RAY_ADDRESS" in os.environ else "local"
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    for name, each in (("CPU", config.num_cpus_per_env_runner), ("GPU", config.num_gpus_per_env_runner)):
+        needed, there = (each or 0) * config.num_env_runners, ray.cluster_resources().get(name, 0)
+        if needed > there:
+            raise ValueError(
+                f"{config.num_env_runners} env runners need {needed:g} {name} and Ray has {there:g}: use a lower "
+                "--env-runners, or start Ray on more nodes and set RAY_ADDRESS"
+            )

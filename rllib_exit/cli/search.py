@@ -12,14 +12,7 @@ from rich.live import Live
 
 from rllib_exit.cli.config import Settings, check, override
 from rllib_exit.cli.console import Verbose, clear_errors, out, quiet, say
-from rllib_exit.cli.runs import (
-    engine_errors,
-    find_checkpoint,
-    generation_settings,
-    load_config,
-    open_env_runners,
-    put_weights,
-)
+from rllib_exit.cli.runs import find_checkpoint, generation_settings, load_config, load_into, open_env_runners
 
 if TYPE_CHECKING:
     from rllib_exit.self_improvement.chain import Play
@@ -106,8 +99,7 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
     if config.temperature == 0:
         say("temperature is 0: a step that does not improve is repeated to the end")
     if len(directory.steps) <= steps:
-        with engine_errors():
-            _run(config, checkpoint, name, steps, directory, seed)
+        _run(config, checkpoint, name, steps, directory, seed)
     out.print(search.table(directory.steps))
     best = search.best_step(directory.steps)
     say(
@@ -119,7 +111,6 @@ def _search(config: Any, checkpoint: Path | None, name: str, steps: int, output:
 
 def _run(config: Any, checkpoint: Path | None, name: str, steps: int, directory: SearchDirectory, seed: int) -> None:
     from rllib_exit.env_runners.environments import make_env
-    from rllib_exit.env_runners.llm_env_runner import remote_call
     from rllib_exit.self_improvement import greedy_search as search
     from rllib_exit.self_improvement.evaluator import play_on
 
@@ -142,6 +133,5 @@ def _run(config: Any, checkpoint: Path | None, name: str, steps: int, directory:
 
     with open_env_runners(config) as env_runners:
         if checkpoint is not None:
-            weights = put_weights(checkpoint, config)
-            env_runners.broadcast(remote_call("update_weights", 0, *weights))
+            load_into(env_runners, checkpoint, config)
         asyncio.run(show_steps(play_on(env_runners, seed=seed, seeds_per_episode=1)))

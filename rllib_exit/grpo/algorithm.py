@@ -31,7 +31,7 @@ from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
 from rllib_exit.metrics import Gauges
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import ScoredGroup
-from rllib_exit.self_improvement.chain import accuracy_by_step, metrics_by_step, net_corrections_by_step
+from rllib_exit.self_improvement.curves import Curve
 from rllib_exit.self_improvement.evaluator import start_chains
 from rllib_exit.versions import versions
 from rllib_exit.weight_sync.transfers import ObjectStoreTransfer, WeightTransfer, make_transfer
@@ -190,13 +190,14 @@ class GRPO(CheckpointedAlgorithm):
         def by_step(values: np.ndarray) -> dict[str, float]:
             return {f"step_{k}": float(value) for k, value in enumerate(values)}
 
-        accuracy = accuracy_by_step(chains)
+        curve = Curve.of([chains])
+        [accuracy], [net_corrections] = curve.accuracy_SK, curve.net_corrections_SK
         return {
-            "num_tasks": len(chains),
+            "num_tasks": curve.num_tasks,
             "improvement": float(accuracy[-1] - accuracy[0]),
             "accuracy": by_step(accuracy),
-            "net_corrections": by_step(net_corrections_by_step(chains)),
-            **{name: by_step(values) for name, values in metrics_by_step(chains).items()},
+            "net_corrections": by_step(net_corrections),
+            **{name: by_step(values_SK[0]) for name, values_SK in curve.metrics_SK.items()},
         }
 
     @classmethod

@@ -13,11 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
-
 from envs.base import SelfImprovementEnv, TaskInstance, Turn
 from rllib_exit.env_runners.player import PromptTooLongError
-from rllib_exit.rollouts import Rollout, means
+from rllib_exit.rollouts import Rollout
 
 # Plays episode k from an instance, with k improvement steps on every turn but the first.
 Play = Callable[[TaskInstance, int], Awaitable[Rollout]]
@@ -110,24 +108,3 @@ async def self_improve(
         tuple(episode.turns for episode in episodes),
         tuple(episode.metrics for episode in episodes),
     )
-
-
-def accuracy_by_step(chains: Sequence[Chain]) -> np.ndarray:
-    """(K+1,) mean quality after each step."""
-    return np.array([chain.qualities for chain in chains]).mean(axis=0)
-
-
-def net_corrections_by_step(chains: Sequence[Chain]) -> np.ndarray:
-    """(K+1,) problems right after step k and wrong after step 0, minus those the other way round.
-
-    A quality of 1 is right, all else wrong.
-    """
-    right = np.array([chain.qualities for chain in chains]) == 1.0
-    return right.sum(axis=0) - right[:, 0].sum()
-
-
-def metrics_by_step(chains: Sequence[Chain]) -> dict[str, np.ndarray]:
-    """(K+1,) for every metric of the domain, its mean after each step over the episodes that report it."""
-    by_step = [means([chain.metrics[k] for chain in chains]) for k in range(len(chains[0].metrics))]
-    names = sorted({name for step in by_step for name in step})
-    return {name: np.array([step.get(name, np.nan) for step in by_step]) for name in names}

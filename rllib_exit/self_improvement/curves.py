@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from rllib_exit.self_improvement.chain import Chain, accuracy_by_step, metrics_by_step, net_corrections_by_step
+from rllib_exit.rollouts import means
+from rllib_exit.self_improvement.chain import Chain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +23,8 @@ class Curve:
     Attributes:
         num_tasks: On so many tasks.
         accuracy_SK: (S, K+1) mean quality by seed and step.
-        net_corrections_SK: (S, K+1) problems corrected since step 0, less those spoilt.
+        net_corrections_SK: (S, K+1) problems right after step k and wrong after step 0, less those the other way
+            round. A quality of 1 is right, all else wrong.
         metrics_SK: (S, K+1) for every metric of the domain, its mean; NaN where no episode reports it.
     """
 
@@ -33,17 +36,17 @@ class Curve:
     @classmethod
     def of(cls, chains_by_seed: Sequence[Sequence[Chain]]) -> Curve:
         """The curve of the chains of every seed."""
-        accuracy_SK = np.stack([accuracy_by_step(chains) for chains in chains_by_seed])
-        metrics = [metrics_by_step(chains) for chains in chains_by_seed]
-        unreported_K = np.full(accuracy_SK.shape[1], np.nan)
+        qualities_SNK = np.array([[chain.qualities for chain in chains] for chains in chains_by_seed])
+        right_SK = (qualities_SNK == 1.0).sum(axis=1)
+        # By seed and step, the mean of every metric over the chains that report it.
+        steps = range(len(chains_by_seed[0][0].metrics))
+        metrics = [[means([chain.metrics[k] for chain in chains]) for k in steps] for chains in chains_by_seed]
+        names = sorted({name for by_step in metrics for of_step in by_step for name in of_step})
         return cls(
             len(chains_by_seed[0]),
-            accuracy_SK,
-            np.stack([net_corrections_by_step(chains) for chains in chains_by_seed]),
-            {
-                name: np.stack([by_step.get(name, unreported_K) for by_step in metrics])
-                for name in sorted({name for by_step in metrics for name in by_step})
-            },
+            np.stack([qualities_NK.mean(axis=0) for qualities_NK in qualities_SNK]),
+            right_SK - right_SK[:, :1],
+            {name: np.array([[of_step.get(name, np.nan) for of_step in seed] for seed in metrics]) for name in names},
         )
 
     @classmethod
@@ -68,22 +71,12 @@ class Curve:
         return self.accuracy_SK.mean(axis=0)
 
     @property
-    def accuracy_se(self) -> np.ndarray | None:
-        """(K+1,) standard error over the seeds; None for a single seed."""
-        return standard_error(self.accuracy_SK)
-
-    @property
     def net_corrections(self) -> np.ndarray:
         """(K+1,) mean over the seeds."""
         return self.net_corrections_SK.mean(axis=0)
 
-    @property
-    def net_corrections_se(self) -> np.ndarray | None:
-        """(K+1,) standard error over the seeds; None for a single seed."""
-        return standard_error(self.net_corrections_SK)
-
     def to_json(self) -> dict[str, Any]:
-        """With the mean and the standard error over the seeds of everything."""
+        """Gives the mean and the standard error over the seeds of everything, and the values of every seed."""
         return {
             "num_tasks": self.num_tasks,
             "accuracy": _statistics(self.accuracy_SK),
@@ -179,36 +172,41 @@ def summary_table(curves: Mapping[tuple[str, str], Curve], title: str | None = N
 
 
 def _accuracy_cell(curve: Curve, k: int) -> str:
-    se = None if curve.accuracy_se is None else 100 * curve.accuracy_se
-    return _cell(100 * curve.accuracy, se, k, ".1f")
+    return _cell(100 * curve.accuracy_SK, k, ".1f")
 
 
 def _corrections_cell(curve: Curve, k: int) -> str:
-    spec = "+.0f" if len(curve.net_corrections_SK) == 1 else "+.1f"
-    return _cell(curve.net_corrections, curve.net_corrections_se, k, spec)
+    return _cell(curve.net_corrections_SK, k, "+.0f" if len(curve.net_corrections_SK) == 1 else "+.1f")
 
 
-def _cell(mean: np.ndarray, se: np.ndarray | None, k: int, spec: str) -> str:
-    text = format(mean[k], spec)
+def _cell(values_SK: np.ndarray, k: int, spec: str) -> str:
+    se = standard_error(values_SK)
+    text = format(values_SK.mean(axis=0)[k], spec)
     return text if se is None else f"{text} ± {se[k]:.1f}"
 
 
 def plot(curves: Mapping[str, Curve], path: str | Path, title: str | None = None) -> None:
     """Draws accuracy by step, with a band of one standard error, into an image file."""
+    with figure_axes(path, "self-improvement step k", "accuracy (%)", title) as axes:
+        for name, curve in curves.items():
+            steps, accuracy = np.arange(len(curve.accuracy)), 100 * curve.accuracy
+            (line,) = axes.plot(steps, accuracy, marker="o", label=name)
+            if (se := standard_error(100 * curve.accuracy_SK)) is not None:
+                axes.fill_between(steps, accuracy - se, accuracy + se, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+@contextmanager
+def figure_axes(path: str | Path, x_label: str, y_label: str, title: str | None) -> Iterator[Any]:
+    """Matplotlib axes over whole steps, which are written into an image file when the context ends."""
     # Without pyplot there is no global state, and no display is looked for.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name, curve in curves.items():
-        steps, accuracy = np.arange(len(curve.accuracy)), 100 * curve.accuracy
-        (line,) = axes.plot(steps, accuracy, marker="o", label=name)
-        if curve.accuracy_se is not None:
-            se = 100 * curve.accuracy_se
-            axes.fill_between(steps, accuracy - se, accuracy + se, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_xlabel("self-improvement step k")
-    axes.set_ylabel("accuracy (%)")
+    yield axes
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

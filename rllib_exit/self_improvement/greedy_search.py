@@ -22,6 +22,7 @@ from envs.mle_bench.env import SUBMISSION, Result
 from envs.mle_bench.prompts import extract_script
 from rllib_exit.rollouts import Rollout
 from rllib_exit.self_improvement.chain import Play, take_steps
+from rllib_exit.self_improvement.curves import figure_axes
 
 LOG, BEST_SCRIPT, BEST_SUBMISSION, FIGURE = "search.jsonl", "best_script.py", "best_submission.csv", "search.png"
 
@@ -192,24 +193,11 @@ def table(steps: Sequence[Step], title: str | None = None) -> Table:
 
 def plot(steps: Sequence[Step], path: str | Path, title: str | None = None) -> None:
     """Draws normalised scores by step, and the best one yet, into an image file."""
-    # Without pyplot there is no global state, and no display is looked for.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
     scored = [step for step in steps if step.score is not None]
     failed = [step for step in steps if step.score is None]
-    axes.plot([step.index for step in scored], [step.quality for step in scored], "o", label="scored")
-    axes.plot([step.index for step in failed], [0.0] * len(failed), "x", color="tab:red", label="failed")
     best = list(accumulate((step.quality for step in steps), max))
-    axes.step(range(len(best)), best, where="post", color="tab:gray", label="best so far")
-    axes.set_xlabel("search step")
-    axes.set_ylabel("normalised score")
-    axes.set_ylim(-0.03, 1.03)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    if title:
-        axes.set_title(title, parse_math=False)
-    figure.savefig(path, dpi=150)
+    with figure_axes(path, "search step", "normalised score", title) as axes:
+        axes.plot([step.index for step in scored], [step.quality for step in scored], "o", label="scored")
+        axes.plot([step.index for step in failed], [0.0] * len(failed), "x", color="tab:red", label="failed")
+        axes.step(range(len(best)), best, where="post", color="tab:gray", label="best so far")
+        axes.set_ylim(-0.03, 1.03)

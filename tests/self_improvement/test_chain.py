@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance
@@ -18,11 +17,9 @@ from rllib_exit.rollouts import Rollout
 from rllib_exit.self_improvement.chain import (
     Chain,
     Play,
-    accuracy_by_step,
-    metrics_by_step,
-    net_corrections_by_step,
     self_improve,
 )
+from rllib_exit.self_improvement.curves import Curve
 from tests.fakes import ScriptedGenerator, tool_user
 from tests.tiny_models import make_tiny_model
 
@@ -125,7 +122,7 @@ def test_tool_use_over_all_requests(tmp_path: Path) -> None:
     for chain in chains:
         assert chain.qualities == (0, 1)
         assert len(chain.turns[1]) == len(env.demonstration(env.tasks[chain.task_id])) > 10
-    metrics = metrics_by_step(chains)
+    metrics = {name: values_SK[0] for name, values_SK in Curve.of([chains]).metrics_SK.items()}
     assert metrics["first_turn_accuracy"][1] == metrics["official_accuracy"][1] == 1
     assert metrics["requests_solved_fraction"][0] < 1 == metrics["requests_solved_fraction"][1]
 
@@ -142,10 +139,3 @@ def test_where_an_iterate_leaves_no_room_it_stands(model: str) -> None:
 def test_a_task_whose_prompt_does_not_fit_has_no_chain(model: str) -> None:
     chain, _ = run(model, Echo(turns=1, wanted=0), steps=1, max_model_len=17)
     assert chain is None
-
-
-def test_the_means_by_step() -> None:
-    chains = [Chain("a", (0, 1), metrics=({"x": 1.0}, {"x": 3.0})), Chain("b", (1, 1), metrics=({"x": 2.0}, {}))]
-    np.testing.assert_allclose(accuracy_by_step(chains), [0.5, 1])
-    np.testing.assert_allclose(net_corrections_by_step(chains), [0, 1])
-    np.testing.assert_allclose(metrics_by_step(chains)["x"], [1.5, 3])

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rllib_exit.self_improvement.chain import Chain
-from rllib_exit.self_improvement.curves import Curve, plot, summary_table, table
+from rllib_exit.self_improvement.curves import Curve, plot, standard_error, summary_table, table
 
 
 def curve(*qualities_by_seed: Sequence[Sequence[float]]) -> Curve:
@@ -28,15 +28,15 @@ def text(*args, **kwargs) -> str:
 def test_mean_and_standard_error_over_seeds():
     two = curve([[0, 1], [0, 1]], [[1, 1], [0, 0]])
     np.testing.assert_allclose(two.accuracy, [0.25, 0.75])
-    assert two.accuracy_se is not None
     # Of 0 and 0.5: standard deviation 0.3536, over the root of 2.
-    np.testing.assert_allclose(two.accuracy_se, [0.25, 0.25])
+    np.testing.assert_allclose(two.to_json()["accuracy"]["standard_error"], [0.25, 0.25])
     np.testing.assert_allclose(two.net_corrections, [0, 1])
 
 
 def test_a_single_seed_has_no_standard_error():
     one = curve([[0, 1], [0, 0]])
-    assert one.accuracy_se is None and one.net_corrections_se is None
+    assert standard_error(one.accuracy_SK) is None
+    assert one.to_json()["accuracy"]["standard_error"] is one.to_json()["net_corrections"]["standard_error"] is None
     assert "±" not in text({"trained": one})
 
 
@@ -44,6 +44,14 @@ def test_table_compares_baseline_and_trained():
     shown = text({"baseline": curve([[0, 0], [1, 0]]), "trained": curve([[0, 1], [1, 1]])})
     rows = [line for line in shown.splitlines() if line.startswith("│")]
     assert [cell.strip() for cell in rows[1].strip("│").split("│")] == ["1", "0.0", "-1", "100.0", "+1", "+100.0"]
+
+
+def test_the_means_by_step():
+    chains = [Chain("a", (0, 1), metrics=({"x": 1.0}, {"x": 3.0})), Chain("b", (1, 1), metrics=({"x": 2.0}, {}))]
+    curve = Curve.of([chains])
+    np.testing.assert_allclose(curve.accuracy, [0.5, 1])
+    np.testing.assert_allclose(curve.net_corrections, [0, 1])
+    np.testing.assert_allclose(curve.metrics_SK["x"], [[1.5, 3]])
 
 
 def test_pooled_counts_every_task_the_same():
