@@ -15,6 +15,7 @@ import pytest
         "envs.sandbox.sandbox",
         "rllib_exit.curriculum.exit",
         "rllib_exit.env_runners.player",
+        "rllib_exit.exit_loop",
         "rllib_exit.objective.advantages",
         "rllib_exit.rollouts",
         "rllib_exit.settings",

@@ -1,0 +1,142 @@
+"""Exploratory Iteration in one file: the paper's Algorithm 1, on one machine.
+
+Read this file first. It needs no Ray, no vLLM and no torch. All that it knows of the language model is a ``generator``,
+which samples responses, and ``update_policy``, which trains on them; ``tuned_examples/exit_loop.py`` writes both for a
+Hugging Face model. One iteration of :func:`exit_loop` is:
+
+1. **Selection.** The curriculum chooses P task instances (paper section 4). An instance is a base task, or a partial
+   history from the task buffer, whose last response the policy improves on or diverges from.
+2. **Expansion.** From each instance, G episodes are rolled out: a group. The first response of an episode is the
+   self-iteration step.
+3. **Score.** Every rollout gets an advantage within its group (Eq. 3), scaled by the diversity bonus (Eq. 6).
+4. **Update the policy** θ on the scored groups, by the GRPO objective (Eq. 4 and 5).
+5. **Update the curriculum.** A selected instance gets its group's variance of quality as its new score (section 4.1).
+   New histories enter the task buffer with the score of the instance that they started from.
+
+:class:`rllib_exit.grpo.algorithm.GRPO` does the same on a cluster. Given the same seed, environment and responses, it
+selects the same instances and computes the same advantages; ``tests/test_exit_loop.py`` compares the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import numpy as np
+
+from envs.base import SelfImprovementEnv
+from rllib_exit.chat import ChatTokenizer
+from rllib_exit.curriculum.exit import ExIt
+from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError, roll_out
+from rllib_exit.env_runners.generator import Sampler, SamplingParams
+from rllib_exit.objective.advantages import group_advantages
+from rllib_exit.objective.diversity import edit_diversity_coefficients
+from rllib_exit.rollouts import RolloutGroup, ScoredGroup
+
+# Takes the solutions of a group's G rollouts, returns their (G,) coefficients D_i of Eq. 6.
+Diversity = Callable[[Sequence[str]], np.ndarray]
+
+
+async def exit_loop(
+    curriculum: ExIt,
+    make_env: Callable[[], SelfImprovementEnv],
+    generator: Sampler,
+    chat: ChatTokenizer,
+    update_policy: Callable[[Sequence[ScoredGroup]], Awaitable[None]],
+    *,
+    sampling: SamplingParams,
+    num_iterations: int,
+    prompts_per_batch: int = 128,
+    rollouts_per_prompt: int = 8,
+    normalize_std: bool = True,
+    diversity: Diversity = edit_diversity_coefficients,
+    num_envs: int = 256,
+) -> AsyncIterator[list[ScoredGroup]]:
+    """Trains a policy with ExIt.
+
+    Between two iterations, ``curriculum.metrics()`` says what the curriculum does, and ``curriculum.get_state()`` is
+    all that has to be saved beside the policy for training to go on later as if it had not stopped.
+
+    Example:
+        >>> env = FirstLetterEnv()
+        >>> curriculum = ExIt(STRATEGIES["exit"], list(env.tasks), np.random.default_rng(0))
+        >>> sampling = SamplingParams(max_tokens=16)
+        >>> async for groups in exit_loop(
+        ...     curriculum, FirstLetterEnv, policy, policy.chat, policy.update, sampling=sampling, num_iterations=100
+        ... ):
+        ...     print(np.mean([scored.group.returns_G.mean() for scored in groups]), curriculum.metrics())
+
+    Args:
+        curriculum: Selects task instances and learns from their groups. Its config is the strategy (Table 1), its
+            base tasks are those of the environment.
+        make_env: Makes one more environment.
+        generator: Samples responses from the policy.
+        chat: The policy's tokenizer.
+        update_policy: Trains the policy on an iteration's groups. When it returns, the generator samples from the
+            new weights.
+        sampling: How to sample a response.
+        num_iterations: How many iterations to train.
+        prompts_per_batch: P, the task instances of an iteration.
+        rollouts_per_prompt: G, the group size.
+        normalize_std: Whether Eq. 3 divides by the standard deviation.
+        diversity: Used if the curriculum's config has the ``diversity_bonus``. The default, the edit distance, needs
+            no embedding model. For the paper's bonus, give a function that embeds the solutions and calls
+            :func:`rllib_exit.objective.diversity.diversity_coefficients`.
+        num_envs: The most episodes that run at once.
+
+    Yields:
+        After each iteration, the groups that the policy was trained on, in the order of selection.
+
+    Raises:
+        ValueError: If there would be nothing to train on: no prompts, or groups without two rollouts to compare.
+        PromptTooLongError: If no prompt of an iteration fits the generator's context.
+        EpisodeError: If an episode failed twice.
+    """
+    if prompts_per_batch < 1:
+        raise ValueError(f"prompts_per_batch is {prompts_per_batch}: use an integer of 1 or more")
+    if rollouts_per_prompt < 2:
+        raise ValueError(f"rollouts_per_prompt is {rollouts_per_prompt}: use an integer of 2 or more")
+    solution = make_env().solution
+    envs = EnvPool(make_env, num_envs, generator=generator, chat=chat, sampling=sampling)
+
+    for iteration in range(num_iterations):
+        # Selection.
+        requests = curriculum.select(prompts_per_batch)
+        # Expansion. All episodes of all groups run at the same time.
+        groups = await asyncio.gather(
+            *(roll_out(request, rollouts_per_prompt, envs=envs, policy_version=iteration) for request in requests)
+        )
+        rolled_out = [group for group in groups if not group.skipped]
+        if not rolled_out:
+            raise PromptTooLongError(
+                f"no prompt of this iteration fits the context: max_model_len is {generator.max_model_len} and "
+                f"max_tokens {sampling.max_tokens}; raise the one or lower the other"
+            )
+        # Score.
+        bonus = diversity if curriculum.config.diversity_bonus else None
+        scored_groups = [score(group, solution, bonus, normalize_std=normalize_std) for group in rolled_out]
+        # Update the policy.
+        await update_policy(scored_groups)
+        # Update the curriculum. Groups that were skipped count too: their instances leave the task buffer.
+        curriculum.update(groups)
+        yield scored_groups
+
+
+def score(
+    group: RolloutGroup, solution: Callable[[str], str], diversity: Diversity | None, *, normalize_std: bool = True
+) -> ScoredGroup:
+    """Gives each rollout its advantage: A_i of Eq. 3, or D_i · A_i with the diversity bonus (section 4.2).
+
+    Args:
+        group: G rollouts of one instance.
+        solution: What of a response is compared with others.
+        diversity: The diversity bonus; None for none.
+        normalize_std: Whether Eq. 3 divides by the standard deviation.
+    """
+    advantages_G = group_advantages(group.returns_G, normalize_std=normalize_std)
+    if diversity is not None:
+        # A solution is what the policy wrote in this rollout, without the history that it started from.
+        t = group.request.instance.starting_turn
+        solutions = ["\n".join(solution(turn.response) for turn in rollout.turns[t:]) for rollout in group.rollouts]
+        advantages_G = diversity(solutions) * advantages_G
+    return ScoredGroup(group, advantages_G)

@@ -1,0 +1,320 @@
+"""ExIt in one file: against a plain reading of the paper's section 4, and against the distributed algorithm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
+from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig, ExIt
+from rllib_exit.env_runners.episodes import PromptTooLongError
+from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.exit_loop import exit_loop
+from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
+from rllib_exit.rollouts import Rollout, ScoredGroup
+from tests.fakes import ScriptedGenerator
+
+NUM_TASKS = 5
+STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)
+Identity = tuple[str, tuple[Turn, ...], Turn | None]
+
+
+class MarkEnv(SelfImprovementEnv):
+    """A response begins with its mark, a digit; the last of three turns' marks is the quality. A 9 is not valid."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        long_task = [Task("long", "word " * 1000)] if (config or {}).get("long_task") else []
+        super().__init__([*(Task(f"t{i}", f"Task {i}.") for i in range(NUM_TASKS)), *long_task])
+        self.num_turns = (config or {}).get("num_turns", 3)
+        self.num_responses = 0
+
+    def prompt(self, task: Task) -> list[Message]:
+        return [{"role": "user", "content": task.prompt}]
+
+    def begin(self, task: Task) -> None:
+        self.num_responses = 0
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        self.num_responses += 1
+        mark = int(response[0])
+        return Outcome(mark / 9, f"A {mark}.", done=self.num_responses == self.num_turns, valid=mark < 9)
+
+    def solution(self, response: str) -> str:
+        return response[::-1]
+
+
+def mark(prompt: str, seed: int) -> str:
+    """Each response occurs once; how good it is depends on the prompt too."""
+    return f"{(seed // 7 + len(prompt)) % 10} of {seed}"
+
+
+def embed(solutions: Sequence[str]) -> np.ndarray:
+    """Position and size of a solution's digits: any two features do."""
+    return np.array([[sum(map(ord, text)) % 97, len(text.splitlines())] for text in solutions], float)
+
+
+def small(strategy: str) -> CurriculumConfig:
+    """The strategy with a buffer that is soon large enough to select from, and never full."""
+    return replace(STRATEGIES[strategy], min_buffer_size=6, buffer_size=4096)
+
+
+async def ignore(groups: Sequence[ScoredGroup]) -> None:
+    pass
+
+
+def run(
+    curriculum: ExIt,
+    generator: Any,
+    *,
+    make_env: Callable[[], SelfImprovementEnv] = MarkEnv,
+    update: Any = ignore,
+    num_iterations: int = 12,
+    after: Callable[[], object] = lambda: None,
+    **options: Any,
+) -> list[list[ScoredGroup]]:
+    """Trains, and calls ``after`` after each iteration."""
+    options = {
+        "sampling": SamplingParams(max_tokens=32),
+        "prompts_per_batch": 4,
+        "rollouts_per_prompt": 4,
+        "diversity": lambda texts: diversity_coefficients(embed(texts)),
+        **options,
+    }
+
+    async def train() -> list[list[ScoredGroup]]:
+        seen = []
+        async for groups in exit_loop(
+            curriculum, make_env, generator, generator.chat, update, num_iterations=num_iterations, **options
+        ):
+            seen.append(groups)
+            after()
+        return seen
+
+    return asyncio.run(train())
+
+
+def make_curriculum(config: CurriculumConfig, env: SelfImprovementEnv | None = None) -> ExIt:
+    return ExIt(config, list((env or MarkEnv()).tasks), np.random.default_rng(0))
+
+
+def identity(instance: TaskInstance) -> Identity:
+    return instance.task_id, instance.history, instance.iterate
+
+
+def prefixes(task_id: str, rollout: Rollout) -> list[Identity]:
+    """A history's partial histories, each with the last turn as the iterate."""
+    return [(task_id, rollout.turns[:t], rollout.turns[t]) for t in range(len(rollout.turns))]
+
+
+@STRATEGY
+def test_it_does_what_section_4_says(strategy: str, tiny_model: str) -> None:
+    config = small(strategy)
+    curriculum = make_curriculum(config)
+    buffers: list[dict[Identity, float]] = [{}]
+
+    def snapshot() -> None:
+        buffer = curriculum.buffer
+        buffers.append(dict(zip(map(identity, buffer.instances), buffer.scores.tolist(), strict=True)))
+
+    iterations = run(curriculum, ScriptedGenerator(tiny_model, mark, max_model_len=1024), after=snapshot)
+
+    for groups, before, after in zip(iterations, buffers[:-1], buffers[1:], strict=True):
+        new: dict[Identity, float] = {}
+        kept: list[set[Identity]] = []
+        for scored in groups:
+            request, rollouts = scored.group.request, scored.group.rollouts
+            instance = request.instance
+            # Selection.
+            if request.source is None:
+                assert instance == TaskInstance(instance.task_id)
+            else:
+                assert identity(request.source) in before and len(before) >= config.min_buffer_size
+                assert (instance.task_id, instance.history) == (request.source.task_id, request.source.history)
+                assert instance.iterate == (request.source.iterate if config.self_iteration else None)
+            # Expansion: the history up to turn t stands, its iterate is replaced.
+            assert len(rollouts) == 4
+            for rollout in rollouts:
+                assert rollout.turns[: instance.starting_turn] == instance.history and len(rollout.turns) == 3
+                assert rollout.turns[instance.starting_turn].depth == (instance.depth + 1 if instance.iterate else 0)
+            # Equation 3, and the diversity bonus on what is new.
+            returns_G = np.array([int(rollout.turns[-1].response[0]) / 9 for rollout in rollouts])
+            np.testing.assert_array_equal(returns_G, scored.group.returns_G)
+            expected_G = (returns_G - returns_G.mean()) / (returns_G.std() + 1e-4)
+            if strategy == "exit":
+                texts = ["\n".join(t.response[::-1] for t in r.turns[instance.starting_turn :]) for r in rollouts]
+                distances_G = np.linalg.norm(embed(texts) - embed(texts).mean(axis=0), axis=1)
+                if np.ptp(distances_G) > 1e-9:
+                    expected_G = expected_G * (distances_G - distances_G.min()) / np.ptp(distances_G)
+            np.testing.assert_allclose(scored.advantages_G, expected_G, atol=1e-9)
+            # One of the group's valid histories enters the buffer, with all its partial histories.
+            variance = float(np.var(returns_G))
+            valid = [prefixes(instance.task_id, r) for r in rollouts if all(t.response[0] != "9" for t in r.turns)]
+            inserted = [history for history in valid if history[-1] in after]
+            assert len(inserted) == (1 if valid and strategy != "grpo" else 0)
+            kept += map(set, inserted)
+            new.update({i: variance for history in inserted for i in history if i not in before})
+            assert {i for history in inserted for i in history} <= set(after)
+        assert set(after) == set(before) | set(new)
+        assert {i: after[i] for i in new} == pytest.approx(new, abs=1e-12)
+        # Section 4.1: what was selected has the score that was measured, unless a descendant came with another one.
+        for scored in groups:
+            source = scored.group.request.source
+            others = [s for s in groups if s is not scored and s.group.request.source == source]
+            if source and not others and not any(identity(source) in history for history in kept):
+                assert after[identity(source)] == pytest.approx(np.var(scored.group.qualities_G), abs=1e-12)
+
+    requests = [scored.group.request for groups in iterations for scored in groups]
+    kinds = Counter(request.instance.kind for request in requests)
+    assert set(kinds) == {
+        "grpo": {"base"},
+        "curriculum": {"base"},
+        "improve": {"base", "improve"},
+        "diverge": {"base", "improve", "diverge"},
+        "exit": {"base", "improve", "diverge"},
+    }[strategy]  # fmt: skip
+    assert any(request.source for request in requests) == (strategy != "grpo")
+    # Base tasks come without replacement, in epochs.
+    base = [request.instance.task_id for request in requests if request.source is None]
+    epochs = [base[i : i + NUM_TASKS] for i in range(0, len(base), NUM_TASKS)]
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+
+
+class Bandit(ScriptedGenerator):
+    """Its policy is a softmax over the ten marks, which learns by the policy gradient."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model, self.answer, max_model_len=1024)
+        self.logits = np.zeros(10)
+
+    @property
+    def probs(self) -> np.ndarray:
+        return np.exp(self.logits) / np.exp(self.logits).sum()
+
+    def answer(self, prompt: str, seed: int) -> str:
+        return f"{np.random.default_rng(seed).choice(10, p=self.probs)} of {seed}"
+
+    async def update(self, groups: Sequence[ScoredGroup]) -> None:
+        gradient = np.zeros(10)
+        for scored in groups:
+            for rollout, advantage in zip(scored.group.rollouts, scored.advantages_G, strict=True):
+                gradient += advantage * (np.eye(10)[int(rollout.turns[-1].response[0])] - self.probs)
+        self.logits += 0.1 * gradient
+
+
+@STRATEGY
+def test_it_trains_a_policy(strategy: str, tiny_model: str) -> None:
+    policy = Bandit(tiny_model)
+    make_env = partial(MarkEnv, {"num_turns": 1})
+    curriculum = make_curriculum(small(strategy))
+    iterations = run(curriculum, policy, make_env=make_env, update=policy.update, num_iterations=40)
+    returns = [np.mean([scored.group.returns_G for scored in groups]) for groups in iterations]
+    assert np.mean(returns[:5]) < 0.65 and np.mean(returns[-5:]) > 0.85
+
+
+def test_a_run_goes_on_from_the_curriculums_state(tiny_model: str) -> None:
+    generator = ScriptedGenerator(tiny_model, mark, max_model_len=1024)
+    curriculum = make_curriculum(small("exit"))
+    states: list[Any] = []
+    iterations = run(curriculum, generator, num_iterations=6, after=lambda: states.append(curriculum.get_state()))
+    resumed = make_curriculum(small("exit"))
+    resumed.set_state(states[3])
+    again = run(resumed, generator, num_iterations=2)
+    assert [[s.group.request for s in groups] for groups in again] == [
+        [s.group.request for s in groups] for groups in iterations[4:]
+    ]
+    assert repr(resumed.get_state()) == repr(curriculum.get_state())
+
+
+def test_a_prompt_that_does_not_fit_is_left_out_and_training_goes_on(tiny_model: str) -> None:
+    make_env = partial(MarkEnv, {"long_task": True})
+    curriculum = make_curriculum(small("grpo"), make_env())
+    generator = ScriptedGenerator(tiny_model, mark, max_model_len=1024)
+    [groups] = run(curriculum, generator, make_env=make_env, num_iterations=1, prompts_per_batch=NUM_TASKS + 1)
+    assert sorted(s.group.request.instance.task_id for s in groups) == [f"t{i}" for i in range(NUM_TASKS)]
+    assert curriculum.metrics()["skipped_fraction"] == pytest.approx(1 / (NUM_TASKS + 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prompts_per_batch": 0}, ValueError, "prompts_per_batch is 0: use an integer of 1 or more"),
+        ({"rollouts_per_prompt": 1}, ValueError, "rollouts_per_prompt is 1: use an integer of 2 or more"),
+        (
+            {"sampling": SamplingParams(max_tokens=2000)},
+            PromptTooLongError,
+            "max_model_len is 1024 and max_tokens 2000",
+        ),
+    ],
+)
+def test_settings_that_train_nothing_are_refused(
+    options: dict[str, Any], error: type[Exception], message: str, tiny_model: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(make_curriculum(small("exit")), ScriptedGenerator(tiny_model, mark, max_model_len=1024), **options)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("num_turns", [1, 3])
+def test_the_distributed_algorithm_does_the_same(
+    num_turns: int, tiny_model: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Selections, returns, advantages and buffer are equal, to the last bit."""
+    from rllib_exit.rollout_log import LoggedRollouts
+    from tests.grpo.test_algorithm import make_config, selections
+
+    num_iterations, env_config = 5, {"num_turns": num_turns}
+    config = make_config(tiny_model, max_model_len=1024, max_response_tokens=32, log_rollouts=True)
+    config.environment(MarkEnv, env_config=env_config)
+    config.generation(generator_class=partial(ScriptedGenerator, script=mark))
+    algo: Any = config.build_algo()
+    try:
+        selected = selections(algo, monkeypatch)
+        for _ in range(num_iterations):
+            algo.train()
+        state = algo.replay.curriculum.get_state()
+        logged = LoggedRollouts(Path(algo.logdir)).read()
+    finally:
+        algo.stop()
+
+    tasks = list(MarkEnv(env_config).tasks)
+    curriculum = ExIt(config.curriculum_config(), tasks, np.random.default_rng(config.seed))
+    iterations = run(
+        curriculum,
+        ScriptedGenerator(tiny_model, mark, max_model_len=1024),
+        make_env=partial(MarkEnv, env_config),
+        num_iterations=num_iterations,
+        prompts_per_batch=config.prompts_per_batch,
+        rollouts_per_prompt=config.rollouts_per_prompt,
+        diversity=edit_diversity_coefficients,
+    )
+    # Requests are equal if their instances, kinds, sources, seeds and group ids are.
+    assert [[scored.group.request for scored in groups] for groups in iterations] == selected
+    assert any(request.source for requests in selected for request in requests)
+    expected = [
+        (
+            number,
+            scored.group.request.group_id,
+            g,
+            [turn.response for turn in rollout.turns],
+            rollout.return_,
+            advantage,
+        )
+        for number, groups in enumerate(iterations, 1)
+        for scored in groups
+        for g, (rollout, advantage) in enumerate(zip(scored.group.rollouts, scored.advantages_G.tolist(), strict=True))
+    ]
+    assert expected == [
+        (r["iteration"], r["group_id"], r["g"], [t["response"] for t in r["turns"]], r["return"], r["advantage"])
+        for r in logged
+    ]
+    assert any(advantage not in (0, 1) for *_, advantage in expected)
+    assert repr(curriculum.get_state()) == repr(state)
