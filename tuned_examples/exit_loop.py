@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import typer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from envs.base import SelfImprovementEnv
 from envs.competition_math.env import CompetitionMathEnv
@@ -43,21 +43,23 @@ class Policy:
         directory = resolve_model(model)
         self.chat = ChatTokenizer(directory)
         self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        # What is trained is the model's own distribution, whatever its authors advise for sampling.
+        eos = list(self.chat.eos_token_ids)
+        self.model.generation_config = GenerationConfig(
+            do_sample=True,
+            top_k=0,
+            eos_token_id=eos,
+            pad_token_id=eos[0],
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         """Samples one response at the temperature 1."""
         torch.manual_seed(seed)
         prompt = torch.tensor([list(prompt_ids)])
-        output = self.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            top_k=0,
-            max_new_tokens=sampling.max_tokens,
-            output_scores=True,
-            return_dict_in_generate=True,
-        )
+        output = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=sampling.max_tokens)
         logprobs_1N = self.model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
         ids = output.sequences[0, len(prompt_ids) :].tolist()
         return Generation(tuple(ids), logprobs_1N[0].numpy(), truncated=ids[-1] not in self.chat.eos_token_ids)
