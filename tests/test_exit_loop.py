@@ -62,8 +62,8 @@ def embed(solutions: Sequence[str]) -> np.ndarray:
 
 
 def small(strategy: str) -> CurriculumConfig:
-    """The strategy with a buffer that is soon large enough to select from, and never full."""
-    return replace(STRATEGIES[strategy], min_buffer_size=6, buffer_size=4096)
+    """The strategy with a buffer that is large enough to select from after a few iterations, and never full."""
+    return replace(STRATEGIES[strategy], min_buffer_size=20, buffer_size=4096)
 
 
 async def ignore(groups: Sequence[ScoredGroup]) -> None:
@@ -206,7 +206,7 @@ class Bandit(ScriptedGenerator):
         for scored in groups:
             for rollout, advantage in zip(scored.group.rollouts, scored.advantages_G, strict=True):
                 gradient += advantage * (np.eye(10)[int(rollout.turns[-1].response[0])] - self.probs)
-        self.logits += 0.1 * gradient
+        self.logits += 0.2 * gradient
 
 
 @STRATEGY
@@ -214,9 +214,9 @@ def test_it_trains_a_policy(strategy: str, tiny_model: str) -> None:
     policy = Bandit(tiny_model)
     make_env = partial(MarkEnv, {"num_turns": 1})
     curriculum = make_curriculum(small(strategy))
-    iterations = run(curriculum, policy, make_env=make_env, update=policy.update, num_iterations=40)
+    iterations = run(curriculum, policy, make_env=make_env, update=policy.update, num_iterations=25)
     returns = [np.mean([scored.group.returns_G for scored in groups]) for groups in iterations]
-    assert np.mean(returns[:5]) < 0.65 and np.mean(returns[-5:]) > 0.85
+    assert np.mean(returns[:2]) < 0.65 and np.mean(returns[-5:]) > 0.95
 
 
 def test_a_run_goes_on_from_the_curriculums_state(tiny_model: str) -> None:
@@ -263,17 +263,16 @@ def test_settings_that_train_nothing_are_refused(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("num_turns", [1, 3])
 def test_the_distributed_algorithm_does_the_same(
-    num_turns: int, tiny_model: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    tiny_model: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Selections, returns, advantages and buffer are equal, to the last bit."""
     from rllib_exit.rollout_log import LoggedRollouts
     from tests.grpo.test_algorithm import make_config, selections
 
-    num_iterations, env_config = 5, {"num_turns": num_turns}
+    num_iterations = 5
     config = make_config(tiny_model, max_model_len=1024, max_response_tokens=32, log_rollouts=True)
-    config.environment(MarkEnv, env_config=env_config)
+    config.environment(MarkEnv)
     config.generation(generator_class=partial(ScriptedGenerator, script=mark))
     algo: Any = config.build_algo()
     try:
@@ -285,12 +284,10 @@ def test_the_distributed_algorithm_does_the_same(
     finally:
         algo.stop()
 
-    tasks = list(MarkEnv(env_config).tasks)
-    curriculum = ExIt(config.curriculum_config(), tasks, np.random.default_rng(config.seed))
+    curriculum = ExIt(config.curriculum_config(), list(MarkEnv().tasks), np.random.default_rng(config.seed))
     iterations = run(
         curriculum,
         ScriptedGenerator(tiny_model, mark, max_model_len=1024),
-        make_env=partial(MarkEnv, env_config),
         num_iterations=num_iterations,
         prompts_per_batch=config.prompts_per_batch,
         rollouts_per_prompt=config.rollouts_per_prompt,
