@@ -63,7 +63,7 @@ def embed(solutions: Sequence[str]) -> np.ndarray:
 
 def small(strategy: str) -> CurriculumConfig:
     """The strategy with a buffer that is large enough to select from after a few iterations, and never full."""
-    return replace(STRATEGIES[strategy], min_buffer_size=20, buffer_size=4096)
+    return replace(STRATEGIES[strategy], min_buffer_size=30, buffer_size=4096)
 
 
 async def ignore(groups: Sequence[ScoredGroup]) -> None:
