@@ -24,33 +24,34 @@ from envs.sandbox import keeper, kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from envs.sandbox.sandbox import Job
+    from envs.sandbox.job import Job
 
 SCRIPT = "script.py"
 
 _SIGKILL = 9
-# The processes and the work directory are looked at so often, or so often that it takes a tenth of the time.
+# The processes and the work directory are looked at this often, or less often if that would take more than a tenth of
+# the time.
 _TICK_S, _LOOK_SHARE = 0.05, 0.1
-# How long the sandbox may take to stand.
+# The sandbox may take this long to be ready.
 _SETUP_S = 60.0
-# A file or directory counts at least so much, which bounds their number; a deeper tree counts as too large.
+# A file or directory counts at least this much, which bounds their number. A deeper tree counts as too large.
 _MIN_FILE_BYTES, _MAX_DEPTH = 16 << 10, 64
-# What a run must leave free on the disk, whatever its own limit.
+# A run must leave this much free on the disk, whatever its own limit.
 _DISK_RESERVE_BYTES, _INODE_RESERVE = 256 << 20, 1000
-# Processes of the sandbox itself beside the script's: bwrap and its init.
+# Besides the script's processes there are two of the sandbox itself: bwrap and its init.
 _OWN_PROCESSES = 2
-# Where the kernel counts all processes of the user together its bound is a rough one, beside the guard's count.
+# Where the kernel counts all processes of the user together, its bound is only a rough one. The guard counts exactly.
 _USER_PROCESSES_SLACK = 1000
 _PAGE_BYTES, _TICKS_PER_S = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
 class _InfrastructureError(Exception):
-    """The run has no result, and not because of the script."""
+    """The run has no result, for a reason other than the script."""
 
 
 def main() -> None:
-    """The stub: takes a :class:`envs.sandbox.sandbox.Job` from stdin, forks the guard and outlives it."""
+    """The stub: takes a :class:`envs.sandbox.job.Job` from stdin, forks the guard and outlives it."""
     fields = marshal.load(sys.stdin.buffer)
     fields["limits"] = SimpleNamespace(**fields["limits"])
     job: Job = SimpleNamespace(**fields)  # pyright: ignore[reportAssignmentType]
@@ -268,7 +269,7 @@ def _read(fd: int, kept: bytearray, limit: int) -> bool:
     return bool(chunk)
 
 
-# Its processes.
+# The processes of the run.
 
 
 def _parent(pid: int) -> int:
@@ -363,7 +364,7 @@ class _Watch:
                     fields = file.read().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # Of the process and the children it has collected: proc(5), from field 3.
+                # The times of the process and of the children it has collected: see proc(5), from field 3.
             cpu_s += sum(map(int, fields[11:15])) / _TICKS_PER_S
             threads += int(fields[17])
             resident += int(fields[21]) * _PAGE_BYTES
@@ -377,7 +378,7 @@ class _Watch:
         return None
 
     def look_at_disk(self) -> str | None:
-        """Also the final look.
+        """Looks at the work directory; also called once after the script has ended.
 
         Raises:
             _InfrastructureError: If the disk is about to be full.
@@ -395,7 +396,7 @@ class _Watch:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of memory, shared ones in proportion where the kernel tells."""
+    """The memory of a process in bytes. Shared memory counts in proportion, where the kernel tells it."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
             return sum(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
@@ -410,7 +411,7 @@ def _memory(pid: int) -> int:
         return 0
 
 
-# Its files. While the script runs it may change any of them between two calls; links are never followed.
+# The files of the run. While the script runs, it may change any of them between two calls. Links are never followed.
 
 
 def _open_directory(name: str, parent: int) -> int:
@@ -428,7 +429,7 @@ def _open_directory(name: str, parent: int) -> int:
 
 
 def _disk_usage(directory: int, limit: int, depth: int = 0) -> int:
-    """Bytes that the files of a directory take; something above the limit if that is passed on the way."""
+    """The bytes that the files of a directory take; more than the limit as soon as that is passed."""
     used = 0
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -451,7 +452,7 @@ def _disk_usage(directory: int, limit: int, depth: int = 0) -> int:
 
 
 def _unlinked_bytes(pid: int) -> int:
-    """Bytes of files that have no name any more but are still open."""
+    """The bytes of the files that have no name any more but that the process still has open."""
     used = 0
     try:
         for fd in os.listdir(f"/proc/{pid}/fd"):

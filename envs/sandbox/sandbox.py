@@ -46,7 +46,6 @@ import fcntl
 import functools
 import logging
 import marshal
-import math
 import os
 import secrets
 import select
@@ -65,6 +64,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from envs.sandbox import guard, keeper, kernel, seccomp, view
+from envs.sandbox.job import Job, Limits
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ LACKS: Mapping[Tier, str] = {
     "landlock": ": no multiprocessing locks or pools, no /proc; the existence of hidden paths shows",
 }
 
-# Beyond the script's own time: to build the sandbox, to kill the tree, to hand over files.
+# Beyond the script's own time, this long may it take to build the sandbox, kill the tree and hand over files.
 _GRACE_S = 120.0
 _SLOT_POLL_S = 0.02
 _STUB = "import sys; sys.path.insert(0, {root!r}); from envs.sandbox import guard; guard.main()"
@@ -87,49 +87,15 @@ _INSTALL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a script may use.
-
-    Attributes:
-        wall_s: Seconds from its start.
-        cpu_s: CPU seconds of all its processes; None for ``wall_s * threads``.
-        memory_bytes: Memory of all its processes. A single process that asks for more gets a MemoryError.
-        processes: Processes and threads at one time.
-        file_bytes: The largest file it may write, and the largest that is returned.
-        disk_bytes: All of its work directory. A file or directory counts at least 16 KiB.
-        output_bytes: How much of the end of its output is kept; it may print more.
-        threads: How many threads numerical libraries start, and how many CPUs process pools believe in.
-
-    Raises:
-        ValueError: If one is not positive and finite.
-    """
-
-    wall_s: float = 300
-    cpu_s: float | None = None
-    memory_bytes: int = 8 << 30
-    processes: int = 64
-    file_bytes: int = 1 << 30
-    disk_bytes: int = 2 << 30
-    output_bytes: int = 1 << 20
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{field.name} is {value!r}: it must be positive and finite")
-
-
 class Status(StrEnum):
     """How a run ended."""
 
     OK = "ok"
     FAILED = "failed"
-    """The exit code is not 0. A limit that the kernel enforces shows as an error in the script: MemoryError,
-    'File too large', 'Resource temporarily unavailable'."""
+    """The exit code is not 0. If the kernel enforces a limit, the script sees an error: MemoryError, 'File too large'
+    or 'Resource temporarily unavailable'."""
     TIMED_OUT = "timed_out"
-    """Wall-clock or CPU time."""
+    """The wall-clock or CPU time ran out."""
     OUT_OF_MEMORY = "out_of_memory"
     TOO_MANY_PROCESSES = "too_many_processes"
     DISK_FULL = "disk_full"
@@ -137,15 +103,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of a script.
+    """The result of a script.
 
     Attributes:
-        status: How it ended.
+        status: How the script ended.
         exit_code: 128 + n if signal n ended it; None if it was killed for breaking a limit.
         output: The end of what it wrote to stdout and stderr, in order.
-        files: Contents of the requested files, without those that are missing, too large, or no regular files
-            reached without links.
-        seconds: Wall-clock time of the script alone.
+        files: The contents of the requested files, without those that are missing, are too large, or are no regular
+            files reached without links.
+        seconds: The wall-clock time of the script alone.
         tier: ``bubblewrap``, ``landlock`` or ``unsandboxed``.
     """
 
@@ -158,54 +124,11 @@ class Run:
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed, not the script: it did not start, or lost its guard. Try again; never score it."""
+    """The sandbox failed, not the script: it did not start, or lost its guard. Run the script again; never score it."""
 
 
 class SandboxUnavailableError(SandboxError):
     """No tier works on this machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What :mod:`envs.sandbox.guard` is to do. It crosses a pipe with ``marshal``, so: plain values.
-
-    Attributes:
-        caller: The process that waits for the result.
-        directory: To be made, and removed; the work directory ``work`` lies in it.
-        script: The script's text.
-        files: To be returned, relative to the work directory.
-        command: Runs the script, in the work directory.
-        environment: The script's.
-        bubblewrap: ``bwrap``, or empty in the other tiers.
-        bubblewrap_options: Its options, without the seccomp filter.
-        landlock: Whether to use Landlock.
-        readable: What the script may read under Landlock.
-        hidden: What it may not read even if that lies below ``readable``.
-        seccomp: The filter's program.
-        data: Shown as ``./data``.
-        uid: The user to become; -1 to stay.
-        read_all: Whether that user keeps CAP_DAC_READ_SEARCH.
-        limits: What it may use, of which ``cpu_s`` may be missing.
-        cpu_s: What stands for it then.
-    """
-
-    caller: int
-    directory: str
-    script: bytes
-    files: list[str]
-    command: list[str]
-    environment: dict[str, str]
-    bubblewrap: str
-    bubblewrap_options: list[str]
-    landlock: bool
-    readable: list[str]
-    hidden: str
-    seccomp: bytes
-    data: str | None
-    uid: int
-    read_all: bool
-    limits: Limits
-    cpu_s: float
 
 
 def run_script(
@@ -213,7 +136,7 @@ def run_script(
     *,
     data: Path | None = None,
     files: Sequence[str] = (),
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
     python: str | None = None,
     tier: Tier | None = None,
     slots: int | None = None,
@@ -226,7 +149,7 @@ def run_script(
         data: A directory that the script sees, read-only, as ``./data``; None for none. Links that lead out of
             it lead nowhere.
         files: Paths, relative to the work directory, of files to return.
-        limits: What the script may use.
+        limits: What the script may use; by default ``Limits()``.
         python: The interpreter, with its installed packages; by default this process'.
         tier: How to isolate the script; by default the best that works here.
         slots: How many scripts of this user may run on this machine at once; the run waits for its turn. None
@@ -242,7 +165,7 @@ def run_script(
         raise ValueError(f"data is {str(data)!r}, which is no directory")
     for name in files:
         if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
-            raise ValueError(f"files has {name!r}: give paths relative to the work directory, such as 'submission.csv'")
+            raise ValueError(f"files has {name!r}: give paths relative to the work directory, such as 'out/result.csv'")
     if slots is not None and slots < 1:
         raise ValueError(f"slots is {slots}: it must be positive, or None")
     interpreter = view.interpreter(python or sys.executable)
@@ -254,7 +177,7 @@ def run_script(
             if not allow_unsandboxed or sys.platform != "linux":
                 raise
             chosen = "unsandboxed"
-        return _run(script, data, files, limits, interpreter, chosen)
+        return _run(script, data, files, limits or Limits(), interpreter, chosen)
 
 
 def available_tier(python: str | None = None, tier: Tier | None = None) -> Tier:
@@ -282,7 +205,7 @@ def available_tier(python: str | None = None, tier: Tier | None = None) -> Tier:
     raise SandboxUnavailableError("no sandbox works here.\n" + "\n".join(reasons) + f"\n{_INSTALL}")
 
 
-# What a script must find, or not, in a tier that works.
+# In a tier that works, this script finds that it can do what is allowed, and nothing else.
 _PROBE = """
 import os, socket
 def refused(attempt, *arguments):
@@ -306,7 +229,7 @@ _probing = threading.Lock()
 
 @functools.cache
 def _probe(tier: Tier, interpreter: view.Interpreter) -> str | None:
-    """Why a tier does not work; None if it does."""
+    """Says why a tier does not work; None if it does."""
     if sys.platform != "linux":
         return f"needs Linux, this is {sys.platform}"
     if tier == "bubblewrap" and _bwrap() is None:
@@ -353,7 +276,7 @@ def _bwrap() -> str | None:
 def _run(
     script: str, data: Path | None, files: Sequence[str], limits: Limits, python: view.Interpreter, tier: str
 ) -> Run:
-    """One run in a given tier."""
+    """Runs a script in the given tier."""
     directory = os.path.join(os.path.realpath(tempfile.gettempdir()), f"sandbox-{secrets.token_hex(8)}")
     work, inside = f"{directory}/work", view.WORK if tier == "bubblewrap" else f"{directory}/work"
     shown = None if data is None else os.path.realpath(data)
@@ -446,10 +369,10 @@ def _ask_guard(request: bytes, timeout_s: float) -> bytes:
 
 
 def _user() -> tuple[int, bool]:
-    """Whom a script becomes: a user that owns nothing, -1 to stay; and whether it may keep CAP_DAC_READ_SEARCH.
+    """The user that a script becomes, and whether it may keep CAP_DAC_READ_SEARCH.
 
-    Only root can become another. A user of its own for every run, where there are enough: the kernel counts
-    processes by user.
+    The user owns nothing; -1 means to stay the same user, since only root can become another. Where there are enough
+    users, every run has one of its own, because the kernel counts processes by user.
     """
     if os.geteuid() != 0:
         return -1, False
@@ -469,7 +392,7 @@ def _user() -> tuple[int, bool]:
 
 @contextlib.contextmanager
 def _slot(slots: int) -> Iterator[None]:
-    """Waits for one of so many locks, which the kernel frees if the holder dies."""
+    """Waits for one of ``slots`` locks. The kernel frees a lock if its holder dies."""
     directory = Path(tempfile.gettempdir()) / f"sandbox-slots-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     info = directory.lstat()

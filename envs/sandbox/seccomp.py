@@ -13,150 +13,84 @@ import errno
 import os
 import struct
 
-# AUDIT_ARCH_* of <linux/audit.h>, and the column of the tables below.
+# For each architecture: AUDIT_ARCH_* of <linux/audit.h>, and its column in the tables below.
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-# futex_requeue. From 424 on the numbers are the same everywhere.
+# This is futex_requeue. From 424 on the numbers are the same on every architecture.
 _LAST_KNOWN = 456
 
-# Numbers on x86_64 and aarch64. These fail with EPERM:
-_DENIED: dict[str, tuple[int | None, int | None]] = {
-    # Other processes, and the kernel itself.
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440),
-    "process_mrelease": (448, 448),
-    "kcmp": (312, 272),
-    "pidfd_getfd": (438, 438),
-    "migrate_pages": (256, 238),
-    "move_pages": (279, 239),
-    "perf_event_open": (298, 241),
-    "bpf": (321, 280),
-    "userfaultfd": (323, 282),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "syslog": (103, 116),
-    "personality": (135, 92),
-    "modify_ldt": (154, None),
-    "iopl": (172, None),
-    "ioperm": (173, None),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "reboot": (169, 142),
-    "acct": (163, 89),
-    "vhangup": (153, 58),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "clock_adjtime": (305, 266),
-    "adjtimex": (159, 171),
-    "sethostname": (170, 161),
-    "setdomainname": (171, 162),
-    "quotactl": (179, 60),
-    "quotactl_fd": (443, 443),
-    "lookup_dcookie": (212, 18),
-    "uselib": (134, None),
-    # Mounts, namespaces, files by handle.
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "fanotify_init": (300, 262),
-    "fanotify_mark": (301, 263),
-    # Memory that outlives its process, and other System V and POSIX objects.
-    "shmget": (29, 194),
-    "shmat": (30, 196),
-    "shmctl": (31, 195),
-    "shmdt": (67, 197),
-    "msgget": (68, 186),
-    "msgsnd": (69, 189),
-    "msgrcv": (70, 188),
-    "msgctl": (71, 187),
-    "semget": (64, 190),
-    "semop": (65, 193),
-    "semtimedop": (220, 192),
-    "semctl": (66, 191),
-    "mq_open": (240, 180),
-    "mq_unlink": (241, 181),
-}
-# Programs fall back on something else where these do not exist (ENOSYS).
-_ABSENT = {
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
-    "clone3": (435, 435),
-}
+_Numbers = tuple[int | None, int | None]
+
+
+def _table(text: str) -> dict[str, _Numbers]:
+    """Reads ``name x86_64 aarch64; ...``: the numbers of system calls, ``-`` where there is no such call."""
+    lines = [line for line in text.splitlines() if not line.strip().startswith("#")]
+    calls = [call.split() for line in lines for call in line.split(";") if call.strip()]
+    return {name: (_number(x86_64), _number(aarch64)) for name, x86_64, aarch64 in calls}
+
+
+def _number(text: str) -> int | None:
+    return None if text == "-" else int(text)
+
+
+# These calls fail with EPERM.
+_DENIED = _table("""
+    # They reach other processes, or the kernel itself.
+    ptrace 101 117; process_vm_readv 310 270; process_vm_writev 311 271; process_madvise 440 440;
+    process_mrelease 448 448; kcmp 312 272; pidfd_getfd 438 438; migrate_pages 256 238; move_pages 279 239;
+    perf_event_open 298 241; bpf 321 280; userfaultfd 323 282; add_key 248 217; request_key 249 218; keyctl 250 219;
+    syslog 103 116; personality 135 92; modify_ldt 154 -; iopl 172 -; ioperm 173 -; init_module 175 105;
+    finit_module 313 273; delete_module 176 106; kexec_load 246 104; kexec_file_load 320 294; reboot 169 142;
+    acct 163 89; vhangup 153 58; swapon 167 224; swapoff 168 225; settimeofday 164 170; clock_settime 227 112;
+    clock_adjtime 305 266; adjtimex 159 171; sethostname 170 161; setdomainname 171 162; quotactl 179 60;
+    quotactl_fd 443 443; lookup_dcookie 212 18; uselib 134 -
+    # They make mounts and namespaces, or open files by handle.
+    mount 165 40; umount2 166 39; pivot_root 155 41; chroot 161 51; unshare 272 97; setns 308 268; open_tree 428 428;
+    move_mount 429 429; fsopen 430 430; fsconfig 431 431; fsmount 432 432; fspick 433 433; mount_setattr 442 442;
+    name_to_handle_at 303 264; open_by_handle_at 304 265; fanotify_init 300 262; fanotify_mark 301 263
+    # They make memory that outlives its process, and other System V and POSIX objects.
+    shmget 29 194; shmat 30 196; shmctl 31 195; shmdt 67 197; msgget 68 186; msgsnd 69 189; msgrcv 70 188;
+    msgctl 71 187; semget 64 190; semop 65 193; semtimedop 220 192; semctl 66 191; mq_open 240 180; mq_unlink 241 181
+""")
+# These calls fail with ENOSYS, as if they did not exist: programs then do without them.
+_ABSENT = _table("""
+    memfd_create 319 279; memfd_secret 447 447; io_uring_setup 425 425; io_uring_enter 426 426;
+    io_uring_register 427 427; clone3 435 435
+""")
 _CLONE, _SOCKET, _SOCKETPAIR = (56, 220), (41, 198), (53, 199)
 
-# Under Landlock the host's processes and files are still there, and these calls are none of its business.
+# Under Landlock the host's processes and files are still there, and these calls could reach them.
 _LANDLOCK_DENIED = {"connect": (42, 203), "bind": (49, 200)}
 _LANDLOCK_ABSENT = {"inotify_init": (253, None), "inotify_init1": (294, 26)}
-_LANDLOCK_UNSUPPORTED = {
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "removexattr": (197, 14),
-    "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16),
-}
-# They report success and do nothing, so that shutil.copy works.
-_LANDLOCK_WITHOUT_EFFECT = {
-    "chmod": (90, None),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "fchown": (93, 55),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
-}
-# Their first argument is a process: only 0, the caller itself, is left.
-_LANDLOCK_OWN_PROCESS = {
-    "prlimit64": (302, 261),
-    "sched_setaffinity": (203, 122),
-    "sched_setparam": (142, 118),
-    "sched_setscheduler": (144, 119),
-    "sched_setattr": (314, 274),
-}
+_LANDLOCK_UNSUPPORTED = _table("""
+    setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7; removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16
+""")
+# These calls report success and do nothing, so that shutil.copy works.
+_LANDLOCK_WITHOUT_EFFECT = _table("""
+    chmod 90 -; fchmod 91 52; fchmodat 268 53; fchmodat2 452 452; chown 92 -; fchown 93 55; lchown 94 -;
+    fchownat 260 54; utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
+""")
+# The first argument of these calls is a process. Only 0, the caller itself, is allowed.
+_LANDLOCK_OWN_PROCESS = _table("""
+    prlimit64 302 261; sched_setaffinity 203 122; sched_setparam 142 118; sched_setscheduler 144 119;
+    sched_setattr 314 274
+""")
 _SETPRIORITY, _IOPRIO_SET, _IOCTL = (141, 140), (251, 30), (16, 29)
 
 _AF_UNIX = 1
 _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
-# CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
+# The flags CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
 _NEW_NAMESPACES = 0x7E020000
 _PRIO_PROCESS, _IOPRIO_WHO_PROCESS = 0, 1
 _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 
-# <linux/bpf_common.h> and <linux/seccomp.h>.
+# These are from <linux/bpf_common.h> and <linux/seccomp.h>.
 _LOAD, _AND, _EQUAL, _GREATER, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _EPERM, _EACCES, _ENOSYS, _EOPNOTSUPP = (
     _ERRNO | code for code in (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP)
 )
 
-# Operation, jump if true, jump if false, operand.
+# Each instruction has an operation, a jump if true, a jump if false, and an operand.
 _Code = list[tuple[int, int, int, int]]
 
 
@@ -170,7 +104,7 @@ def program(*, landlock: bool, machine: str | None = None) -> bytes:
         machine: ``x86_64`` or ``aarch64``; by default this machine's.
 
     Raises:
-        OSError: If the machine is another.
+        OSError: If the machine is neither of them.
     """
     machine = machine or os.uname().machine
     if machine not in _ARCHITECTURES:
@@ -213,13 +147,13 @@ def _deny(action: int) -> _Code:
 
 
 def _require(argument: int, values: list[int], action: int, mask: int = 0xFFFFFFFF) -> _Code:
-    """Goes on if the argument, masked, is one of the values."""
+    """Goes on if the argument under the mask is one of the values; else returns the action."""
     tests = [(_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
     return [*_load(argument, mask), *tests, (_RETURN, 0, 0, action)]
 
 
 def _refuse(argument: int, values: list[int], action: int) -> _Code:
-    """Goes on if the argument is none of the values."""
+    """Goes on if the argument is none of the values; else returns the action."""
     tests = [step for value in values for step in ((_EQUAL, 0, 1, value), (_RETURN, 0, 0, action))]
     return [*_load(argument), *tests]
 

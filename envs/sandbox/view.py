@@ -13,31 +13,16 @@ from pathlib import Path
 # Where bubblewrap shows the work directory.
 WORK = "/sandbox"
 
-# Programs, shared libraries, and what the C library and fonts need. No /usr/src, /usr/local/bin, /etc as a whole.
+# These are programs, shared libraries, and what the C library and fonts need, but not all of /usr or /etc.
 _SYSTEM = (
-    "/bin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/usr/bin",
-    "/usr/lib",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/libexec",
-    "/usr/share",
-    "/usr/local/lib",
-    "/usr/local/lib64",
-    "/nix/store",
-    "/etc/alternatives",
-    "/etc/fonts",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/etc/mime.types",
+    *("/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/alternatives", "/etc/fonts", "/etc/ld.so.cache"),
+    *("/etc/localtime", "/etc/mime.types", "/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"),
+    *("/usr/share", "/usr/local/lib", "/usr/local/lib64"),
 )
 # bubblewrap mounts a /proc of the script's own processes; under Landlock these few files must do.
 _LANDLOCK_SYSTEM = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu")
 
-# This package's parent: the environments and their graders, where they are installed beside the libraries.
+# The package `envs` is hidden, with its graders, also where it is installed beside the libraries.
 HIDDEN = os.path.realpath(Path(__file__).parents[1])
 
 _DESCRIBE = """
@@ -79,7 +64,7 @@ def interpreter(python: str) -> Interpreter:
         prefixes, libraries = ast.literal_eval(result.stdout)
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"python is {python!r}, which runs as no Python interpreter: {answer or error}") from error
-    # Of a system's interpreter only the libraries are its own.
+    # The prefix of the system's interpreter holds more than Python, so only its libraries count.
     prefixes = [prefix for prefix in prefixes if prefix not in ("/", "/usr")]
     return Interpreter(path, tuple(dict.fromkeys([*prefixes, *libraries])))
 
@@ -146,7 +131,10 @@ def environment(python: Interpreter, work: str, threads: int) -> dict[str, str]:
         work: The work directory, as the script sees it.
         threads: What numerical libraries and process pools take for the number of CPUs.
     """
-    count = str(threads)
+    counts = (
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "RAYON_NUM_THREADS"),
+        *("POLARS_MAX_THREADS", "LOKY_MAX_CPU_COUNT", "PYTHON_CPU_COUNT"),
+    )
     return {
         "PATH": f"{os.path.dirname(python.path)}:/usr/bin:/bin",
         "HOME": work,
@@ -158,12 +146,5 @@ def environment(python: Interpreter, work: str, threads: int) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "NUMEXPR_MAX_THREADS": count,
-        "RAYON_NUM_THREADS": count,
-        "POLARS_MAX_THREADS": count,
-        "LOKY_MAX_CPU_COUNT": count,
-        "PYTHON_CPU_COUNT": count,
+        **dict.fromkeys(counts, str(threads)),
     }

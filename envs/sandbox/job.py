@@ -1,0 +1,86 @@
+"""What a script may use, and what the guard is told to do with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a script may use.
+
+    Attributes:
+        wall_s: The seconds from its start.
+        cpu_s: The CPU seconds of all its processes together; None for ``wall_s * threads``.
+        memory_bytes: The memory of all its processes. A single process that asks for more gets a MemoryError.
+        processes: The processes and threads that may live at one time.
+        file_bytes: The size of the largest file that it may write, and of the largest that is returned.
+        disk_bytes: The size of its work directory. A file or directory counts at least 16 KiB.
+        output_bytes: How much of the end of its output is kept. It may print more.
+        threads: How many threads numerical libraries start, and how many CPUs process pools assume.
+
+    Raises:
+        ValueError: If one is not positive and finite.
+    """
+
+    wall_s: float = 300
+    cpu_s: float | None = None
+    memory_bytes: int = 8 << 30
+    processes: int = 64
+    file_bytes: int = 1 << 30
+    disk_bytes: int = 2 << 30
+    output_bytes: int = 1 << 20
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{field.name} is {value!r}: it must be positive and finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What :mod:`envs.sandbox.guard` is to do.
+
+    It crosses a pipe with ``marshal``, so its fields have plain values, and the limits are sent as a dictionary.
+
+    Attributes:
+        caller: The process that waits for the result.
+        directory: The guard makes it, with the work directory ``work`` in it, and removes it.
+        script: The script's text.
+        files: The files to return, relative to the work directory.
+        command: The command that runs the script, in the work directory.
+        environment: The script's environment.
+        bubblewrap: The path of ``bwrap``, or empty in the other tiers.
+        bubblewrap_options: The options of ``bwrap``, without the seccomp filter.
+        landlock: Whether to use Landlock.
+        readable: What the script may read under Landlock.
+        hidden: What it may not read even if that lies below ``readable``.
+        seccomp: The program of the seccomp filter; empty if there is none.
+        data: The directory that the script sees as ``./data``; None for none.
+        uid: The user to become; -1 to stay the same user.
+        read_all: Whether that user keeps CAP_DAC_READ_SEARCH.
+        limits: What the script may use.
+        cpu_s: The CPU seconds of all its processes, also where ``limits.cpu_s`` is None.
+    """
+
+    caller: int
+    directory: str
+    script: bytes
+    files: list[str]
+    command: list[str]
+    environment: dict[str, str]
+    bubblewrap: str
+    bubblewrap_options: list[str]
+    landlock: bool
+    readable: list[str]
+    hidden: str
+    seccomp: bytes
+    data: str | None
+    uid: int
+    read_all: bool
+    limits: Limits
+    cpu_s: float
