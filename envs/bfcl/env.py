@@ -8,27 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field, PositiveFloat, PositiveInt
+
 from envs.base import Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
 from envs.bfcl import worker
 from envs.bfcl.apis import STATELESS_CLASS, functions, offered
 from envs.bfcl.calls import TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
 from envs.bfcl.grading import contained
 from envs.bfcl.prompt import system_prompt
-from envs.bfcl.tasks import select_tasks
+from envs.bfcl.tasks import Requests, Split, select_tasks
+from envs.options import Options
 from envs.prompts import self_iteration_prompt
 
-DEFAULTS: Mapping[str, Any] = {
-    "split": "train",
-    "classes": None,
-    "limit": None,
-    "seed": 0,
-    "requests": "first",
-    "max_turns": None,
-    "trim_schemas": False,
-    "call_timeout_s": 5.0,
-}
 MAX_TURNS = {"first": 10, "all": 60}
-# Of a name that a response makes up, and of what it is told about its arguments.
+# The feedback quotes at most this much of a name that a response makes up, and of an error in its arguments.
 MAX_NAME_CHARS, MAX_ERROR_CHARS = 64, 500
 
 
@@ -38,6 +31,25 @@ class MadeCall:
 
     call: Call
     ok: bool
+
+
+class BFCLOptions(Options):
+    """The options of :class:`BFCLEnv`."""
+
+    split: Split = Field("train", description="`train`, `test`, `val`, `train75` (`train` without `val`) or `all`.")
+    classes: tuple[str, ...] | None = Field(
+        None, description="Only tasks that involve no other API classes; by default all tasks."
+    )
+    limit: PositiveInt | None = Field(None, description="How many tasks are drawn; all by default.")
+    seed: int = Field(0, description="The seed of that draw.")
+    requests: Requests = Field("first", description="`first`, as in training, or `all` of the user's requests.")
+    max_turns: PositiveInt | None = Field(
+        None, description="The most responses; by default 10 for `first` and 60 for `all` requests."
+    )
+    trim_schemas: bool = Field(False, description="Whether the function schemas are short, for small contexts.")
+    call_timeout_s: PositiveFloat = Field(
+        5.0, description="The CPU seconds that the calls of one response may take together."
+    )
 
 
 class BFCLEnv(SelfImprovementEnv):
@@ -55,15 +67,7 @@ class BFCLEnv(SelfImprovementEnv):
     ``official_accuracy``, the verdict of BFCL's own checker.
 
     Args:
-        config: Options, also as RLlib's ``env_config``; None counts as absent.
-
-            - ``split``: ``train`` (default), ``test``, ``val``, ``train75`` or ``all``.
-            - ``classes``: only tasks that involve no other API classes; all by default.
-            - ``limit``, ``seed``: how many tasks are drawn, all by default, and the draw's seed.
-            - ``requests``: ``first`` (default), as in training, or ``all`` of the user's requests.
-            - ``max_turns``: the most responses; by default 10 for ``first`` and 60 for ``all``.
-            - ``trim_schemas``: short function schemas, for small contexts.
-            - ``call_timeout_s``: the CPU time that the calls of one response may take together.
+        config: The options, see :class:`BFCLOptions`; also as RLlib's ``env_config``.
 
     Raises:
         ModuleNotFoundError: If ``bfcl-eval`` is not installed.
@@ -71,25 +75,12 @@ class BFCLEnv(SelfImprovementEnv):
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        options = dict(DEFAULTS)
-        for key, value in (config or {}).items():
-            if key not in DEFAULTS:
-                raise ValueError(f"{type(self).__name__} has no option {key!r}: use {', '.join(DEFAULTS)}")
-            if value is not None:
-                options[key] = value
-        for key in ("limit", "max_turns", "call_timeout_s"):
-            if options[key] is not None and not options[key] > 0:
-                raise ValueError(f"{key} is {options[key]!r}: it must be positive")
-        if options["requests"] not in MAX_TURNS:
-            raise ValueError(f"requests is {options['requests']!r}: use {' or '.join(MAX_TURNS)}")
-        keys = ("split", "requests", "classes", "limit", "seed")
-        super().__init__(select_tasks(*(options[key] for key in keys)))
-        self.max_turns: int = options["max_turns"] or MAX_TURNS[options["requests"]]
-        self.trim_schemas: bool = options["trim_schemas"]
-        self.call_timeout_s: float = options["call_timeout_s"]
+        self.options = options = BFCLOptions.parse(config)
+        super().__init__(select_tasks(options.split, options.requests, options.classes, options.limit, options.seed))
+        self.max_turns: int = options.max_turns or MAX_TURNS[options.requests]
 
     def prompt(self, task: Task) -> list[Message]:
-        system = system_prompt(task.data["classes"], task.data["excluded"], self.trim_schemas)
+        system = system_prompt(task.data["classes"], task.data["excluded"], self.options.trim_schemas)
         return [{"role": "system", "content": system}, {"role": "user", "content": task.prompt}]
 
     def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
@@ -147,7 +138,7 @@ class BFCLEnv(SelfImprovementEnv):
                 error = json.dumps({"error": str(problem)[:MAX_ERROR_CHARS]})
                 break
         made = [made.call for request in self._made for made in request]
-        results = worker.execute(task.data, _stateful(made), bound, self.call_timeout_s) if bound else []
+        results = worker.execute(task.data, _stateful(made), bound, self.options.call_timeout_s) if bound else []
         self._made[self._request] += [
             MadeCall(call, result.ok) for call, result in zip(bound, results, strict=False) if result.finished
         ]
@@ -178,19 +169,18 @@ class BFCLEnv(SelfImprovementEnv):
         made = [[made.call for made in request] for request in self._made]
         if any(solved):
             pairs = ([*map(_stateful, made)], [*map(_stateful, self._ground_truth)])
-            equal = worker.compare(task.data, *pairs, self.call_timeout_s)
+            equal = worker.compare(task.data, *pairs, self.options.call_timeout_s)
             quality = quality and equal[-1]
             solved = [calls_made and same for calls_made, same in zip(solved, equal, strict=True)]
-        metrics = {
+        # The context may end with any turn, so every turn has all metrics.
+        verdict = worker.official_verdict(task.data, made, self._ground_truth, self.options.call_timeout_s)
+        return float(quality), {
             "first_turn_accuracy": float(solved[0]),
             "requests_solved_fraction": sum(solved) / len(solved),
             "tool_calls": float(self._tool_calls),
             "failed_calls": float(self._failed_calls),
+            "official_accuracy": float(verdict),
         }
-        # The context may end with any turn.
-        verdict = worker.official_verdict(task.data, made, self._ground_truth, self.call_timeout_s)
-        metrics["official_accuracy"] = float(verdict)
-        return float(quality), metrics
 
 
 def _stateful(made: Sequence[Call]) -> list[Call]:

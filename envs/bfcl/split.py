@@ -11,14 +11,15 @@ from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 from envs.base import Task
-from envs.bfcl.tasks import SPLIT_FILE, hash_rank, load_tasks
+from envs.bfcl.tasks import SPLIT_FILE, load_tasks
+from envs.sampling import stable_hash
 
 SEED = 3
 TRAIN, VAL = 100, 25
 
 
 def features(task: Task) -> tuple[frozenset[str], int]:
-    """What a draw keeps the shares of, singly and together: the set of API classes, the number of requests."""
+    """The set of API classes and the number of requests: a draw keeps the share of each, and of both together."""
     return frozenset(task.data["classes"]), len(task.data["requests"])
 
 
@@ -30,7 +31,7 @@ def draw(tasks: Sequence[Task], size: int, seed: int) -> list[Task]:
     is filled up with those candidates whose classes and number of requests it lacks most.
     """
     share = Fraction(size, len(tasks))
-    ranked = sorted(tasks, key=lambda task: hash_rank(task.id, seed))
+    ranked = sorted(tasks, key=lambda task: stable_hash(f"{seed}:{task.id}"))
     strata: dict[tuple[frozenset[str], int], list[Task]] = defaultdict(list)
     for task in ranked:
         strata[features(task)].append(task)

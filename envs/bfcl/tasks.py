@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from envs.base import Task
 from envs.bfcl.apis import API_CLASSES, PACKAGE, functions, read_data
 from envs.bfcl.calls import parse_ground_truth
+from envs.sampling import subset
 
 SPLIT_FILE = Path(__file__).with_name("split.json")
-SPLITS = ("train", "test", "val", "train75", "all")
 
+Split = Literal["train", "test", "val", "train75", "all"]
 Requests = Literal["first", "all"]
 
 
@@ -67,16 +67,16 @@ def select_tasks(
     Args:
         split: ``train`` (100), ``test`` (100), ``val`` (25 of train), ``train75`` (the rest of train) or ``all``.
         requests: See :func:`load_tasks`.
-        classes: Only tasks that involve no other API classes.
-        limit: How many to draw, by a hash of seed and id; None for all.
-        seed: Of that draw.
+        classes: If given, only the tasks that involve no other API classes are selected.
+        limit: How many tasks are drawn; None for all.
+        seed: The seed of that draw.
 
     Raises:
         ValueError: If a split or class is unknown, no task is left, or the package has other tasks than the
             split was made for.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}: use {', '.join(SPLITS)}")
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}: use {', '.join(get_args(Split))}")
     if unknown := set(classes or ()) - API_CLASSES.keys():
         raise ValueError(f"classes has {', '.join(sorted(unknown))}: use {', '.join(API_CLASSES)}")
     tasks = load_tasks(requests)
@@ -91,8 +91,7 @@ def select_tasks(
         tasks = tuple(task for task in tasks if set(task.data["classes"]) <= set(classes))
         if not tasks:
             raise ValueError(f"no task of split {split!r} has only classes of {sorted(classes)}: add a class")
-    drawn = {task.id for task in sorted(tasks, key=lambda task: hash_rank(task.id, seed))[:limit]}
-    return tuple(task for task in tasks if task.id in drawn)
+    return subset(tasks, limit, seed, key=lambda task: task.id)
 
 
 @functools.cache
@@ -101,8 +100,3 @@ def split_ids() -> dict[str, frozenset[str]]:
     drawn = json.loads(SPLIT_FILE.read_text(encoding="utf-8"))
     train, test, val = (frozenset(drawn[name]) for name in ("train", "test", "val"))
     return {"train": train, "test": test, "val": val, "train75": train - val}
-
-
-def hash_rank(task_id: str, seed: int) -> str:
-    """Where a task stands in a seed's order: the same on every machine."""
-    return hashlib.sha256(f"{seed}:{task_id}".encode()).hexdigest()

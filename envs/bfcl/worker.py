@@ -30,22 +30,22 @@ MAX_RESULT_CHARS = 4000
 
 Scenario = Mapping[str, Any]  # the task's "classes" and "config"
 
-# More than the CPUs: one that computes for seconds keeps nobody else waiting.
+# There are more processes than CPUs, so that one that computes for seconds keeps nobody else waiting.
 workers = Workers("envs.bfcl.worker:start", workers=8, memory_bytes=1 << 30)
 
-# Calls that used up their time, and would every time: a policy that likes one may make it in every episode.
+# These calls used up their time, and would do so again: a policy that likes one may make it in every episode.
 _endless: dict[str, None] = {}
 MAX_ENDLESS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a call.
+    """The result of a call.
 
     Attributes:
-        ok: Whether it succeeded. An API answers a failure with an ``error`` or raises.
-        text: What it returned as JSON, or ``{"error": ...}``.
-        finished: False if the CPU time ran out; the call then left no trace in the state.
+        ok: Whether the call succeeded. An API answers a failure with an ``error`` or raises.
+        text: What the call returned as JSON, or ``{"error": ...}``.
+        finished: False if the CPU time ran out. The call then left no trace in the state.
     """
 
     ok: bool
@@ -58,7 +58,7 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
 
     Args:
         scenario: The task's ``classes`` and ``config``.
-        replayed: The calls made before, failed ones too; unfinished ones not.
+        replayed: The calls made before, also those that failed, but not those that were unfinished.
         calls: The new calls.
         timeout_s: The CPU time for all of it. The call that it stops has failed.
 
@@ -70,7 +70,7 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
     """
     first_endless = next((i for i, call in enumerate(calls) if _key(call, timeout_s) in _endless), len(calls))
     wanted = calls[:first_endless]
-    answers, in_time = _ask(_execute, scenario, _plain(replayed), _plain(wanted), timeout_s) if wanted else ([], True)
+    answers, in_time = _ask(_execute, scenario, replayed, wanted, timeout_s) if wanted else ([], True)
     results = [Result(ok, text) for ok, text in answers]
     if len(results) < len(calls) and all(result.ok for result in results):
         # The first call had all the time to itself.
@@ -94,14 +94,14 @@ def compare(
 
     Args:
         scenario: The task's ``classes`` and ``config``.
-        made: The calls made for each request, failed ones too.
-        ground_truth: The calls that fulfil each, as many.
+        made: The calls made for each request, also those that failed.
+        ground_truth: The calls that fulfil each request.
         timeout_s: The CPU time. States that it leaves uncompared count as different.
 
     Raises:
         WorkerError: If nothing is known about the states.
     """
-    answers, _ = _ask(_compare, scenario, [*map(_plain, made)], [*map(_plain, ground_truth)], timeout_s)
+    answers, _ = _ask(_compare, scenario, made, ground_truth, timeout_s)
     return answers + [False] * (len(ground_truth) - len(answers))
 
 
@@ -113,56 +113,50 @@ def official_verdict(
     It is False if the CPU time runs out.
 
     Raises:
-        WorkerError: If it said nothing.
+        WorkerError: If the checker gave no answer.
     """
-    answers, _ = _ask(_official_verdict, scenario, [*map(_plain, made)], [*map(_plain, ground_truth)], timeout_s)
-    return any(answers)
+    return any(_ask(_official_verdict, scenario, made, ground_truth, timeout_s)[0])
 
 
 def _ask(
-    operation: Callable[..., Any], scenario: Scenario, before: list[Any], after: list[Any], timeout_s: float
+    operation: Callable[..., Any], scenario: Scenario, before: Sequence[Any], after: Sequence[Any], timeout_s: float
 ) -> tuple[list[Any], bool]:
-    classes, config = scenario["classes"], scenario["config"]
-    return workers.ask((operation.__name__, classes, config, before, after), timeout_s)
+    return workers.ask((operation, scenario["classes"], scenario["config"], before, after), timeout_s)
 
 
-def _plain(calls: Sequence[Call]) -> list[list[Any]]:
-    return [[call.name, call.args] for call in calls]
-
-
-# What runs in the process, request by request. A call is a list of a documented function's name and arguments.
+# What follows runs in the processes, request by request.
 
 
 def start(_: None) -> Handler:
     """Loads the APIs."""
     functions()
-    operations = {operation.__name__: operation for operation in (_execute, _compare, _official_verdict)}
-    return lambda request: operations[request[0]](*request[1:])
+    return lambda request: request[0](*request[1:])
 
 
 def _execute(
-    classes: list[str], config: dict[str, Any], replayed: list[Any], calls: list[Any]
+    classes: Sequence[str], config: Mapping[str, Any], replayed: Sequence[Call], calls: Sequence[Call]
 ) -> Iterator[tuple[bool, str]]:
-    """Answers each new call."""
+    """Gives an answer for each new call."""
     bound = methods(load(classes, config))
-    for name, args in replayed:
-        call_method(bound[name], args)
-    for name, args in calls:
-        ok, text = call_method(bound[name], args)
+    for call in replayed:
+        call_method(bound[call.name], call.args)
+    for call in calls:
+        ok, text = call_method(bound[call.name], call.args)
         yield ok, text
         if not ok:
             return
 
 
-def _compare(classes: list[str], config: dict[str, Any], made: list[Any], ground_truth: list[Any]) -> Iterator[bool]:
-    """Answers each user request."""
+def _compare(
+    classes: Sequence[str], config: Mapping[str, Any], made: Sequence[Any], ground_truth: Sequence[Any]
+) -> Iterator[bool]:
+    """Gives an answer for each user request."""
     ours, theirs = load(classes, config), load(classes, config)
     our_methods, their_methods = methods(ours), methods(theirs)
     for our_calls, their_calls in zip(made, ground_truth, strict=True):
-        for name, args in our_calls:
-            call_method(our_methods[name], args)
-        for name, args in their_calls:
-            call_method(their_methods[name], args)
+        for bound, calls in ((our_methods, our_calls), (their_methods, their_calls)):
+            for call in calls:
+                call_method(bound[call.name], call.args)
         try:
             yield same_state(ours, theirs)
         except (RecursionError, MemoryError):  # a directory moved into itself, for one
@@ -170,7 +164,7 @@ def _compare(classes: list[str], config: dict[str, Any], made: list[Any], ground
 
 
 def _official_verdict(
-    classes: list[str], config: dict[str, Any], made: list[Any], ground_truth: list[Any]
+    classes: Sequence[str], config: Mapping[str, Any], made: Sequence[Any], ground_truth: Sequence[Any]
 ) -> Iterator[bool]:
     """The official checker, but for its executor, which evaluates the text of calls and never frees its objects."""
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker as official
@@ -181,22 +175,22 @@ def _official_verdict(
         if model_name not in apis:
             apis[model_name] = load(classes, config)
         bound = methods(apis[model_name])
-        return [_official_text(bound[name], args) for name, args in func_call_list], apis[model_name]
+        return [_official_text(bound[call.name], call.args) for call in func_call_list], apis[model_name]
 
     official.execute_multi_turn_func_call = execute_calls
     steps = [[calls] if calls else [] for calls in made]
     entry = {"id": "multi_turn_base_0", "initial_config": config, "involved_classes": classes}
     try:
-        yield official.multi_turn_checker(steps, ground_truth, entry, "multi_turn_base", "policy")["valid"]
+        yield official.multi_turn_checker(steps, [*ground_truth], entry, "multi_turn_base", "policy")["valid"]
     except (RecursionError, MemoryError):
         yield False
 
 
-def call_method(method: Callable[..., Any], args: dict[str, Any]) -> tuple[bool, str]:
+def call_method(method: Callable[..., Any], args: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether a call succeeded, and its result as JSON text."""
     try:
         with _precision_kept():
-            result = method(**copy.deepcopy(args))
+            result = method(**copy.deepcopy(dict(args)))
             text = _json(result)
     except Exception as error:  # whatever the API's code raises for these arguments
         return False, _json({"error": f"{type(error).__name__}: {error}"[:MAX_RESULT_CHARS]})
@@ -222,11 +216,11 @@ def _precision_kept() -> Iterator[None]:
         yield
 
 
-def _official_text(method: Callable[..., Any], args: dict[str, Any]) -> str:
+def _official_text(method: Callable[..., Any], args: Mapping[str, Any]) -> str:
     """A result as the official executor renders it."""
     try:
         with _precision_kept():
-            result = method(**copy.deepcopy(args))
+            result = method(**copy.deepcopy(dict(args)))
             if isinstance(result, dict):
                 with contextlib.suppress(Exception):
                     return json.dumps(result)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Literal, NamedTuple
 
 from envs.base import Task
-from envs.competition_math.tasks import stable_hash, subset
+from envs.sampling import stable_hash, subset
 
 TEST_FRACTION = 0.25
 
 
 class Problem(NamedTuple):
-    """A problem: its text, one text for all that differ in the order of operands only, and the answer."""
+    """A problem: its text, a text that it shares with the same problem in another order, and its answer."""
 
     text: str
     canonical: str
@@ -21,36 +22,31 @@ class Problem(NamedTuple):
 
 
 def _sums(first: range, second: range) -> Iterator[Problem]:
-    for a in first:
-        for b in second:
-            yield Problem(f"{a} + {b}", f"{min(a, b)} + {max(a, b)}", a + b)
+    for a, b in product(first, second):
+        yield Problem(f"{a} + {b}", f"{min(a, b)} + {max(a, b)}", a + b)
 
 
 def _differences() -> Iterator[Problem]:
-    for a in range(21):
-        for b in range(a + 1):
+    for a, b in product(range(21), repeat=2):
+        if b <= a:
             yield Problem(f"{a} - {b}", f"{a} - {b}", a - b)
 
 
 def _products() -> Iterator[Problem]:
-    for a in range(10):
-        for b in range(10):
-            yield Problem(f"{a} * {b}", f"{min(a, b)} * {max(a, b)}", a * b)
+    for a, b in product(range(10), repeat=2):
+        yield Problem(f"{a} * {b}", f"{min(a, b)} * {max(a, b)}", a * b)
 
 
 def _expressions() -> Iterator[Problem]:
-    digits = range(1, 10)
-    for a in digits:
-        for b in digits:
-            for c in digits:
-                product = f"{min(b, c)} * {max(b, c)}"
-                yield Problem(f"{a} + {b} * {c}", f"{a} + {product}", a + b * c)
-                yield Problem(f"{b} * {c} + {a}", f"{a} + {product}", b * c + a)
-                if a + b >= c:
-                    yield Problem(f"{a} + {b} - {c}", f"{min(a, b)} + {max(a, b)} - {c}", a + b - c)
+    for a, b, c in product(range(1, 10), repeat=3):
+        canonical = f"{a} + {min(b, c)} * {max(b, c)}"
+        yield Problem(f"{a} + {b} * {c}", canonical, a + b * c)
+        yield Problem(f"{b} * {c} + {a}", canonical, b * c + a)
+        if a + b >= c:
+            yield Problem(f"{a} + {b} - {c}", f"{min(a, b)} + {max(a, b)} - {c}", a + b - c)
 
 
-# From easy to hard; the level's number is its place, from 1.
+# The levels, from easy to hard. The number of a level is its place, from 1.
 LEVELS: dict[str, Callable[[], Iterator[Problem]]] = {
     "add1": lambda: _sums(range(10), range(10)),
     "add21": lambda: _sums(range(10, 100), range(1, 10)),
@@ -70,13 +66,14 @@ def arithmetic_tasks(
 ) -> tuple[Task, ...]:
     """The arithmetic tasks of some levels.
 
-    Train and test are disjoint, also up to the order of operands: a hash of the problem decides.
+    A hash decides whether a problem is for training or for testing. Problems that differ in the order of their operands
+    alone are on the same side.
 
     Args:
         levels: Names in ``LEVELS``; None for all.
         split: ``train`` (75 %) or ``test`` (25 %).
         limit: How many tasks are drawn; None for all.
-        seed: Seeds the draw.
+        seed: The seed of that draw.
 
     Raises:
         ValueError: If a level or the split is unknown.
@@ -92,7 +89,7 @@ def arithmetic_tasks(
         for problem in LEVELS[level]()
         if _is_test(problem) == (split == "test")
     )
-    return tasks if limit is None else subset(tasks, limit, seed)
+    return subset(tasks, limit, seed)
 
 
 def _is_test(problem: Problem) -> bool:

@@ -56,10 +56,10 @@ def start(_: None) -> Callable[[Request], list[bool]]:
 def _is_correct(answer: str, response: str, literal: bool) -> bool:
     from math_verify import parse, verify
 
-    # Bare gold answers often fail to parse. The time limits are the parent's.
+    # Gold answers without a box often fail to parse. The process that asked keeps the time.
     gold = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
     found = parse(response, parsing_timeout=None)  # type: ignore[arg-type]
     if literal:
-        sides = [getattr(value, "rhs", value) for value in found]  # of 7 + 5 = 12, the 12
+        sides = [getattr(value, "rhs", value) for value in found]  # the 12 in 7 + 5 = 12
         found = [side for side in sides if getattr(side, "is_Number", False)]
     return verify(gold, found, timeout_seconds=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Task
+from envs.sampling import subset
 
 Row = Mapping[str, Any]
 
@@ -19,87 +19,75 @@ FILE_SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    r"""Where one of the paper's splits lies on the Hub.
+class Source:
+    r"""A data set, and the columns of its rows.
 
     Attributes:
-        path: The data set's id, or a folder.
-        config: The data set's configuration.
-        split: The data set's own split.
-        problem: The column of the problem.
-        answer: The column of the answer; None if it is the last ``\boxed{}`` of the column ``solution``.
-        context: A column with text that belongs before the problem.
-        keep: Column and regular expression: rows without a match are left out.
+        path: A ``.jsonl`` or ``.parquet`` file, a folder that ``datasets`` can load, or a Hub data set.
+        split: The data set's own split, ``train`` by default. A file has none.
+        config: The data set's configuration. A file has none.
+        problem_key: The column of the problem.
+        answer_key: The column of the answer; None if it is the last ``\boxed{}`` of the worked solution.
+        id_key: The column of the id. Rows without one are numbered.
+        solution_key: The column of the worked solution, whose number of steps is reported.
+        context_key: The column of a text that belongs before the problem.
+        keep: A column and a regular expression: rows without a match are left out.
         size: How many problems are drawn; None for all.
     """
 
     path: str
+    split: str | None = None
     config: str | None = None
-    split: str = "test"
-    problem: str = "problem"
-    answer: str | None = "answer"
-    context: str | None = None
+    problem_key: str = "problem"
+    answer_key: str | None = "answer"
+    id_key: str = "id"
+    solution_key: str = "solution"
+    context_key: str | None = None
     keep: tuple[str, str] | None = None
     size: int | None = None
 
 
-SPLITS: Mapping[str, Split] = {
-    "train": Split("agentica-org/DeepScaleR-Preview-Dataset", split="train", keep=("answer", r"\S"), size=1280),
-    "val_math100": Split(
-        "DigitalLearningGmbH/MATH-lighteval", split="train", answer=None, keep=("solution", r"\\boxed\{"), size=100
+# The paper's splits on the Hub.
+SPLITS: Mapping[str, Source] = {
+    "train": Source("agentica-org/DeepScaleR-Preview-Dataset", "train", keep=("answer", r"\S"), size=1280),
+    "val_math100": Source(
+        "DigitalLearningGmbH/MATH-lighteval", "train", answer_key=None, keep=("solution", r"\\boxed\{"), size=100
     ),
-    "math500": Split("HuggingFaceH4/MATH-500"),
-    "amc12": Split("AI-MO/aimo-validation-amc", split="train", keep=("url", r"202[23]_AMC_12")),
-    "aime24": Split("HuggingFaceH4/aime_2024", split="train"),
-    "aime25": Split("math-ai/aime25"),
-    "minerva": Split("math-ai/minervamath", problem="question"),
+    "math500": Source("HuggingFaceH4/MATH-500", "test"),
+    "amc12": Source("AI-MO/aimo-validation-amc", "train", keep=("url", r"202[23]_AMC_12")),
+    "aime24": Source("HuggingFaceH4/aime_2024", "train"),
+    "aime25": Source("math-ai/aime25", "test"),
+    "minerva": Source("math-ai/minervamath", "test", problem_key="question"),
     # The configuration is the open-ended (OE), text-only (TO), English competition part.
-    "olympiadbench": Split(
-        "Hothan/OlympiadBench",
-        "OE_TO_maths_en_COMP",
-        split="train",
-        problem="question",
-        answer="final_answer",
-        context="context",
+    "olympiadbench": Source(
+        *("Hothan/OlympiadBench", "train", "OE_TO_maths_en_COMP"),
+        problem_key="question",
+        answer_key="final_answer",
+        context_key="context",
     ),
 }
-# Draws `train` and `val_math100` from the Hub's data sets.
+# The seed of the draws of `train` and `val_math100`.
 SUBSET_SEED = 0
 
 
 @functools.lru_cache
-def load_tasks(
-    path: str,
-    split: str | None = None,
-    *,
-    config: str | None = None,
-    problem_key: str = "problem",
-    answer_key: str = "answer",
-    id_key: str = "id",
-    solution_key: str = "solution",
-) -> tuple[Task, ...]:
+def load_tasks(path: str, split: str | None = None, **columns: Any) -> tuple[Task, ...]:
     """Loads math problems. The result is cached: environments share it.
 
-    A row has a problem and an answer, may have an id, and may have a worked solution, whose number of
-    steps is reported.
+    A row has a problem and an answer, may have an id, and may have a worked solution.
 
     Args:
-        path: A ``.jsonl`` or ``.parquet`` file, a folder that ``datasets`` can load, or a Hub data set.
-        split: The data set's split, ``train`` by default; a file has none.
-        config: The data set's configuration.
-        problem_key: The column of the problem.
-        answer_key: The column of the answer.
-        id_key: The column of the id. Rows without one are numbered.
-        solution_key: The column of the worked solution.
+        path: A file, a folder or a Hub data set; see :class:`Source`.
+        split: The data set's split.
+        columns: Further fields of :class:`Source`, such as ``problem_key``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the data set cannot be loaded or a row cannot be used; the message names the file,
+        ValueError: If the data set cannot be loaded or a row cannot be used. The message names the file,
             the row and the field.
     """
-    file = Path(path)
-    name = file.stem if file.suffix in FILE_SUFFIXES else path
-    return _tasks(path, name, _rows(path, split, config), problem_key, answer_key, id_key, solution_key)
+    source, file = Source(path, split, **columns), Path(path)
+    return _tasks(source, file.stem if file.suffix in FILE_SUFFIXES else path, _rows(source))
 
 
 @functools.lru_cache
@@ -109,7 +97,7 @@ def load_split(name: str, data_dir: str | None = None) -> tuple[Task, ...]:
     Args:
         name: A name in ``SPLITS``.
         data_dir: A folder with ``<name>.jsonl`` or ``<name>.parquet`` (columns ``problem``, ``answer`` and
-            perhaps ``id`` and ``solution``). Without it the Hub is asked.
+            perhaps ``id`` and ``solution``). Without it the split is loaded from the Hub.
 
     Raises:
         FileNotFoundError: If the folder has no such file.
@@ -126,20 +114,7 @@ def load_split(name: str, data_dir: str | None = None) -> tuple[Task, ...]:
             f"split {name!r}: there is neither {files[0]} nor {files[1]}: put one there, or correct data_dir"
         )
     source = SPLITS[name]
-    rows = _source_rows(source)
-    tasks = _tasks(source.path, name, rows, source.problem, source.answer or "answer", "id", "solution")
-    return tasks if source.size is None else subset(tasks, source.size, SUBSET_SEED)
-
-
-def subset(tasks: tuple[Task, ...], size: int, seed: int = 0) -> tuple[Task, ...]:
-    """Draws tasks by a hash of their prompts: the same ones on every machine, in their old order."""
-    ranked = sorted(range(len(tasks)), key=lambda i: stable_hash(f"{seed}:{tasks[i].prompt}"))
-    return tuple(tasks[i] for i in sorted(ranked[:size]))
-
-
-def stable_hash(text: str) -> int:
-    """A hash that does not change between processes, unlike ``hash``."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return subset(_tasks(source, name, _hub_rows(source)), source.size, SUBSET_SEED)
 
 
 def last_boxed(text: str) -> str | None:
@@ -156,9 +131,11 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _source_rows(source: Split) -> Iterator[tuple[int, Row]]:
-    columns = {source.problem, source.answer or "solution", source.context, source.keep and source.keep[0]} - {None}
-    for number, row in _rows(source.path, source.split, source.config):
+def _hub_rows(source: Source) -> Iterator[tuple[int, Row]]:
+    """The rows of one of the paper's splits, with their ``problem_key`` and ``answer_key`` filled in."""
+    columns = {source.problem_key, source.answer_key or source.solution_key, source.context_key}
+    columns = (columns | {source.keep and source.keep[0]}) - {None}
+    for number, row in _rows(source):
         if missing := columns - row.keys():
             raise ValueError(
                 f"{source.path}:{number}: no field {', '.join(sorted(map(repr, missing)))}, the data set has changed: "
@@ -166,15 +143,16 @@ def _source_rows(source: Split) -> Iterator[tuple[int, Row]]:
             )
         if source.keep and not re.search(source.keep[1], str(row[source.keep[0]])):
             continue
-        if source.answer is None:
-            row = {**row, "answer": last_boxed(row["solution"])}
-        if source.context and row[source.context]:
-            row = {**row, source.problem: f"{row[source.context]}\n{row[source.problem]}"}
+        if source.answer_key is None:
+            row = {**row, "answer": last_boxed(row[source.solution_key])}
+        if source.context_key and row[source.context_key]:
+            row = {**row, source.problem_key: f"{row[source.context_key]}\n{row[source.problem_key]}"}
         yield number, row
 
 
-def _rows(path: str, split: str | None, config: str | None) -> Iterator[tuple[int, Row]]:
+def _rows(source: Source) -> Iterator[tuple[int, Row]]:
     """The rows of a data set, each with its line or row number."""
+    path, split, config = source.path, source.split, source.config
     file = Path(path)
     if file.suffix in FILE_SUFFIXES:
         if not file.is_file():
@@ -221,41 +199,32 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, Row]]:
     yield from enumerate(rows, start=1)
 
 
-def _tasks(
-    path: str,
-    name: str,
-    rows: Iterable[tuple[int, Row]],
-    problem_key: str,
-    answer_key: str,
-    id_key: str,
-    solution_key: str,
-) -> tuple[Task, ...]:
+def _tasks(source: Source, name: str, rows: Iterable[tuple[int, Row]]) -> tuple[Task, ...]:
     tasks: dict[str, Task] = {}
     numbers: dict[str, int] = {}
+    path, id_key = source.path, source.id_key
     for number, row in rows:
         values = {}
-        for argument, key in (("problem_key", problem_key), ("answer_key", answer_key)):
-            values[argument] = _text(row.get(key))
-            if not values[argument]:
+        for column, key in (("problem_key", source.problem_key), ("answer_key", source.answer_key or "answer")):
+            values[column] = _text(row.get(key))
+            if not values[column]:
                 raise ValueError(
                     f"{path}:{number}: field {key!r} is missing or empty (fields: {', '.join(row)}): "
-                    f"fill it in, or name the right column with {argument}"
+                    f"fill it in, or name the right column with {column}"
                 )
         task_id = _text(row.get(id_key)) or f"{name}/{number}"
         if task_id in tasks:
             raise ValueError(
                 f"{path}:{number}: field {id_key!r} is {task_id!r}, as in row {numbers[task_id]}: make ids unique"
             )
-        steps = solution_steps(row.get(solution_key))
-        data = {
-            # Dollar signs would break the \boxed{} that grading puts around the answer.
-            "answer": re.sub(r"(?<!\\)\$", "", values["answer_key"]),
-            "metrics": {"solution_steps": steps} if steps else {},
-        }
+        steps = solution_steps(row.get(source.solution_key))
+        # Dollar signs would break the \boxed{} that grading puts around the answer.
+        answer = re.sub(r"(?<!\\)\$", "", values["answer_key"])
+        data = {"answer": answer, "metrics": {"solution_steps": steps} if steps else {}}
         tasks[task_id] = Task(task_id, values["problem_key"], data)
         numbers[task_id] = number
     if not tasks:
-        raise ValueError(f"{path}: no rows: give it at least one with {problem_key!r} and {answer_key!r}")
+        raise ValueError(f"{path}: there are no rows: give it at least one with a problem and an answer")
     return tuple(tasks.values())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,44 +18,27 @@ from types import ModuleType
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, StrictFloat, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from envs.options import validate
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ScoreRange:
     """What a competition's scores are worth.
 
     Attributes:
-        worst: The score of quality 0, and every worse one's.
-        best: The score of quality 1. It is above ``worst`` where a higher score is better.
+        worst: This score, and every worse one, has quality 0.
+        best: This score has quality 1. It is above ``worst`` where a higher score is better.
     """
 
-    worst: float
-    best: float
+    worst: StrictFloat
+    best: StrictFloat
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.worst) and math.isfinite(self.best)) or self.worst == self.best:
-            raise ValueError(f"worst is {self.worst!r} and best is {self.best!r}: use two different finite numbers")
-
-    @classmethod
-    def parse(cls, value: Any, where: str) -> ScoreRange:
-        """The range that a mapping with ``worst`` and ``best`` describes.
-
-        Args:
-            value: The mapping.
-            where: What to call it in an error.
-
-        Raises:
-            ValueError: If it is no such mapping, or its numbers are no range.
-        """
-        if not isinstance(value, Mapping) or value.keys() != {"worst", "best"}:
-            raise ValueError(f"{where} is {value!r}: write it as worst: NUMBER, best: NUMBER")
-        for key, number in value.items():
-            if not isinstance(number, int | float) or isinstance(number, bool):
-                raise ValueError(f"{where}: {key} is {number!r}: use a number")
-        try:
-            return cls(float(value["worst"]), float(value["best"]))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+        if self.worst == self.best:
+            raise ValueError(f"worst is {self.worst!r} and best is {self.best!r}: use two different numbers")
 
     @property
     def higher_is_better(self) -> bool:
@@ -80,18 +62,44 @@ SCORE_RANGES: Mapping[str, ScoreRange] = {
 }
 
 
+class _Grader(BaseModel):
+    name: str
+    grade_fn: str
+
+    @field_validator("grade_fn")
+    @classmethod
+    def _is_function(cls, value: str) -> str:
+        if value.count(":") != 1:
+            raise ValueError("write it as module:function")
+        return value
+
+
+class _Dataset(BaseModel):
+    answers: PurePosixPath
+    gold_submission: PurePosixPath | None = None
+
+
+class _Config(BaseModel):
+    """What is read of a competition's ``config.yaml``, which has more fields in mle-bench."""
+
+    id: str
+    grader: _Grader
+    dataset: _Dataset
+    score_range: ScoreRange | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Competition:
     """One competition.
 
     Attributes:
         id: Its name in mle-bench.
-        directory: Where its data lies.
+        directory: The directory of its data.
         definition: The directory of its ``config.yaml`` and ``grade.py``.
-        description: What a competitor is told, Markdown.
+        description: What a competitor is told, in Markdown.
         metric: The name of its score.
-        score_range: From ``config.yaml``'s field ``score_range`` or the paper's table; None where neither
-            has one.
+        score_range: The field ``score_range`` of ``config.yaml``, else the range in the paper's table; None where
+            neither has one.
         answers: The file of the right answers.
         gold: A file with a perfect submission, often ``answers`` itself.
         grade_fn: ``module:function``, as ``config.yaml`` names it.
@@ -134,47 +142,28 @@ def load_competition(directory: str | Path) -> Competition:
             )
     definition = directory if (directory / "config.yaml").is_file() else _packaged_definition(directory)
     file = definition / "config.yaml"
-    config = yaml.safe_load(file.read_text())
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{file} holds no mapping")
+    config = validate(_Config, yaml.safe_load(file.read_text()), f"{file}: ")
 
-    def text(*keys: str) -> str:
-        value: Any = config
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if not isinstance(value, str):
-            raise ValueError(f"{file}: {'.'.join(keys)} is {value!r}: it must be a text")
-        return value
-
-    name = text("id")
-
-    def data_file(*keys: str) -> Path:
-        # In the data directory of all competitions, so that it begins with this one's id.
-        path = PurePosixPath(text(*keys))
-        if path.is_absolute() or ".." in path.parts or not path.is_relative_to(name):
-            raise ValueError(f"{file}: {'.'.join(keys)} is {str(path)!r}: it must begin with {name}/")
-        found = directory / path.relative_to(name)
+    def data_file(field: str, path: PurePosixPath) -> Path:
+        # The path is in the data directory of all competitions, so it begins with this one's id.
+        if path.is_absolute() or ".." in path.parts or not path.is_relative_to(config.id):
+            raise ValueError(f"{file}: dataset.{field} is {str(path)!r}: it must begin with {config.id}/")
+        found = directory / path.relative_to(config.id)
         if not found.is_file():
-            raise FileNotFoundError(f"{found} does not exist: {file} names it as {'.'.join(keys)}")
+            raise FileNotFoundError(f"{found} does not exist: {file} names it as dataset.{field}")
         return found
 
-    grade_fn = text("grader", "grade_fn")
-    if grade_fn.count(":") != 1:
-        raise ValueError(f"{file}: grader.grade_fn is {grade_fn!r}: write it as module:function")
-    answers = data_file("dataset", "answers")
-    score_range = SCORE_RANGES.get(name)
-    if "score_range" in config:
-        score_range = ScoreRange.parse(config["score_range"], f"{file}: score_range")
+    answers, gold = config.dataset.answers, config.dataset.gold_submission
     return Competition(
-        id=name,
+        id=config.id,
         directory=directory,
         definition=definition,
         description=_description(definition),
-        metric=text("grader", "name"),
-        score_range=score_range,
-        answers=answers,
-        gold=data_file("dataset", "gold_submission") if "gold_submission" in config["dataset"] else answers,
-        grade_fn=grade_fn,
+        metric=config.grader.name,
+        score_range=config.score_range or SCORE_RANGES.get(config.id),
+        answers=data_file("answers", answers),
+        gold=data_file("gold_submission", gold or answers),
+        grade_fn=config.grader.grade_fn,
     )
 
 

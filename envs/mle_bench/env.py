@@ -8,36 +8,58 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from envs.base import InfrastructureError, Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
 from envs.mle_bench.competitions import Competition, ScoreRange, load_competition
 from envs.mle_bench.grading import Grade, shared_grader
 from envs.mle_bench.prompts import START_SCRIPT, extract_script, prompt, tail
-from envs.sandbox.sandbox import Limits, Run, SandboxError, SandboxUnavailableError, Status, run_script
+from envs.options import Options
+from envs.sandbox.job import Limits
+from envs.sandbox.sandbox import Run, SandboxError, SandboxUnavailableError, Status, run_script
 from envs.workers import usable_cpus
 
 SUBMISSION = "submission.csv"
 SLOTS_VARIABLE = "SANDBOX_SLOTS"
-# How the feedback to a script begins that has a score.
+# The feedback to a script that has a score begins with this.
 SCORED = "Score: "
 # So many times in a row a failing script is debugged before a greedy search goes back to the best one.
 DEBUG_STEPS = 3
 
-DEFAULTS: Mapping[str, Any] = {
-    "competitions": None,
-    "score_ranges": {},
-    "timeout_s": 300.0,
-    "memory_bytes": 8 << 30,
-    "disk_bytes": 2 << 30,
-    "threads": 1,
-    "slots": None,
-    "python": None,
-    "grading_timeout_s": 60.0,
-    "output_chars": 2000,
-    "allow_unsandboxed": False,
-    "keep_submission": False,
-}
+
+class MLEBenchOptions(Options):
+    """The options of :class:`MLEBenchEnv`."""
+
+    competitions: Annotated[
+        tuple[Path, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value)
+    ] = Field((), description="A competition's directory (see `load_competition`), or several. It is required.")
+    score_ranges: dict[str, ScoreRange] = Field(
+        {},
+        description="By a competition's id, a mapping with its `worst` and `best` score. It goes before the range in "
+        "the competition's `config.yaml` and in the paper's table.",
+    )
+    timeout_s: PositiveFloat = Field(300.0, description="The seconds that a script may take.")
+    memory_bytes: PositiveInt = Field(8 << 30, description="The memory that a script may use.")
+    disk_bytes: PositiveInt = Field(2 << 30, description="The disk space that a script may use.")
+    threads: PositiveInt = Field(1, description="The threads that numerical libraries start in a script.")
+    slots: PositiveInt | None = Field(
+        None,
+        description="How many scripts run at once on this machine. Others wait, which does not count as their time. By "
+        "default what the environment variable `SANDBOX_SLOTS` says, else as many as have `threads` CPUs each.",
+    )
+    python: str | None = Field(None, description="The interpreter of the scripts; by default this one.")
+    grading_timeout_s: PositiveFloat = Field(
+        60.0, description="The CPU seconds that grading may take. A submission that takes more is invalid."
+    )
+    output_chars: PositiveInt = Field(
+        2000, description="How much of a failed script's output the feedback shows, from its end."
+    )
+    allow_unsandboxed: bool = Field(False, description="Whether scripts run without protection where no sandbox works.")
+    keep_submission: bool = Field(
+        False, description="Whether the `files` of every outcome hold the `submission.csv` that the script wrote."
+    )
 
 
 class Result(StrEnum):
@@ -60,10 +82,10 @@ class Attempt:
     """One response, extracted, run and graded.
 
     Attributes:
-        result: What became of it.
-        message: Tells the policy.
+        result: What became of the response.
+        message: What the policy is told about it.
         script: The script; None if the response has none.
-        submission: The ``submission.csv`` that the script wrote, if it came so far.
+        submission: The ``submission.csv`` that the script wrote, if it did.
         score: The competition's score, if there is one.
         seconds: How long the script ran.
     """
@@ -84,20 +106,7 @@ class MLEBenchEnv(SelfImprovementEnv):
     An ``improve`` step's return is the share of the possible gain that it made.
 
     Args:
-        config: Options, also as RLlib's ``env_config``; None counts as absent.
-
-            - ``competitions``: a competition's directory (see ``load_competition``), or several; required.
-            - ``score_ranges``: by a competition's id, a mapping with its ``worst`` and ``best`` score; goes
-              before those in its ``config.yaml`` and in the paper's table (``SCORE_RANGES``).
-            - ``timeout_s``, ``memory_bytes``, ``disk_bytes``, ``threads``: what a script may use.
-            - ``slots``: how many scripts run at once on this machine; others wait, which does not count as
-              their time. By default what the environment variable ``SANDBOX_SLOTS`` says, else as many as have
-              ``threads`` CPUs each.
-            - ``python``: the interpreter of the scripts; by default this one.
-            - ``grading_timeout_s``: a submission that takes more CPU time to grade is invalid.
-            - ``output_chars``: how much of a failed script's output the feedback shows, from its end.
-            - ``allow_unsandboxed``: run scripts without protection where no sandbox works.
-            - ``keep_submission``: every outcome's ``files`` hold the ``submission.csv`` that the script wrote.
+        config: The options, see :class:`MLEBenchOptions`; also as RLlib's ``env_config``.
 
     Raises:
         FileNotFoundError: If a competition's file is missing.
@@ -105,39 +114,23 @@ class MLEBenchEnv(SelfImprovementEnv):
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        options = dict(DEFAULTS)
-        for key, value in (config or {}).items():
-            if key not in DEFAULTS:
-                raise ValueError(f"{type(self).__name__} has no option {key!r}: use {', '.join(DEFAULTS)}")
-            if value is not None:
-                options[key] = value
-        for key in ("timeout_s", "memory_bytes", "disk_bytes", "threads", "slots", "grading_timeout_s", "output_chars"):
-            if options[key] is not None and not options[key] > 0:
-                raise ValueError(f"{key} is {options[key]!r}: it must be positive")
-        directories = options["competitions"]
-        if not directories:
+        self.options = options = MLEBenchOptions.parse(config)
+        if not options.competitions:
             raise ValueError(
                 "competitions is missing: name the directories of one or more competitions; "
                 "`python -m envs.mle_bench.synthetic DIRECTORY` writes two small ones"
             )
-        if isinstance(directories, str | Path):
-            directories = [directories]
-        competitions = [load_competition(directory) for directory in directories]
+        competitions = [load_competition(directory) for directory in options.competitions]
         super().__init__([Task(competition.id, competition.description) for competition in competitions])
         self.competitions = {competition.id: competition for competition in competitions}
-        self.score_ranges = _score_ranges(competitions, options["score_ranges"])
+        self.score_ranges = _score_ranges(competitions, options.score_ranges)
         self.limits = Limits(
-            wall_s=options["timeout_s"],
-            memory_bytes=options["memory_bytes"],
-            disk_bytes=options["disk_bytes"],
-            threads=options["threads"],
+            wall_s=options.timeout_s,
+            memory_bytes=options.memory_bytes,
+            disk_bytes=options.disk_bytes,
+            threads=options.threads,
         )
-        self.slots: int = options["slots"] or _default_slots(options["threads"])
-        self.python: str | None = options["python"]
-        self.grading_timeout_s: float = options["grading_timeout_s"]
-        self.output_chars: int = options["output_chars"]
-        self.allow_unsandboxed: bool = options["allow_unsandboxed"]
-        self.keep_submission: bool = options["keep_submission"]
+        self.slots: int = options.slots or _default_slots(options.threads)
 
     def prompt(self, task: Task) -> list[Message]:
         return self._chat(task, "base", START_SCRIPT)
@@ -163,7 +156,9 @@ class MLEBenchEnv(SelfImprovementEnv):
             feedback=attempt.message,
             valid=attempt.script is not None,
             metrics=metrics,
-            files={SUBMISSION: attempt.submission} if self.keep_submission and attempt.submission is not None else {},
+            files={SUBMISSION: attempt.submission}
+            if self.options.keep_submission and attempt.submission is not None
+            else {},
         )
 
     def reward(self, quality: float, previous: float | None) -> float:
@@ -228,8 +223,8 @@ class MLEBenchEnv(SelfImprovementEnv):
                 files=[SUBMISSION],
                 limits=self.limits,
                 slots=self.slots,
-                python=self.python,
-                allow_unsandboxed=self.allow_unsandboxed,
+                python=self.options.python,
+                allow_unsandboxed=self.options.allow_unsandboxed,
             )
         except SandboxUnavailableError:
             raise  # no script will ever run here
@@ -238,7 +233,7 @@ class MLEBenchEnv(SelfImprovementEnv):
         submission = run.files.get(SUBMISSION)
         result, message = _judge(run)
         if result is not Result.SCORED:
-            if output := tail(run.output, self.output_chars):
+            if output := tail(run.output, self.options.output_chars):
                 message += f" The end of its output:\n```\n{output}\n```"
             return Attempt(result, message, script, submission, seconds=run.seconds)
         assert submission is not None
@@ -260,7 +255,7 @@ class MLEBenchEnv(SelfImprovementEnv):
                 f"{name}: the right answers score {gold}, which is worth nothing from worst {score_range.worst} to "
                 f"best {score_range.best}: correct its score range"
             )
-        return grader.grade(submission, self.grading_timeout_s)
+        return grader.grade(submission, self.options.grading_timeout_s)
 
 
 def _has_score(turn: Turn) -> bool:
@@ -276,22 +271,20 @@ def _default_slots(threads: int) -> int:
     return int(given)
 
 
-def _score_ranges(competitions: Sequence[Competition], given: Mapping[str, Any]) -> dict[str, ScoreRange]:
+def _score_ranges(competitions: Sequence[Competition], given: Mapping[str, ScoreRange]) -> dict[str, ScoreRange]:
     names = [competition.id for competition in competitions]
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"score_ranges names {unknown[0]!r}, which is not among the competitions: {', '.join(names)}")
     ranges = {}
     for competition in competitions:
-        name = competition.id
-        score_range = competition.score_range
-        if name in given:
-            score_range = ScoreRange.parse(given[name], f"score_ranges: {name}")
+        score_range = given.get(competition.id) or competition.score_range
         if score_range is None:
             raise ValueError(
-                f"{name} has no score range: set the option score_ranges={{{name!r}: {{'worst': …, 'best': …}}}}, or "
-                f"the field score_range in {competition.definition / 'config.yaml'}"
+                f"{competition.id} has no score range: set the option "
+                f"score_ranges={{{competition.id!r}: {{'worst': …, 'best': …}}}}, or the field score_range in "
+                f"{competition.definition / 'config.yaml'}"
             )
-        ranges[name] = score_range
+        ranges[competition.id] = score_range
     return ranges
 
 

@@ -1,7 +1,7 @@
 """Grades submissions with a competition's own grader, in a process that a hard limit of CPU time can kill.
 
-A submission is untrusted data in the hands of pandas and scikit-learn: it may make them slow, or eat
-memory. So each competition has one process of its own, which loads grader and answers once.
+A submission is untrusted data that pandas and scikit-learn read: it may make them slow, or use much memory. So each
+competition has one process of its own, which loads the grader and the answers once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from envs.mle_bench.competitions import Competition, import_from, load_competition
 from envs.workers import START_TIMEOUT_S, Handler, Workers
@@ -21,7 +20,7 @@ from envs.workers import START_TIMEOUT_S, Handler, Workers
 GRADER_MEMORY_BYTES = 8 << 30
 MAX_SUBMISSION_BYTES = 256 << 20
 MAX_MESSAGE_CHARS = 500
-# mle-bench rounds scores to so many decimals.
+# Like mle-bench, we round scores to this many decimals.
 DECIMALS = 5
 
 
@@ -39,11 +38,7 @@ class Grade:
 
 
 class SubmissionGrader:
-    """Grades submissions to one competition, one after the other. Safe to use from many threads.
-
-    Args:
-        competition: The competition.
-    """
+    """Grades submissions to one competition, one after the other. It may be used from many threads."""
 
     def __init__(self, competition: Competition) -> None:
         self.workers = Workers(
@@ -89,68 +84,42 @@ def shared_grader(competition: Competition) -> SubmissionGrader:
     return SubmissionGrader(competition)
 
 
-# In the grading process.
+# What follows runs in the grading process.
 
 
-class Grader(Protocol):
-    """A competition's grader, loaded."""
-
-    def __call__(self, submission: bytes) -> float:
-        """The score, not rounded; any exception means that the submission is invalid."""
-        ...
-
-
-class FolderGrader:
-    """The ``grade.py`` in the competition's directory."""
-
-    def __init__(self, competition: Competition) -> None:
-        self._grade: Callable[[Any, Any], float] = import_from(competition.definition, competition.grade_fn)
-        self._answers = self._load_answers(competition.answers)
-
-    def __call__(self, submission: bytes) -> float:
-        return self._grade(self._read_csv(io.BytesIO(submission)), self._answers)
-
-    @staticmethod
-    def _read_csv(file: Any) -> Any:
-        import pandas as pd
-
-        return pd.read_csv(file, float_precision="round_trip")
-
-    @classmethod
-    def _load_answers(cls, file: Path) -> Any:
-        if file.suffix == ".csv":
-            return cls._read_csv(file)
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in file.read_text().splitlines()]
-        raise ValueError(f"{file}: answers are in a .csv or .jsonl file")
-
-
-class PackagedGrader:
-    """The grader of the installed ``mlebench`` package."""
-
-    def __init__(self, competition: Competition) -> None:
-        from mlebench.registry import registry  # type: ignore[import-not-found]
-        from mlebench.utils import load_answers, read_csv  # type: ignore[import-not-found]
-
-        # Its Grader object drops the message of an invalid submission: the function itself is called.
-        packaged = registry.set_data_dir(competition.directory.parent).get_competition(competition.directory.name)
-        self._grade, self._read_csv = packaged.grader.grade_fn, read_csv
-        self._answers = load_answers(packaged.answers)
-
-    def __call__(self, submission: bytes) -> float:
-        return self._grade(self._read_csv(io.BytesIO(submission)), self._answers)
+Grader = Callable[[bytes], float]
+"""Gives the score of a submission, not rounded; any exception means that the submission is invalid."""
 
 
 def load_grader(competition: Competition) -> Grader:
-    """The competition's grader: that of the package its definition comes from, or of its own directory."""
-    return PackagedGrader(competition) if competition.packaged else FolderGrader(competition)
+    """The competition's grader: that of the ``mlebench`` package if the definition is the package's, else its own."""
+    if competition.packaged:
+        from mlebench.registry import registry  # type: ignore[import-not-found]
+        from mlebench.utils import load_answers, read_csv  # type: ignore[import-not-found]
+
+        # Its Grader object drops the message of an invalid submission, so the function itself is called.
+        packaged = registry.set_data_dir(competition.directory.parent).get_competition(competition.directory.name)
+        grade_fn, answers = packaged.grader.grade_fn, load_answers(packaged.answers)
+    else:
+        import pandas as pd
+
+        read_csv = functools.partial(pd.read_csv, float_precision="round_trip")
+        grade_fn = import_from(competition.definition, competition.grade_fn)
+        file = competition.answers
+        if file.suffix == ".csv":
+            answers = read_csv(file)
+        elif file.suffix == ".jsonl":
+            answers = [json.loads(line) for line in file.read_text().splitlines()]
+        else:
+            raise ValueError(f"{file}: the answers must be in a .csv or .jsonl file")
+    return lambda submission: grade_fn(read_csv(io.BytesIO(submission)), answers)
 
 
 def grade(grader: Grader, submission: bytes) -> Grade:
     """Grades in this process.
 
-    As in mle-bench, whatever a grader raises means that the submission is invalid: graders check little,
-    and fail in many ways on what they do not expect.
+    As in mle-bench, any exception of a grader means that the submission is invalid: graders check little, and fail in
+    many ways on what they do not expect.
     """
     try:
         score = round(float(grader(submission)), DECIMALS)
@@ -163,7 +132,7 @@ def grade(grader: Grader, submission: bytes) -> Grade:
 
 
 def start(directory: str) -> Handler:
-    """Loads a competition's grader, which proves itself on the gold submission."""
+    """Loads a competition's grader and tries it on the gold submission."""
     import logging
     import warnings
 
@@ -172,7 +141,7 @@ def start(directory: str) -> Handler:
     competition = load_competition(directory)
     grader = load_grader(competition)
     gold = grade(grader, competition.gold.read_bytes())
-    # A grader that fails always, because a library has changed, would else make every submission invalid.
+    # If a library has changed, a grader may always fail. Without this check every submission would be invalid.
     if gold.score is None:
         raise ValueError(f"it rejects the right answers, {competition.gold}: {gold.message}")
 

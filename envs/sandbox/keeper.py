@@ -50,7 +50,7 @@ def give_up_privileges(uid: int, read_all: bool) -> None:
 
 
 def run(argv: list[str], environment: Mapping[str, str], processes: int, ready: int) -> None:
-    """Bounds the processes of this user, in this user namespace, says that the sandbox stands, and becomes argv."""
+    """Bounds the processes of this user in this user namespace, reports that the sandbox is ready, and becomes argv."""
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     processes = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
     resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
@@ -60,7 +60,7 @@ def run(argv: list[str], environment: Mapping[str, str], processes: int, ready: 
 
 
 def main() -> None:
-    """Arguments: the file descriptor to say so on, uid, read_all, processes, and the command to become."""
+    """Reads from the command line: the descriptor for READY, uid, read_all, processes, and the command to become."""
     ready, uid, read_all, processes = map(int, sys.argv[1:5])
     give_up_privileges(uid, bool(read_all))
     run(sys.argv[5:], os.environ, processes, ready)

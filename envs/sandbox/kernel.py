@@ -8,11 +8,11 @@ import stat
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
-# The same number on every architecture.
+# These numbers are the same on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
-# The first that keeps signals and abstract Unix sockets inside; Linux 6.12.
+# This ABI, of Linux 6.12, is the first that keeps signals and abstract Unix sockets inside.
 LANDLOCK_ABI = 6
 
 # LANDLOCK_ACCESS_FS_*: bit 0 to 15 are execute, write_file, read_file, read_dir, remove_dir, remove_file, make_char,
@@ -25,7 +25,7 @@ LIST = 1 << 3
 WRITE = _ALL & ~_MAKE_DEVICES_AND_IOCTL
 DEVICE = 1 << 1 | 1 << 2
 
-# LANDLOCK_ACCESS_NET_*: bind and connect TCP. LANDLOCK_SCOPE_*: abstract Unix sockets and signals.
+# LANDLOCK_ACCESS_NET_* are to bind and to connect TCP; LANDLOCK_SCOPE_* are abstract Unix sockets and signals.
 _NET, _SCOPED = 3, 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,7 +66,7 @@ def become_subreaper() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """Programs with a set-uid bit or capabilities give nothing more, from now on."""
+    """From now on, programs with a set-uid bit or with capabilities give no further privileges."""
     _prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
 
 
@@ -87,7 +87,7 @@ def landlock_abi() -> int:
 
 
 class LandlockRules:
-    """What a process may do to files; everything not named is forbidden, as is TCP."""
+    """What a process may do to files. Everything that is not named is forbidden, and so is TCP."""
 
     def __init__(self) -> None:
         attr = _RulesetAttr(_ALL, _NET, _SCOPED)
@@ -115,11 +115,12 @@ class LandlockRules:
         if not hidden.startswith(path.rstrip("/") + "/"):
             self.allow(path, READ)
             return
-        # Rules only add up: instead of the directory, all of its other entries. Their names may be listed.
+        # Rules can only allow more. So all other entries of the directory are allowed, instead of the directory itself,
+        # and their names may be listed.
         self.allow(path, LIST)
         for name in os.listdir(path):
             entry = os.path.join(path, name)
-            if not os.path.islink(entry):  # what it leads to has its own rule, or none
+            if not os.path.islink(entry):  # what a link leads to has a rule of its own, or none
                 self.allow_reading(entry, hidden)
 
     def apply(self) -> None:

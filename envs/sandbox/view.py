@@ -39,7 +39,7 @@ class Interpreter:
 
     Attributes:
         path: Its absolute path, links not resolved: a virtual environment is known by them.
-        directories: Its installation and its packages.
+        directories: The directories of its installation and of its packages.
     """
 
     path: str
@@ -70,7 +70,7 @@ def interpreter(python: str) -> Interpreter:
 
 
 def readable(python: Interpreter, *, landlock: bool) -> list[str]:
-    """The paths that a script may read, no one below another, links resolved as well as not."""
+    """The paths that a script may read, with and without links resolved. None of them lies below another."""
     paths = [*_SYSTEM, *(_LANDLOCK_SYSTEM if landlock else ()), *python.directories]
     paths = {path for path in paths if os.path.exists(path)}
     paths |= {os.path.realpath(path) for path in paths}
@@ -84,13 +84,13 @@ def readable(python: Interpreter, *, landlock: bool) -> list[str]:
 def bubblewrap_options(
     paths: list[str], *, hidden: str, work: str, data: str | None, uid: int, read_all: bool
 ) -> list[str]:
-    """How ``bwrap`` is to build the sandbox, its seccomp filter apart.
+    """The options that tell ``bwrap`` how to build the sandbox, without its seccomp filter.
 
     Args:
         paths: What the script may read.
         hidden: A directory that is not shown even if it lies below one of the paths.
         work: The work directory.
-        data: What it sees as ``./data``.
+        data: The directory that the script sees as ``./data``.
         uid: The user that the keeper becomes; -1 if it stays who it is, in a user namespace of its own.
         read_all: Whether the keeper is to have CAP_DAC_READ_SEARCH.
     """
@@ -116,7 +116,7 @@ def bubblewrap_options(
             if not inside.startswith(".."):
                 options += ["--tmpfs", os.path.join(path, inside), "--remount-ro", os.path.join(path, inside)]
     options += ["--proc", "/proc", "--dev", "/dev", "--bind", work, WORK]
-    # On the disk, where it is counted: a tmpfs would be memory that no process owns.
+    # It lies on the disk, where it is counted. A tmpfs would be memory that no process owns.
     options += ["--bind", f"{work}/tmp", "/dev/shm"]
     if data is not None:
         options += ["--ro-bind", data, f"{WORK}/data"]
@@ -127,9 +127,9 @@ def environment(python: Interpreter, work: str, threads: int) -> dict[str, str]:
     """The script's environment; nothing of the caller's is in it.
 
     Args:
-        python: Comes first in PATH.
+        python: The interpreter, whose directory comes first in PATH.
         work: The work directory, as the script sees it.
-        threads: What numerical libraries and process pools take for the number of CPUs.
+        threads: The number of CPUs that numerical libraries and process pools assume.
     """
     counts = (
         *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "RAYON_NUM_THREADS"),

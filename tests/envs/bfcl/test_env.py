@@ -591,10 +591,10 @@ def test_the_task_set(config: dict[str, Any], count: int):
     ("config", "message"),
     [
         ({"tasks": "train"}, "no option 'tasks': use split, classes"),
-        ({"limit": 0}, "limit is 0: it must be positive"),
+        ({"limit": 0}, "limit is 0: it must be greater than 0"),
         ({"call_timeout_s": -1}, "call_timeout_s is -1"),
         ({"max_turns": 0}, "max_turns is 0"),
-        ({"requests": "second"}, "requests is 'second': use first or all"),
+        ({"requests": "second"}, "requests is 'second': it must be 'first' or 'all'"),
         ({"split": "dev"}, "split is 'dev'"),
     ],
 )

@@ -125,7 +125,7 @@ def test_the_instruction_can_be_replaced_or_dropped():
     ("config", "message"),
     [
         ({"task": "train", "seed": 1}, r"no option 'task': use tasks, data_dir"),
-        ({"limit": 0}, "limit is 0: it must be positive"),
+        ({"limit": 0}, "limit is 0: it must be greater than 0"),
         ({"grading_timeout_s": -1}, "grading_timeout_s is -1"),
         ({"tasks": "train", "levels": ["add1"]}, "levels is .*'train', which has none: leave levels out"),
         ({"tasks": "train", "split": "test"}, "split is 'test' but tasks is 'train'"),

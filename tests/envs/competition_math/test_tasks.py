@@ -19,8 +19,8 @@ from envs.competition_math.tasks import (
     load_split,
     load_tasks,
     solution_steps,
-    subset,
 )
+from envs.sampling import subset
 
 DATA = Path(__file__).parents[2] / "data" / "math"
 
@@ -89,8 +89,8 @@ def test_tasks_are_shared(tmp_path: Path):
         ([{**ROW, "answer": "  "}], r"x\.jsonl:1: field 'answer'"),
         ([{**ROW, "answer": float("nan")}], r"x\.jsonl:1: field 'answer'"),
         ([{"question": "P", "answer": "1"}], r"x\.jsonl:1: field 'problem'.*fields: question, answer.*problem_key"),
-        ([], r"x\.jsonl: no rows"),
-        (["\n\n"], r"x\.jsonl: no rows"),
+        ([], r"x\.jsonl: there are no rows"),
+        (["\n\n"], r"x\.jsonl: there are no rows"),
         ([ROW, "\n", ROW], r"x\.jsonl:3: field 'id' is 'a', as in row 1: make ids unique"),
         ([ROW, '{"problem": \n'], r"x\.jsonl:2: broken JSON"),
         ([ROW, "[1]\n"], r"x\.jsonl:2: a list: write one JSON object per line"),

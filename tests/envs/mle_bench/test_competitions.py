@@ -59,14 +59,14 @@ def test_gold_may_differ_from_the_answers(copy: Path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"id": 7}, "id is 7: it must be a text"),
+        ({"id": 7}, "config.yaml: id is 7: it must be a valid string"),
         ({"dataset": {"answers": "other/test.csv"}}, "dataset.answers is 'other/test.csv': it must begin with courier"),
         ({"dataset": {"answers": "courier-delivery-times/../x.csv"}}, "dataset.answers"),
-        ({"dataset": None}, "dataset.answers is None"),
-        ({"grader": {"name": "auc", "grade_fn": "grade"}}, "grade_fn is 'grade': write it as module:function"),
-        ({"score_range": [0, 1]}, r"score_range is \[0, 1\]: write it as worst: NUMBER, best: NUMBER"),
-        ({"score_range": {"worst": 1, "best": 1}}, "two different finite numbers"),
-        ({"score_range": {"worst": "1", "best": 0}}, "worst is '1': use a number"),
+        ({"dataset": None}, "dataset is None: it must be"),
+        ({"grader": {"name": "auc", "grade_fn": "grade"}}, "grader.grade_fn is 'grade': write it as module:function"),
+        ({"score_range": [0, 1]}, r"score_range is \[0, 1\]: it must be a dictionary"),
+        ({"score_range": {"worst": 1, "best": 1}}, "two different numbers"),
+        ({"score_range": {"worst": "1", "best": 0}}, "score_range.worst is '1': it must be a valid number"),
     ],
 )
 def test_a_config_that_cannot_be_used(copy: Path, fields: dict[str, Any], message: str):

@@ -17,7 +17,7 @@ from envs.base import InfrastructureError, Outcome, TaskInstance, Turn
 from envs.mle_bench import env as env_module
 from envs.mle_bench import grading
 from envs.mle_bench.competitions import load_competition
-from envs.mle_bench.env import DEFAULTS, MLEBenchEnv, Result
+from envs.mle_bench.env import MLEBenchEnv, MLEBenchOptions, Result
 from envs.mle_bench.prompts import GOALS, START_SCRIPT
 from envs.sandbox.sandbox import Limits, Run, SandboxError, SandboxUnavailableError, Status
 from envs.workers import WorkerError, usable_cpus
@@ -336,11 +336,11 @@ def test_a_demonstration_comes_with_the_competition(make: Callable[..., MLEBench
         ({"competitions": None}, "competitions is missing"),
         ({"competitions": []}, "competitions is missing"),
         ({"competition": "x"}, "no option 'competition': use competitions, score_ranges"),
-        ({"timeout_s": 0}, "timeout_s is 0: it must be positive"),
+        ({"timeout_s": 0}, "timeout_s is 0: it must be greater than 0"),
         ({"threads": -1}, "threads is -1"),
         ({"slots": 0}, "slots is 0"),
         ({"score_ranges": {"other": {"worst": 0, "best": 1}}}, "score_ranges names 'other', which is not among"),
-        ({"score_ranges": {NAME: {"worst": 0}}}, "score_ranges: courier-delivery-times is .*: write it as worst"),
+        ({"score_ranges": {NAME: {"worst": 0}}}, "score_ranges.courier-delivery-times.best is missing: set it"),
     ],
 )
 def test_options_that_cannot_be_used(deliveries: Path, config: dict[str, Any], message: str):
@@ -354,8 +354,8 @@ def test_the_same_competition_twice_is_an_error(deliveries: Path):
 
 
 def test_none_counts_as_absent(deliveries: Path):
-    env = MLEBenchEnv({"competitions": deliveries, **dict.fromkeys(list(DEFAULTS)[1:])})
-    assert env.limits == Limits() and not env.allow_unsandboxed
+    env = MLEBenchEnv({"competitions": deliveries, **dict.fromkeys(list(MLEBenchOptions.model_fields)[1:])})
+    assert env.limits == Limits() and not env.options.allow_unsandboxed
     assert env.slots == usable_cpus() and MLEBenchEnv({"competitions": deliveries, "threads": 999}).slots == 1
     assert env.competitions[NAME] == load_competition(deliveries)
 
