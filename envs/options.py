@@ -34,7 +34,7 @@ class Options(BaseModel):
         if unknown := [name for name in config or {} if name not in cls.model_fields]:
             close = difflib.get_close_matches(str(unknown[0]), cls.model_fields, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no option {unknown[0]!r}: use {', '.join(cls.model_fields)}.{hint}")
+            raise ValueError(f"env_config has no option {unknown[0]!r}: use {', '.join(cls.model_fields)}.{hint}")
         return validate(cls, given)
 
     @classmethod

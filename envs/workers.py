@@ -2,8 +2,8 @@
 
 An answer such as ``9^{9^{9^9}}`` keeps Python or SymPy busy for hours inside one operation, which neither a
 signal handler nor a thread can interrupt; a submission can eat all memory of what reads it. So such work is
-done in plain Python processes (this module run by name). A process ends when its pipe does. CPU time, not the
-clock: that the machine is busy says nothing about the work.
+done in plain Python processes, which run this module. A process ends when its pipe does. The limit is one of CPU
+time, not of the clock, because a busy machine says nothing about the work.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import Any, Self
 
 from envs.base import InfrastructureError
 
 START_TIMEOUT_S = 300.0
-# A process that has not answered after so many times its CPU time is stalled, or waits for what never comes.
+# A process that has not answered after this many times its CPU time is stalled, or waits for what never comes.
 STALL_FACTOR = 20
-# A process that nobody can kill, because its parent is dead, ends itself so much later.
+# A process whose parent is dead, so that nobody can kill it, ends itself this much later.
 ORPHAN_GRACE_S = 3
 
 Handler = Callable[[Any], Iterable[Any]]
-"""Answers a request."""
+"""Gives the answers to a request."""
 
 
 def usable_cpus() -> int:
@@ -51,11 +51,11 @@ class Workers:
     A process keeps nothing between requests, so that a killed one takes no state with it.
 
     Args:
-        start: ``module:function``. Called with ``argument`` in a new process, it makes the :data:`Handler` that
+        start: ``module:function``. A new process calls it with ``argument``; it returns the :data:`Handler` that
             answers requests there.
-        argument: Of ``start``; JSON.
-        workers: The most processes; by default one per CPU, up to 4.
-        memory_bytes: What a process may allocate.
+        argument: The argument of ``start``, a JSON value.
+        workers: The largest number of processes; by default one per CPU, up to 4.
+        memory_bytes: The memory that a process may allocate.
     """
 
     def __init__(
@@ -67,12 +67,13 @@ class Workers:
         _pools.add(self)
 
     def _empty(self) -> None:
-        # One slot per process. Last in, first out: an idle process is used before a new one is started.
+        # There is one slot per process. The last one in is the first out, so that an idle process is used before a new
+        # one is started.
         self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(self.workers):
             self._slots.put(None)
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -84,11 +85,11 @@ class Workers:
         return [worker.process.pid for worker in self._slots.queue if worker is not None]
 
     def ask(self, request: Any, timeout_s: float) -> tuple[list[Any], bool]:
-        """Has a process answer a request.
+        """Lets a process answer a request.
 
         Args:
             request: What the handler gets; anything that can be pickled.
-            timeout_s: The CPU time for it. A process that needs more is killed.
+            timeout_s: The CPU seconds for it. A process that needs more is killed.
 
         Returns:
             The handler's answers, and whether they are all there, not cut short by the limit.
@@ -115,7 +116,7 @@ class Workers:
                     return answers, True
             raise WorkerError(f"a process of {self.start} died twice on the request {repr(request)[:1000]}")
         finally:
-            # Only a process that has answered goes back: any other still works, or owes an answer.
+            # Only a process that has answered goes back. Any other one still works, or still owes an answer.
             if worker is not idle and worker is not None:
                 worker.kill()
             self._slots.put(idle)
@@ -148,9 +149,9 @@ class _Worker:
 
     def __init__(self, start: str, argument: Any, memory_bytes: int) -> None:
         self.connection, child = Pipe()
-        # The child finds the same modules as this process, however this one came by them; -P keeps the working
-        # directory from shadowing them. A fixed hash seed fixes the order of sets in messages. Its own session:
-        # Ctrl-C is for us to handle.
+        # The child finds the same modules as this process, and -P keeps the working directory from shadowing them. A
+        # fixed hash seed fixes the order of sets in messages. The child has a session of its own, so that Ctrl-C does
+        # not reach it.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
@@ -199,7 +200,7 @@ class _Worker:
             raise
 
     def _receive(self, deadline: float) -> list[Any]:
-        """One answer in a list, or the empty list that ends them; not pickled, since the process is not trusted."""
+        """One answer in a list, or the empty list that ends them. They are JSON, since the process is not trusted."""
         if not self.connection.poll(max(0.0, deadline - time.monotonic())):
             raise TimeoutError
         return json.loads(self.connection.recv_bytes())

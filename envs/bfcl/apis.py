@@ -1,7 +1,7 @@
 """The API classes of the package ``bfcl-eval``: their documented functions, and objects of them.
 
-Of the package only its data files and the modules of these classes are used: others write into
-site-packages when imported.
+Only the package's data files and the modules of these classes are used, because other modules write into
+site-packages when they are imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 PACKAGE = "bfcl-eval==2026.3.23"
 
-# Each class with its module, which is also the name of its file of function docs.
+# Each class has a module, whose name is also that of the file with the docs of its functions.
 API_CLASSES: Mapping[str, str] = {
     "GorillaFileSystem": "gorilla_file_system",
     "MathAPI": "math_api",
@@ -30,7 +30,7 @@ API_CLASSES: Mapping[str, str] = {
     "TwitterAPI": "posting_api",
     "VehicleControlAPI": "vehicle_control",
 }
-# Its calls change nothing, so that they need no replay. It also holds every function that can take long.
+# The calls of this class change nothing, so they need no replay. It also has every function that can take long.
 STATELESS_CLASS = "MathAPI"
 
 
@@ -39,9 +39,9 @@ class Function:
     """A documented function.
 
     Attributes:
-        api: Its class.
-        doc: The package's documentation: ``name``, ``description``, ``parameters``, ``response``.
-        signature: What it takes, without ``self``.
+        api: The name of its class.
+        doc: What the package says of it: ``name``, ``description``, ``parameters``, ``response``.
+        signature: The arguments that it takes, without ``self``.
     """
 
     api: str
@@ -93,7 +93,7 @@ def load(classes: Collection[str], config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def methods(apis: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    """The objects' documented functions by name: the only way to call them."""
+    """The objects' documented functions by name. Nothing else of the objects is ever called."""
     return {name: getattr(apis[function.api], name) for name, function in offered(apis).items()}
 
 

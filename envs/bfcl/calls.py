@@ -1,4 +1,4 @@
-"""Responses of the policy and calls of the documented functions. Model text is parsed, never evaluated."""
+"""Parses responses of the policy into calls of the documented functions. Model text is never evaluated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 TOOL, END_TOOL = "<tool>", "</tool>"
 TASK_FINISHED, TASK_ERROR = "<TASK_FINISHED>", "<TASK_ERROR>"
-# Generation ends with, and includes, one of these.
+# A generation ends with one of these, and includes it.
 STOP = (END_TOOL, TASK_FINISHED, TASK_ERROR)
 
 MAX_CALLS = 32
@@ -47,8 +47,8 @@ class Action:
 
     Attributes:
         kind: What it asks for.
-        calls: The calls of ``CALLS``.
-        problem: What is wrong with a ``MALFORMED`` response, for the policy.
+        calls: The calls, if the kind is ``CALLS``.
+        problem: What the policy is told about a ``MALFORMED`` response.
     """
 
     kind: ActionKind
@@ -117,7 +117,7 @@ def _deeper(value: Any, depth: int) -> bool:
 
 
 def bind(call: Call, signature: inspect.Signature) -> Call:
-    """The call with every argument of the function: the given ones and the defaults of the rest.
+    """The call with every argument of the function: those that are given, and the defaults of the others.
 
     Raises:
         ValueError: If an argument is missing or unknown.

@@ -1,4 +1,4 @@
-"""When a request is fulfilled: its ground-truth calls are contained in those that were made.
+"""A request is fulfilled if its ground-truth calls are contained in those that were made.
 
 The order of calls, further calls and failed calls do not count by themselves, only through the final state.
 """

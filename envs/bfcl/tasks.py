@@ -96,7 +96,7 @@ def select_tasks(
 
 @functools.cache
 def split_ids() -> dict[str, frozenset[str]]:
-    """The ids of every split but ``all``, as ``split.py`` drew them."""
+    """The ids of every split but ``all``. ``tests/envs/bfcl/split.py`` has drawn them."""
     drawn = json.loads(SPLIT_FILE.read_text(encoding="utf-8"))
     train, test, val = (frozenset(drawn[name]) for name in ("train", "test", "val"))
     return {"train": train, "test": test, "val": val, "train75": train - val}

@@ -37,19 +37,12 @@ class Grade:
     message: str = ""
 
 
-class SubmissionGrader:
+class SubmissionGrader(Workers):
     """Grades submissions to one competition, one after the other. It may be used from many threads."""
 
     def __init__(self, competition: Competition) -> None:
-        self.workers = Workers(
-            "envs.mle_bench.grading:start", str(competition.directory), workers=1, memory_bytes=GRADER_MEMORY_BYTES
-        )
-
-    def __enter__(self) -> SubmissionGrader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.workers.close()
+        directory = str(competition.directory)
+        super().__init__("envs.mle_bench.grading:start", directory, workers=1, memory_bytes=GRADER_MEMORY_BYTES)
 
     def grade(self, submission: bytes, timeout_s: float = 60.0) -> Grade:
         """Scores a submission.
@@ -64,7 +57,7 @@ class SubmissionGrader:
         """
         if len(submission) > MAX_SUBMISSION_BYTES:
             return Grade(None, f"the file has {len(submission)} bytes; the most are {MAX_SUBMISSION_BYTES}")
-        answers, in_time = self.workers.ask(submission, timeout_s)
+        answers, in_time = self.ask(submission, timeout_s)
         return Grade(*answers[0]) if in_time else Grade(None, f"grading the file took more than {timeout_s:g} s")
 
     @functools.cached_property
@@ -74,7 +67,7 @@ class SubmissionGrader:
         Raises:
             WorkerError: If the grader cannot be loaded, or rejects it.
         """
-        (score,), _ = self.workers.ask(None, START_TIMEOUT_S)
+        (score,), _ = self.ask(None, START_TIMEOUT_S)
         return score
 
 

@@ -50,7 +50,7 @@ The directory `data`, read-only, holds {files}. The script has {timeout_s:g} sec
 {feedback}Respond with the whole script in one block that begins with ```python and ends with ```. If there are \
 several such blocks, the last one is run."""
 
-# How many files of a competition the prompt names.
+# The prompt names at most this many files of a competition.
 MAX_FILES = 20
 
 _FENCE = re.compile(r"\s*```+([^`]*)")
@@ -63,11 +63,11 @@ def prompt(
 
     Args:
         goal: A key of ``GOALS``.
-        description: The competition's.
+        description: The description of the competition.
         files: The names of the competition's files.
-        timeout_s: The script's time limit.
+        timeout_s: The script's time limit in seconds.
         script: The script to begin from.
-        feedback: What became of it, shown below it.
+        feedback: The feedback to that script, which is shown below it.
     """
     named = [f"`{name}`" for name in files[:MAX_FILES]]
     if more := len(files) - len(named):

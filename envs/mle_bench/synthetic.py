@@ -60,7 +60,7 @@ def generate(directory: str | Path, seed: int = 0) -> list[Path]:
 
     Args:
         directory: Gets a folder for each; such a folder must not exist yet.
-        seed: Of the data. The same seed gives the same files.
+        seed: The seed of the data. The same seed gives the same files.
 
     Returns:
         The folders of the competitions.
@@ -119,7 +119,7 @@ def main() -> None:
         prog="python -m envs.mle_bench.synthetic", description="Writes two small competitions with made-up data."
     )
     parser.add_argument("directory", help="gets a folder for each competition")
-    parser.add_argument("--seed", type=int, default=0, help="of the data (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the data (default: 0)")
     arguments = parser.parse_args()
     for competition in generate(arguments.directory, arguments.seed):
         print(competition)

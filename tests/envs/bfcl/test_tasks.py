@@ -8,8 +8,8 @@ import pytest
 
 from envs.bfcl.apis import API_CLASSES, functions, offered, read_data
 from envs.bfcl.calls import bind
-from envs.bfcl.split import features, make_split
 from envs.bfcl.tasks import load_tasks, select_tasks, split_ids
+from tests.envs.bfcl.split import features, make_split
 
 TASKS = {task.id: task for task in load_tasks("all")}
 

@@ -98,10 +98,10 @@ def test_lone_surrogates_do_not_come_back():
 def test_the_deadline_is_hard(endless: Call):
     execute(ADD)
     start = time.monotonic()
-    results = execute(ADD, endless, ADD, timeout_s=1.0)
-    assert time.monotonic() - start < 10  # of CPU time it has 1 s
+    results = execute(ADD, endless, ADD, timeout_s=0.5)
+    assert time.monotonic() - start < 10  # it has 0.5 s of CPU time
     assert results[0].ok
-    assert results[1:] == [Result(False, '{"error": "stopped after 1 s: this takes too long"}', finished=False)]
+    assert results[1:] == [Result(False, '{"error": "stopped after 0.5 s: this takes too long"}', finished=False)]
     assert execute(ADD)[0].ok
 
 
@@ -133,7 +133,7 @@ def test_calls_share_no_argument():
 def test_a_replay_past_the_deadline_fails_the_next_call():
     (result,) = execute(ADD, replayed=(FOR_EVER,), timeout_s=0.5)
     assert not result.ok and not result.finished
-    assert worker.compare(SCENARIO, [MKDIR, [FOR_EVER]], [MKDIR, []], 1.0) == [True, False]
+    assert worker.compare(SCENARIO, [MKDIR, [FOR_EVER]], [MKDIR, []], 0.5) == [True, False]
     assert worker.official_verdict(SCENARIO, [[FOR_EVER]], [[ADD]], 0.5) is False
 
 

@@ -47,8 +47,8 @@ def test_a_literal_answer_may_come_with_words(response: str):
 def test_the_deadline_is_hard():
     grade("1", "1")
     start = time.monotonic()
-    assert grade("12", FOR_EVER, timeout_s=2.0) is Verdict.TIMED_OUT
-    assert time.monotonic() - start < 20  # of CPU time it has 2 s
+    assert grade("12", FOR_EVER, timeout_s=0.5) is Verdict.TIMED_OUT
+    assert time.monotonic() - start < 20  # it has 0.5 s of CPU time
     assert grade("12", "12") is Verdict.CORRECT
 
 

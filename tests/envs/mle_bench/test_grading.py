@@ -209,7 +209,7 @@ def test_many_threads_share_the_process(rmsle: SubmissionGrader, deliveries: Pat
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(score, range(16))) == [float(i) for i in range(16)]
-    assert len(rmsle.workers.pids) == 1
+    assert len(rmsle.pids) == 1
 
 
 def test_the_shared_grader_is_one_per_competition(messages: Path, deliveries: Path):

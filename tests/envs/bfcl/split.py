@@ -1,6 +1,6 @@
-"""Draws the train, test and validation tasks, stratified by API classes and number of requests.
+"""Draws BFCL's train, test and validation tasks, stratified by API classes and number of requests.
 
-``python -m envs.bfcl.split`` writes ``split.json`` beside this file.
+``python -m tests.envs.bfcl.split`` writes ``envs/bfcl/split.json``, which the environment reads.
 """
 
 from __future__ import annotations
