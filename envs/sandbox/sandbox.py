@@ -1,6 +1,6 @@
 """Runs one untrusted Python script.
 
-    run = run_script("print(open('data/train.csv').readline())", data=Path("competition/public"))
+    run = run_script("print(open('data/train.csv').readline())", data=Path("some/data"))
     run.status, run.output
 
 The script starts in an empty work directory, the only place where it can write. It sees its interpreter with the
