@@ -8,9 +8,11 @@ on or to diverge from.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -97,6 +99,16 @@ class TaskInstance:
             )
 
     @property
+    def digest(self) -> str:
+        """64 bits, in hexadecimal, that name the task and the responses that the episode starts from.
+
+        They are the same in every process. The kind is no part of them: ``improve`` and ``diverge`` start from the same
+        responses, and so does a ``base`` instance whose history ends where theirs does.
+        """
+        turns = (*self.history, self.iterate) if self.iterate else self.history
+        return prefix_digests(self.task_id, turns)[-1]
+
+    @property
     def depth(self) -> int:
         """The number of self-iteration steps behind the iterate."""
         return self.iterate.depth if self.iterate else 0
@@ -105,6 +117,17 @@ class TaskInstance:
     def starting_turn(self) -> int:
         """t, the index of the first turn that the episode answers."""
         return len(self.history)
+
+
+def prefix_digests(task_id: str, turns: Iterable[Turn]) -> list[str]:
+    """The digest of a task without any turn, then for every turn that of the instance which ends in it."""
+    # JSON escapes lone surrogates, and its quotes tell two texts from one.
+    digest = hashlib.blake2b(json.dumps(task_id).encode(), digest_size=8)
+    digests = [digest.hexdigest()]
+    for turn in turns:
+        digest.update(json.dumps(turn.response).encode())
+        digests.append(digest.hexdigest())
+    return digests
 
 
 @dataclass(frozen=True, slots=True)

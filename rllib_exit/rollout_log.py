@@ -1,17 +1,15 @@
 """A log of every rollout: one Parquet file per iteration, which says what came from what.
 
-A turn's id is a digest of the task and of the responses up to that turn. An instance's id is that of the last
-response that it starts from. So a rollout descends from the one that wrote the turn with its instance's id: the
-log holds the lineage, and nothing else has to remember it.
+A turn's id is the digest of the instance that ends in it, and an instance's id is its digest (see
+:attr:`envs.base.TaskInstance.digest`). So a rollout descends from the one that wrote the turn with its instance's id:
+the log holds the lineage, and nothing else has to remember it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from envs.base import TaskInstance, Turn
+from envs.base import Turn, prefix_digests
 from rllib_exit.chat import replace_surrogates
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup
 
@@ -56,8 +54,8 @@ class RolloutLog:
     """Writes the log.
 
     Args:
-        directory: Where the files go; made if need be.
-        filesystem: That of the directory; by default this machine's.
+        directory: Where the files go. It is made if it is missing.
+        filesystem: The file system that holds the directory; by default this machine's.
     """
 
     def __init__(self, directory: str | Path, filesystem: FileSystem | None = None) -> None:
@@ -66,10 +64,10 @@ class RolloutLog:
         self._filesystem.create_dir(self._directory)
 
     def write(self, iteration: int, groups: Sequence[ScoredGroup]) -> None:
-        """Writes an iteration's file, whole or not at all; one that is there is replaced.
+        """Writes an iteration's file, whole or not at all; a file of that iteration is replaced.
 
         Args:
-            iteration: Counted from 1.
+            iteration: Its number, counted from 1.
             groups: The iteration's groups.
         """
         rows = [
@@ -95,10 +93,10 @@ def _row(iteration: int, group: RolloutGroup, g: int, advantage: float) -> dict[
         "kind": instance.kind,
         "starting_turn": instance.starting_turn,
         "depth": instance.depth,
-        "instance_id": _instance_id(instance),
+        "instance_id": instance.digest,
         "iterate": _turn(instance.iterate) if instance.iterate else None,
         "turns": [_turn(turn) for turn in rollout.turns],
-        "turn_ids": _prefix_ids(instance.task_id, rollout.turns)[1:],
+        "turn_ids": prefix_digests(instance.task_id, rollout.turns)[1:],
         "return": rollout.return_,
         "quality": rollout.quality,
         "advantage": advantage,
@@ -118,55 +116,39 @@ def _turn(turn: Turn) -> dict[str, Any]:
     }
 
 
-def _instance_id(instance: TaskInstance) -> str:
-    turns = (*instance.history, *([instance.iterate] if instance.iterate else []))
-    return _prefix_ids(instance.task_id, turns)[-1]
-
-
-def _prefix_ids(task_id: str, turns: Iterable[Turn]) -> list[str]:
-    """Of the task alone, then up to each turn: 64 bits in hexadecimal that are the same for the same content."""
-    # JSON escapes lone surrogates, and its quotes tell two texts from one.
-    digest = hashlib.blake2b(json.dumps(task_id).encode(), digest_size=8)
-    ids = [digest.hexdigest()]
-    for turn in turns:
-        digest.update(json.dumps(turn.response).encode())
-        ids.append(digest.hexdigest())
-    return ids
-
-
 Row = dict[str, Any]
 
 
 class LoggedRollouts:
     """Reads the log of a run.
 
-    Of several logs under the directories the last written one counts; the iterations before its first are taken from
-    the one before, as where a run was resumed.
+    Where there are several logs under the directories, as after a resumed run, an iteration is taken from the last
+    written log that begins before or with it.
 
     Args:
-        directories: A log's, or some above logs of one run.
+        directories: Directories of logs, or above logs, of one run.
 
     Attributes:
-        files: By iteration, in order.
+        files: The files by iteration, in order.
 
     Raises:
         FileNotFoundError: If there is no log.
     """
 
     def __init__(self, *directories: Path) -> None:
-        logs: dict[Path, list[Path]] = defaultdict(list)
+        logs: dict[Path, dict[int, Path]] = defaultdict(dict)
         for directory in directories:
             for file in directory.rglob("iteration-*.parquet"):
-                logs[file.parent].append(file)
+                logs[file.parent][int(file.stem.removeprefix("iteration-"))] = file
         if not logs:
             raise FileNotFoundError(
                 f"{', '.join(map(str, directories))} has no log of rollouts: train with --log-rollouts, and name the "
                 "run's directory"
             )
         files: dict[int, Path] = {}
-        for log in sorted(logs.values(), key=lambda log: max(file.stat().st_mtime_ns for file in log), reverse=True):
+        for log in sorted(logs.values(), key=_last_written, reverse=True):
             first = min(files, default=math.inf)
-            files.update((i, file) for file in log if (i := int(file.stem.removeprefix("iteration-"))) < first)
+            files |= {iteration: file for iteration, file in log.items() if iteration < first}
         self.files = dict(sorted(files.items()))
 
     def read(
@@ -180,8 +162,8 @@ class LoggedRollouts:
 
         Args:
             where: The condition, over :data:`SCHEMA`'s columns.
-            iteration: Look into this iteration alone.
-            columns: What to read of them; by default everything.
+            iteration: The only iteration to look into; by default all of them.
+            columns: The columns to read; by default all of them.
 
         Raises:
             ValueError: If the log has no such iteration, or a file is damaged.
@@ -193,7 +175,7 @@ class LoggedRollouts:
         return dataset.to_table(columns and list(columns), filter=where).to_pylist()
 
     def rollout(self, group_id: str, g: int, *, iteration: int | None = None) -> Row:
-        """One rollout; found sooner if its iteration is known.
+        """One rollout, which is found sooner if its iteration is known.
 
         Raises:
             ValueError: If the log does not have it.
@@ -211,33 +193,32 @@ class LoggedRollouts:
         Returns:
             The parent, its parent and so on, as far as the log goes; and the children. Both without texts.
         """
-        texts = ("iterate", "turns", "metrics")
-        columns = [name for name in SCHEMA.names if name not in texts]
+        columns = [name for name in SCHEMA.names if name not in ("iterate", "turns", "metrics")]
         rows = self.read(ds.field("task_id") == rollout["task_id"], columns=columns)
-        writers: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+        writers: dict[str, list[tuple[int, Row]]] = defaultdict(list)  # by turn id: the depth there, and the rollout
         for row in rows:
-            if row["valid"] and not row["truncated"]:  # the others do not enter the task buffer
-                for t in range(row["starting_turn"], len(row["turn_ids"])):
-                    writers[row["turn_ids"][t]].append((t, row))
+            if row["valid"] and not row["truncated"]:  # no other rollout enters the task buffer
+                first = row["depth"] + 1 if row["kind"] != "base" else 0
+                for i, turn_id in enumerate(row["turn_ids"][row["starting_turn"] :]):
+                    writers[turn_id].append((first if i == 0 else 0, row))
 
         def parent(child: Row) -> Row | None:
-            for t, row in writers[child["instance_id"]]:
-                iterated = t == row["starting_turn"] and row["kind"] != "base"
-                depth = row["depth"] + 1 if iterated else 0
+            for depth, row in writers[child["instance_id"]]:
                 if row["iteration"] < child["iteration"] and (child["kind"] == "base" or child["depth"] == depth):
                     return row
             return None
 
-        ancestors: list[Row] = []
-        row = parent(rollout)
-        while row is not None:
+        ancestors, row = [], rollout
+        while row := parent(row):
             ancestors.append(row)
-            row = parent(row)
-        name = rollout["group_id"], rollout["g"]
-        written = set(rollout["turn_ids"][rollout["starting_turn"] :])
+        written, name = rollout["turn_ids"][rollout["starting_turn"] :], (rollout["group_id"], rollout["g"])
         children = [
-            row
-            for row in rows
-            if row["instance_id"] in written and (p := parent(row)) and (p["group_id"], p["g"]) == name
+            child
+            for child in rows
+            if child["instance_id"] in written and (p := parent(child)) and (p["group_id"], p["g"]) == name
         ]
         return ancestors, children
+
+
+def _last_written(log: dict[int, Path]) -> int:
+    return max(file.stat().st_mtime_ns for file in log.values())

@@ -9,13 +9,11 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from envs.base import TaskInstance, Turn
+from envs.base import TaskInstance, Turn, prefix_digests
 from rllib_exit.curriculum.exit import STRATEGIES, ExIt
-from rllib_exit.rollout_log import SCHEMA, LoggedRollouts, RolloutLog, _prefix_ids
+from rllib_exit.rollout_log import SCHEMA, LoggedRollouts, RolloutLog
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
 
 SEGMENT = Segment(np.arange(5, dtype=np.int32), np.array([0, 0, 1, 1, 1], bool), np.zeros(5, np.float32))
@@ -54,8 +52,8 @@ def test_a_rollout_reads_back_as_it_was_written(tmp_path: Path):
         {"response": "e", "feedback": "seen", "quality": 0.125, "depth": 3},
     ]
     ids = {
-        "turn_ids": _prefix_ids("t1", [Turn("a"), Turn("e")])[1:],
-        "instance_id": _prefix_ids("t1", [Turn("a"), iterate])[-1],
+        "turn_ids": prefix_digests("t1", [Turn("a"), Turn("e")])[1:],
+        "instance_id": prefix_digests("t1", [Turn("a"), iterate])[-1],
     }
     assert rows[1] == ids | {
         "iteration": 3, "policy_version": 4, "group_id": "g7", "g": 1, "task_id": "t1", "kind": "improve",
@@ -75,22 +73,11 @@ def test_the_files_have_one_schema_and_are_compressed(tmp_path: Path):
     assert len(LoggedRollouts(tmp_path).read()) == 1
 
 
-TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
-
-
-@given(TEXT, st.lists(TEXT, max_size=3), TEXT, st.lists(TEXT, max_size=3))
-def test_ids_are_equal_where_the_contents_are(task: str, texts: list[str], other_task: str, others: list[str]):
-    ids, other_ids = _prefix_ids(task, map(Turn, texts)), _prefix_ids(other_task, map(Turn, others))
-    for i, id_ in enumerate(ids):
-        for j, other in enumerate(other_ids):
-            assert (id_ == other) == ((task, texts[:i]) == (other_task, others[:j]))
-
-
 def test_lone_surrogates_are_replaced_but_not_in_the_ids(tmp_path: Path):
     write(tmp_path, 1, make_group("g", TaskInstance("t\ud800"), ("a\udfff",), metrics={"\ud800": 1.0}))
     [row] = LoggedRollouts(tmp_path).read()
     assert (row["task_id"], row["turns"][0]["response"], row["metrics"]) == ("t\ufffd", "a\ufffd", [("\ufffd", 1.0)])
-    assert row["turn_ids"] == _prefix_ids("t\ud800", [Turn("a\udfff")])[1:]
+    assert row["turn_ids"] == prefix_digests("t\ud800", [Turn("a\udfff")])[1:]
 
 
 def test_an_error_leaves_the_file_that_was_there(tmp_path: Path):

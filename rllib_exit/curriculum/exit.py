@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -100,8 +99,8 @@ class ExIt:
         self._rng = rng
         self._epoch, self._position = np.empty(0, dtype=np.int64), 0
         self._num_requests = 0
-        self._seen_tasks: set[int] = set()
-        self._seen_instances: set[int] = set()
+        self._seen_tasks: set[str] = set()
+        self._seen_instances: set[str] = set()
         self._selected: list[RolloutRequest] = []
         self._scores: list[float] = []
         self._num_skipped = 0
@@ -136,8 +135,8 @@ class ExIt:
             instance = self._self_iteration(source)
         else:
             instance = TaskInstance(self._next_base_task())
-        self._seen_tasks.add(_digest(instance.task_id))
-        self._seen_instances.add(_instance_digest(instance))
+        self._seen_tasks.add(instance.task_id)
+        self._seen_instances.add(instance.digest)
         group_id, seed = f"{self._num_requests:08d}", int(self._rng.integers(2**31))
         self._num_requests += 1
         return RolloutRequest(group_id, instance, source, seed)
@@ -191,14 +190,14 @@ class ExIt:
     def get_state(self) -> dict[str, Any]:
         """Everything that later selections and updates depend on."""
         return {
-            "task_ids": _digest(self._task_ids),
+            "task_ids": self._task_ids,
             "buffer": self.buffer.get_state(),
             "rng": self._rng.bit_generator.state,
             "epoch": self._epoch.copy(),
             "position": self._position,
             "num_requests": self._num_requests,
-            "seen_tasks": np.array(sorted(self._seen_tasks), dtype=np.uint64),
-            "seen_instances": np.array(sorted(self._seen_instances), dtype=np.uint64),
+            "seen_tasks": sorted(self._seen_tasks),
+            "seen_instances": sorted(self._seen_instances),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -207,32 +206,19 @@ class ExIt:
         Raises:
             ValueError: If it was saved with other base tasks, or does not fit the buffer.
         """
-        if state["task_ids"] != _digest(self._task_ids):
+        if state["task_ids"] != self._task_ids:
             raise ValueError("the saved curriculum has other base tasks, or another order: give task_ids as before")
         self.buffer.set_state(state["buffer"])
         self._rng.bit_generator.state = state["rng"]
         self._epoch, self._position = state["epoch"].copy(), state["position"]
         self._num_requests = state["num_requests"]
-        self._seen_tasks, self._seen_instances = (
-            set(state["seen_tasks"].tolist()),
-            set(state["seen_instances"].tolist()),
-        )
+        self._seen_tasks, self._seen_instances = set(state["seen_tasks"]), set(state["seen_instances"])
 
 
 def _prefixes(task_id: str, rollout: Rollout) -> list[TaskInstance]:
     """For every turn, the instance that ends in its last iterate."""
     turns = rollout.turns
     return [TaskInstance(task_id, turns[:t], turn, "improve") for t, turn in enumerate(turns)]
-
-
-def _instance_digest(instance: TaskInstance) -> int:
-    turns = instance.history + ((instance.iterate,) if instance.iterate else ())
-    return _digest((instance.task_id, instance.iterate is None, [turn.response for turn in turns]))
-
-
-def _digest(value: object) -> int:
-    """64 bits that are the same in every process, unlike ``hash``."""
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Kind, Outcome, Task, TaskInstance, Turn, UnicodeText
+from envs.base import Kind, Outcome, Task, TaskInstance, Turn, UnicodeText, prefix_digests
 from envs.prompts import DIVERGE, IMPROVE
 from tests.fakes import CounterEnv
 
@@ -232,3 +232,23 @@ def test_any_text_is_an_observation_and_an_action(text: str):
 
 def test_what_is_no_text_is_neither():
     assert not UnicodeText().contains(3)
+
+
+TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
+
+
+@given(TEXT, st.lists(TEXT, max_size=3), TEXT, st.lists(TEXT, max_size=3))
+def test_digests_are_equal_where_the_contents_are(task: str, texts: list[str], other_task: str, others: list[str]):
+    digests, other_digests = prefix_digests(task, map(Turn, texts)), prefix_digests(other_task, map(Turn, others))
+    for i, digest in enumerate(digests):
+        for j, other in enumerate(other_digests):
+            assert (digest == other) == ((task, texts[:i]) == (other_task, others[:j]))
+
+
+def test_an_instances_digest_is_that_of_the_turn_which_it_starts_from():
+    turns = Turn("a", "seen", 0.5), Turn("b", depth=2)
+    task, first, second = prefix_digests("t", turns)
+    assert TaskInstance("t").digest == task
+    assert TaskInstance("t", turns[:1]).digest == TaskInstance("t", (), turns[0], "diverge").digest == first
+    assert TaskInstance("t", turns[:1], turns[1], "improve").digest == second
+    assert first == "50772a7513dc0e60"  # in every process
