@@ -1,4 +1,4 @@
-"""The numbers that training reports: one list, from which Ray's gauges and the Grafana dashboard are made."""
+"""The numbers that training reports, as one list: Ray's gauges and the Grafana dashboard are made from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Metric:
         path: Its keys in the result, joined by slashes.
         description: What it says, in ASCII.
         unit: Grafana's name of its unit.
-        panel: The dashboard's panel that it shares with others; by default it has its own.
+        panel: The dashboard's panel that it shares with its neighbours; by default it has a panel of its own.
         by_step: Whether it is one number for each step of self-improvement, under ``step_0``, ``step_1``, …
     """
 
@@ -48,21 +48,19 @@ class Metric:
         return "rllib_exit_" + re.sub(r"\W", "_", self.path, flags=re.ASCII)
 
 
+# The panels that several metrics share.
+KINDS, CUT, ITERATION, LOGPROBS = "kinds of prompts", "cut or invalid", "parts of an iteration", "logprob_abs_diff"
 METRICS = (
     Metric("curriculum/buffer_size", "Instances in the task buffer."),
     Metric("curriculum/buffer_score_min", "Lowest learnability score in the task buffer.", panel="buffer_score"),
     Metric("curriculum/buffer_score_mean", "Mean learnability score in the task buffer.", panel="buffer_score"),
     Metric("curriculum/buffer_score_max", "Highest learnability score in the task buffer.", panel="buffer_score"),
-    Metric("curriculum/selected_fraction", "Prompts selected from the task buffer.", FRACTION, "kinds of prompts"),
-    Metric("curriculum/improve_fraction", "Prompts that improve an iterate.", FRACTION, "kinds of prompts"),
-    Metric("curriculum/diverge_fraction", "Prompts that diverge from an iterate.", FRACTION, "kinds of prompts"),
+    Metric("curriculum/selected_fraction", "Prompts selected from the task buffer.", FRACTION, KINDS),
+    Metric("curriculum/improve_fraction", "Prompts that improve an iterate.", FRACTION, KINDS),
+    Metric("curriculum/diverge_fraction", "Prompts that diverge from an iterate.", FRACTION, KINDS),
     Metric("curriculum/depth_mean", "Self-iteration steps behind the iterates; 0 for a base task."),
     Metric("curriculum/starting_turn_mean", "Turn at which the episodes start.", panel="starting_turn"),
-    Metric(
-        "curriculum/starting_turn_plateau",
-        "Turn at which replayed episodes level off.",
-        panel="starting_turn",
-    ),
+    Metric("curriculum/starting_turn_plateau", "Turn at which replayed episodes level off.", panel="starting_turn"),
     Metric("curriculum/distinct_tasks_total", "Base tasks seen so far.", panel="distinct"),
     Metric("curriculum/distinct_instances_total", "Task instances seen so far.", panel="distinct"),
     Metric("curriculum/group_variance_mean", "Learnability: variance of the quality within a group."),
@@ -71,8 +69,8 @@ METRICS = (
     Metric("rollouts/return_mean", "Mean return; what advantages are made of."),
     Metric("rollouts/quality_mean", "Mean final quality; what learnability is made of.", FRACTION),
     Metric("rollouts/response_tokens_mean", "Tokens that the policy generated per rollout."),
-    Metric("rollouts/truncated_fraction", "Rollouts cut by a limit of tokens.", FRACTION, "cut or invalid"),
-    Metric("rollouts/invalid_fraction", "Rollouts with an invalid response.", FRACTION, "cut or invalid"),
+    Metric("rollouts/truncated_fraction", "Rollouts cut by a limit of tokens.", FRACTION, CUT),
+    Metric("rollouts/invalid_fraction", "Rollouts with an invalid response.", FRACTION, CUT),
     Metric("rollouts/skipped_prompts", "Prompts that do not fit the context."),
     Metric("rollouts/retried_episodes", "Episodes begun once more because the first attempt failed."),
     Metric("rollouts/dropped_episodes", "Episodes left out of their groups because the environment broke down."),
@@ -83,26 +81,16 @@ METRICS = (
     Metric("learner/clip_fraction", "Tokens whose ratio was clipped.", FRACTION),
     Metric("learner/entropy", "Entropy of the policy, per token."),
     Metric("learner/grad_norm", "Norm of the gradient before clipping."),
-    Metric(
-        "learner/logprob_abs_diff_mean",
-        "Mean |log-probability of the learner - of the engine|.",
-        panel="logprob_abs_diff",
-    ),
-    Metric(
-        "learner/logprob_abs_diff_max",
-        "Largest |log-probability of the learner - of the engine|.",
-        panel="logprob_abs_diff",
-    ),
+    Metric("learner/logprob_abs_diff_mean", "Mean |log-probability of the learner - of the engine|.", panel=LOGPROBS),
+    Metric("learner/logprob_abs_diff_max", "Largest |log-probability of the learner - of the engine|.", panel=LOGPROBS),
     Metric("learner/lr", "Learning rate."),
     Metric("learner/skipped_updates", "Updates left out because of a non-finite loss or gradient."),
     Metric("learner/tokens_per_s", "Tokens trained on per second."),
-    Metric("timers/select", "Selecting the prompts.", SECONDS, "parts of an iteration"),
-    Metric("timers/rollout", "Rolling out.", SECONDS, "parts of an iteration"),
-    Metric(
-        "timers/embed", "Advantages and the diversity bonus; part of rolling out.", SECONDS, "parts of an iteration"
-    ),
-    Metric("timers/update", "Updating the policy.", SECONDS, "parts of an iteration"),
-    Metric("timers/sync", "Giving the weights to the env runners.", SECONDS, "parts of an iteration"),
+    Metric("timers/select", "Selecting the prompts.", SECONDS, ITERATION),
+    Metric("timers/rollout", "Rolling out.", SECONDS, ITERATION),
+    Metric("timers/embed", "Advantages and the diversity bonus; part of rolling out.", SECONDS, ITERATION),
+    Metric("timers/update", "Updating the policy.", SECONDS, ITERATION),
+    Metric("timers/sync", "Giving the weights to the env runners.", SECONDS, ITERATION),
     Metric("sync/bytes", "Size of the weights.", BYTES),
     Metric("sync/transfer_s", "Weights on their way to the engines.", SECONDS, "sync"),
     Metric("sync/load_s", "Weights being loaded by the slowest engine.", SECONDS, "sync"),
@@ -113,7 +101,7 @@ METRICS = (
     Metric("evaluation/net_corrections", "Tasks put right minus tasks put wrong since step 0.", by_step=True),
     Metric("evaluation/num_tasks", "Tasks evaluated on."),
 )
-# Where a domain's own numbers stand besides the listed ones.
+# The rows in which a domain's own numbers stand beside the listed ones.
 DOMAIN_ROWS = ("curriculum", "rollouts", "evaluation")
 
 
@@ -124,7 +112,13 @@ def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str]
         The metric, its tag ``step`` if it is by step, and its value.
     """
     listed = {metric.path for metric in METRICS}
-    for metric in (*METRICS, *(metric for metric in _domain_metrics(result) if metric.path not in listed)):
+    domain = [
+        Metric(f"{row}/{name}", "A number of the domain.", by_step=isinstance(value, Mapping))
+        for row in DOMAIN_ROWS
+        for name, value in result.get(row, {}).items()
+        if f"{row}/{name}" not in listed
+    ]
+    for metric in (*METRICS, *domain):
         value: Any = result
         for key in metric.path.split("/", 1):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -134,12 +128,6 @@ def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str]
                     yield metric, {"step": str(step).removeprefix("step_")}, float(number)
         elif isinstance(value, Real):
             yield metric, {}, float(value)
-
-
-def _domain_metrics(result: Mapping[str, Any]) -> Iterator[Metric]:
-    for row in DOMAIN_ROWS:
-        for name, value in result.get(row, {}).items():
-            yield Metric(f"{row}/{name}", "A number of the domain.", by_step=isinstance(value, Mapping))
 
 
 class Gauges:
@@ -185,113 +173,3 @@ class Gauges:
         # Ray exports a gauge once a second at most, and forgets it after two exports without it.
         while not self._closed.wait(1.0) and ray.is_initialized():
             self._set_all()
-
-
-# The dashboard: a grid of 24 columns.
-_WIDTH, _HEIGHT = 8, 7
-_DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-_RUNS = 'run=~"$run"'
-
-
-def grafana_dashboard() -> dict[str, Any]:
-    """A dashboard of every metric in Grafana's JSON model; the Prometheus data source and the run are variables."""
-    panels: list[dict[str, Any]] = []
-    y = 0
-    for row in dict.fromkeys(metric.row for metric in METRICS):
-        panels.append(_panel("row", row, y=y, height=1, width=24) | {"collapsed": False, "panels": []})
-        y += 1
-        shown = _row_panels(row)
-        for i, panel in enumerate(shown):
-            x, line = i % (24 // _WIDTH) * _WIDTH, i // (24 // _WIDTH)
-            panels.append(_panel("timeseries", x=x, y=y + line * _HEIGHT, **panel))
-        y += -(-len(shown) * _WIDTH // 24) * _HEIGHT
-    for number, panel in enumerate(panels, 1):
-        panel["id"] = number
-    return {
-        "uid": "rllib-exit",
-        "title": "rllib-exit",
-        "tags": ["rllib-exit"],
-        "schemaVersion": 39,
-        "version": 1,
-        "editable": True,
-        "graphTooltip": 1,  # one crosshair for all panels
-        "refresh": "30s",
-        "time": {"from": "now-6h", "to": "now"},
-        "timezone": "browser",
-        "annotations": {"list": []},
-        "templating": {"list": [_data_source_variable(), _run_variable()]},
-        "panels": panels,
-    }
-
-
-def _row_panels(row: str) -> list[dict[str, Any]]:
-    metrics = [metric for metric in METRICS if metric.row == row]
-    panels = []
-    for title in dict.fromkeys(metric.panel or metric.name for metric in metrics):
-        shown = [metric for metric in metrics if title == (metric.panel or metric.name)]
-        legends = [
-            "{{run}}" + (f" {m.name}" if m.panel else "") + (" step {{step}}" if m.by_step else "") for m in shown
-        ]
-        queries = [(f"ray_{m.gauge}{{{_RUNS}}}", legend) for m, legend in zip(shown, legends, strict=True)]
-        description = "\n\n".join(f"{m.name}: {m.description}" if m.panel else m.description for m in shown)
-        panels.append({"title": title, "description": description, "queries": queries, "unit": shown[0].unit})
-    if row in DOMAIN_ROWS:
-        listed = "|".join(f"ray_{metric.gauge}" for metric in metrics)
-        query = f'{{__name__=~"ray_rllib_exit_{row}_.+", __name__!~"{listed}", {_RUNS}}}'
-        legend = "{{run}} {{__name__}}" + (" step {{step}}" if row == "evaluation" else "")
-        description = "The numbers that the environment reports."
-        panels.append({"title": "domain", "description": description, "queries": [(query, legend)]})
-    return panels
-
-
-def _panel(
-    kind: str,
-    title: str,
-    *,
-    x: int = 0,
-    y: int,
-    width: int = _WIDTH,
-    height: int = _HEIGHT,
-    description: str = "",
-    queries: list[tuple[str, str]] | None = None,
-    unit: str = NUMBER,
-) -> dict[str, Any]:
-    panel: dict[str, Any] = {"type": kind, "title": title, "gridPos": {"x": x, "y": y, "w": width, "h": height}}
-    if queries is not None:
-        panel |= {
-            "description": description,
-            "datasource": _DATA_SOURCE,
-            "targets": [
-                {"refId": chr(ord("A") + i), "datasource": _DATA_SOURCE, "expr": query, "legendFormat": legend}
-                for i, (query, legend) in enumerate(queries)
-            ],
-            # A run that has ended leaves gaps, not a line into its next start.
-            "fieldConfig": {"defaults": {"unit": unit, "custom": {"spanNulls": False}}, "overrides": []},
-            "options": {
-                "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
-                "tooltip": {"mode": "multi", "sort": "none"},
-            },
-        }
-    return panel
-
-
-def _data_source_variable() -> dict[str, Any]:
-    return {"name": "datasource", "label": "data source", "type": "datasource", "query": "prometheus", "refresh": 1}
-
-
-def _run_variable() -> dict[str, Any]:
-    query = "label_values(ray_rllib_exit_policy_version, run)"
-    return {
-        "name": "run",
-        "label": "run",
-        "type": "query",
-        "datasource": _DATA_SOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": "run"},
-        "refresh": 2,  # with the time range
-        "sort": 2,  # newest names first
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".*",
-        "current": {"text": ["All"], "value": ["$__all"]},
-    }
