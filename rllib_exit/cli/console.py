@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -35,6 +37,17 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def take_scale(scale: str) -> None:
+    """Sets the scale that a file makes its config for, and says which one it is.
+
+    Raises:
+        ValueError: If there is no such scale.
+    """
+    os.environ[SCALE_VARIABLE] = scale
+    taken, reason = scale_and_reason()
+    say(f"scale: {taken} ({reason})")
 
 
 def quiet(verbose: bool) -> None:

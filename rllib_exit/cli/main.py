@@ -34,14 +34,8 @@ def _train() -> None:
 
 app.add_typer(train, name="train")
 train.command("file")(train_file)
-app.command()(evaluate)
-app.command()(export)
-app.command()(sft)
-app.command()(search)
-app.command()(report)
-app.command()(rollouts)
-app.command()(sweep_table)
-app.command()(grafana)
+for command in (evaluate, export, sft, search, report, rollouts, sweep_table, grafana):
+    app.command()(command)
 
 
 def main() -> None:

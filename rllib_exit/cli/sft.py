@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from itertools import islice
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
-from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say
+from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say, take_scale
 from rllib_exit.files import atomic_directory, new_directory
-from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
@@ -47,11 +45,9 @@ def sft(
     a Hugging Face model and sft.json, a record of the training.
     """
     with clear_errors(verbose):
-        os.environ[SCALE_VARIABLE] = scale
         output = new_directory(output)
         quiet(verbose)
-        taken, reason = scale_and_reason()
-        say(f"scale: {taken} ({reason})")
+        take_scale(scale)
         config = override(load_file(file)[0], settings or [])
         check(config)
         episodes, skipped = _demonstrations(config, limit)

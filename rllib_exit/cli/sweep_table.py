@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rllib_exit.cli.console import Verbose, clear_errors, out, quiet
+from rllib_exit.cli.console import Verbose, clear_errors, quiet
 
 
 def sweep_table(
@@ -20,5 +20,5 @@ def sweep_table(
         from rllib_exit.cli import sweeps
 
         rows, sweep = sweeps.load_rows(directory)
-        out.print(sweeps.table(rows, sweep))
+        sweeps.show_rows(rows, sweep)
         sweeps.say_best(rows, sweep, directory)

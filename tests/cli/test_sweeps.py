@@ -10,15 +10,25 @@ import pytest
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
-from rllib_exit.cli import sweeps
+from rllib_exit.cli import sweep_run, sweeps
 from rllib_exit.cli.config import load_file
-from rllib_exit.cli.sweeps import PossibleVariants, RememberingASHA, Row, Sweep
+from rllib_exit.cli.sweep_run import RememberingASHA
+from rllib_exit.cli.sweeps import PossibleVariants, Row, Sweep
+from rllib_exit.cli.training import Training
 from rllib_exit.scale import SCALE_VARIABLE
 from tests.cli.helpers import make_config, message, run
 
 CURRICULUM = {"buffer_size", "min_buffer_size", "self_iteration_prob", "divergence_prob"}
 METRIC = "rollouts/quality_mean"
 TUNE_CONFIG = tune.TuneConfig(metric=METRIC, mode="max")
+
+
+def training(config: Any, stop: dict[str, Any]) -> Training:
+    return Training(config, stop, Path("results"), checkpoint_freq=10, verbose=False)
+
+
+def evaluated(evaluation_interval: int) -> Any:
+    return make_config("m").evaluation(evaluation_interval=evaluation_interval)
 
 
 def swept(model: str = "m", **spaces: Any) -> Any:
@@ -125,7 +135,7 @@ def result(iteration: int, quality: float) -> dict[str, Any]:
 
 
 def asha(iterations: int = 9) -> Any:
-    scheduler = sweeps.make_scheduler("asha", make_config("m"), {"training_iteration": iterations})
+    scheduler = sweep_run.make_scheduler("asha", training(make_config("m"), {"training_iteration": iterations}))
     assert scheduler.set_search_properties(METRIC, "max")
     return scheduler
 
@@ -164,8 +174,8 @@ def test_asha_judges_anew_what_was_lost_since_the_checkpoint(tmp_path: Path):
         play(asha(), trial(f"t{i}", tmp_path), 0.5 + i / 10)
     lost = trial("t2", tmp_path, "PENDING")
     (Path(lost.path) / "result.json").write_text(json.dumps(result(1, 0.3)) + '\n{"training_it')
-    sweeps.mend_results(tmp_path)
-    assert sweeps.reported(Path(lost.path)) == [result(1, 0.3)]
+    sweep_run.mend_results(tmp_path)
+    assert sweep_run.reported(Path(lost.path)) == [result(1, 0.3)]
     resumed = asha()
     for i in range(2):
         resumed.on_trial_add(None, trial(f"t{i}", tmp_path, "TERMINATED"))
@@ -177,18 +187,18 @@ def test_asha_judges_anew_what_was_lost_since_the_checkpoint(tmp_path: Path):
 def test_schedulers_wait_for_evaluations():
     config: Any = make_config("m")
     config.evaluation_interval = 4
-    scheduler = sweeps.make_scheduler("asha", config, {"training_iteration": 20})
+    scheduler = sweep_run.make_scheduler("asha", training(config, {"training_iteration": 20}))
     assert isinstance(scheduler, RememberingASHA) and [m for m, _ in scheduler._brackets[0]._rungs] == [12, 4]
     config.lr = tune.grid_search([1e-6, 1e-5])
-    assert sweeps.make_scheduler("pbt", config, {"training_iteration": 20})._perturbation_interval == 4
-    assert sweeps.make_scheduler("none", config, {}) is None
+    assert sweep_run.make_scheduler("pbt", training(config, {"training_iteration": 20}))._perturbation_interval == 4
+    assert sweep_run.make_scheduler("none", training(config, {})) is None
 
 
 def test_pbt_mutates_what_may_change_in_mid_run():
     config = swept(
         lr=tune.grid_search([1e-6, 1e-5]), self_iteration_prob=tune.uniform(0, 1), buffer_size=tune.choice([9])
     )
-    scheduler = sweeps.make_scheduler("pbt", config, {"training_iteration": 30})
+    scheduler = sweep_run.make_scheduler("pbt", training(config, {"training_iteration": 30}))
     assert isinstance(scheduler, PopulationBasedTraining)
     assert scheduler._hyperparam_mutations.keys() == {"lr", "self_iteration_prob"}
     assert scheduler._hyperparam_mutations["lr"] == [1e-6, 1e-5]
@@ -204,7 +214,7 @@ def test_pbt_mutates_what_may_change_in_mid_run():
 )
 def test_schedulers_say_what_they_lack(name: str, stop: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
-        sweeps.make_scheduler(name, swept(buffer_size=tune.choice([9])), stop)
+        sweep_run.make_scheduler(name, training(swept(buffer_size=tune.choice([9])), stop))
 
 
 def test_two_trials_share_a_gpu_by_fractions_in_their_placement_groups():
@@ -329,14 +339,14 @@ def test_train_explains_mistakes_in_a_sweep(
     (results / "sweep").mkdir(parents=True)
     (results / "sweep" / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(SWEEP)))
     assert "written nothing" in message(run("train", "file", sweep_file, "--resume", results / "sweep"))
-    monkeypatch.setattr(sweeps, "load_rows", lambda directory: ([], SWEEP))
+    monkeypatch.setattr(sweep_run, "load_rows", lambda directory: ([], SWEEP))
     assert "--resume" in message(run("train", "file", sweep_file, "--results-dir", results))
     said = message(run("train", "file", sweep_file, "--resume", results / "sweep", "--set", "kl_coeff=0.1", "--set",
                        'lr={"grid_search": [1]}'))  # fmt: skip
     assert "grid_search([1])" in said
     monkeypatch.setattr(sweeps, "best_values", lambda *args: {"kl_coeff": 0.5})
     another = Sweep(METRIC, "max", {"lr": "grid_search([1e-06, 1e-05])"}, {"kl_coeff": 0.1})
-    monkeypatch.setattr(sweeps, "load_rows", lambda directory: ([], another))
+    monkeypatch.setattr(sweep_run, "load_rows", lambda directory: ([], another))
     (results / "sweep" / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(another)))
     said = message(run("train", "file", sweep_file, "--resume", results / "sweep", "--best-of", tmp_path))
     assert "taken {'kl_coeff': 0.1}, and this command has {'kl_coeff': 0.5}" in said
@@ -345,7 +355,7 @@ def test_train_explains_mistakes_in_a_sweep(
 
 
 def test_the_metric_has_to_be_there():
-    progress = sweeps.SweepProgress(SWEEP, {"training_iteration": 9}, evaluation_interval=2)
+    progress = sweep_run.SweepProgress(SWEEP, training(evaluated(2), {"training_iteration": 9}))
     shown = SimpleNamespace(trial_id="t0", evaluated_params={"lr": 1.0})
     progress.on_trial_result(1, [], shown, {"training_iteration": 1, "rollouts": {"return_mean": 0.5}})
     with pytest.raises(ValueError, match="rollouts/return_mean"):
@@ -355,7 +365,7 @@ def test_the_metric_has_to_be_there():
 
 
 def test_a_resumed_sweep_waits_for_the_next_evaluation():
-    progress = sweeps.SweepProgress(SWEEP, {"training_iteration": 20}, evaluation_interval=10)
+    progress = sweep_run.SweepProgress(SWEEP, training(evaluated(10), {"training_iteration": 20}))
     shown = SimpleNamespace(trial_id="t0", evaluated_params={"lr": 1.0})
     progress.on_trial_result(1, [], shown, {"training_iteration": 11, "rollouts": {"return_mean": 0.5}})
     with pytest.raises(ValueError, match="rollouts/return_mean"):
@@ -366,14 +376,14 @@ def test_trials_have_to_be_evaluated_before_they_end():
     config: Any = make_config("m").evaluation(evaluation_interval=10)
     sweep = Sweep("evaluation/accuracy/step_0", "max", {})
     with pytest.raises(ValueError, match=r"after 5 iterations.*evaluation_interval is 10.*--stop-iters to 10"):
-        sweeps.check_metric(config, sweep, {"training_iteration": 5})
-    sweeps.check_metric(config, sweep, {"training_iteration": 10})
-    sweeps.check_metric(config, sweep, {})
-    sweeps.check_metric(config, SWEEP, {"training_iteration": 5})
+        sweep_run.check_metric(training(config, {"training_iteration": 5}), sweep)
+    sweep_run.check_metric(training(config, {"training_iteration": 10}), sweep)
+    sweep_run.check_metric(training(config, {}), sweep)
+    sweep_run.check_metric(training(config, {"training_iteration": 5}), SWEEP)
     never: Any = make_config("m").evaluation(evaluation_interval=None)
     with pytest.raises(ValueError, match=r"evaluation_interval is None: set it"):
-        sweeps.check_metric(never, sweep, {"training_iteration": 5})
-    sweeps.check_metric(never, SWEEP, {"training_iteration": 5})
+        sweep_run.check_metric(training(never, {"training_iteration": 5}), sweep)
+    sweep_run.check_metric(training(never, {"training_iteration": 5}), SWEEP)
 
 
 def checkpointed(trial_id: str, directory: Path, status: str, *names: str) -> Any:
@@ -393,7 +403,7 @@ def test_a_trial_keeps_its_newest_checkpoint_once_tune_has_written_that_it_ended
     names = ["checkpoint_000000", "checkpoint_000001"]
     ended, going = (checkpointed(status, tmp_path, status, *names) for status in ("TERMINATED", "RUNNING"))
     failed = checkpointed("ERROR", tmp_path, "ERROR", *names)
-    callback = sweeps.NewestCheckpoints()
+    callback = sweep_run.NewestCheckpoints()
     callback.on_step_end(1, [ended, going, failed])
     # Tune writes down that it ended; a kill before the writing is done would still need the older one.
     assert callback.get_state() is None and checkpoints_of(ended) == names
@@ -406,7 +416,7 @@ def test_a_checkpoint_that_another_trial_begins_from_is_kept(tmp_path: Path):
     donor = checkpointed("t0", tmp_path, "TERMINATED", "checkpoint_000000", "checkpoint_000001")
     copied = checkpointed("t1", tmp_path, "PAUSED", "checkpoint_000000")
     copied.checkpoint = SimpleNamespace(path=f"{donor.path}/checkpoint_000000")
-    sweeps.delete_older_checkpoints([donor], [donor, copied])
+    sweep_run.delete_older_checkpoints([donor], [donor, copied])
     assert len(checkpoints_of(donor)) == 2
 
 
@@ -438,8 +448,10 @@ def test_the_sweeps_of_the_paper(
     config, stop, tune_config = load_file(Path("tuned_examples") / f"{name}.py")
     sweep = Sweep.of(config, tune_config)
     assert sweep.spaces.keys() == swept_fields and sweep.metric == metric
-    assert sweeps.make_scheduler("asha", config, stop) and sweeps.make_scheduler("pbt", config, stop)
-    sweeps.check_metric(config, sweep, stop)
+    assert sweep_run.make_scheduler("asha", training(config, stop)) and sweep_run.make_scheduler(
+        "pbt", training(config, stop)
+    )
+    sweep_run.check_metric(training(config, stop), sweep)
     values = trials(config)
     assert len(values) == counts[scale == "paper"] and not any(sweeps.mistake(config, v) for v in values)
     if scale == "paper" and name == "bfcl_exit_sweep":
@@ -450,7 +462,7 @@ def test_the_sweeps_of_the_paper(
 def test_a_trial_goes_on_from_its_checkpoint_not_from_its_last_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    progress = sweeps.SweepProgress(SWEEP, {"training_iteration": 9}, evaluation_interval=1)
+    progress = sweep_run.SweepProgress(SWEEP, training(evaluated(1), {"training_iteration": 9}))
     for checkpoint_at in (None, 2):
         restored = trial("t0", tmp_path, checkpoint_at=checkpoint_at)
         restored.last_result, restored.evaluated_params = result(3, 0.5), {"lr": 1.0}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_exit.cli.train import _reached
+from rllib_exit.cli.training import reached
 from tests.cli.helpers import message, run
 
 
@@ -52,8 +52,8 @@ def test_a_resume_that_would_train_nothing_is_an_error(file: Path, checkpoint: P
 
 def test_stop_reaches_into_results():
     result = {"training_iteration": 4, "rollouts": {"return_mean": 0.5}}
-    assert _reached({"training_iteration": 4}, result)
-    assert _reached({"training_iteration": 9, "rollouts/return_mean": 0.4}, result)
-    assert not _reached({"rollouts/return_mean": 0.6}, result)
+    assert reached({"training_iteration": 4}, result)
+    assert reached({"training_iteration": 9, "rollouts/return_mean": 0.4}, result)
+    assert not reached({"rollouts/return_mean": 0.6}, result)
     with pytest.raises(ValueError, match="rollouts/reward"):
-        _reached({"rollouts/reward": 0.6}, result)
+        reached({"rollouts/reward": 0.6}, result)

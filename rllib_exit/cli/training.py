@@ -1,0 +1,224 @@
+"""Training with Tune: what a run and a sweep have in common, and a run. Imports Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import typer
+from ray import tune
+from ray.tune.utils import flatten_dict
+
+from envs.workers import usable_cpus
+from rllib_exit import checkpoints
+from rllib_exit.cli.config import check
+from rllib_exit.cli.console import CommandError, duration, err, error_message, out, say
+from rllib_exit.cli.progress import Progress
+from rllib_exit.cli.runs import load_iteration
+from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.grpo.stopping import request_stop
+from rllib_exit.learner.learner_group import LearnerError
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a command is asked to train.
+
+    Attributes:
+        config: The config; that of a sweep has search spaces.
+        stop: The values of a result at which a trial ends; the keys of nested ones are joined by slashes.
+        directory: The absolute path of the directory for results and checkpoints.
+        checkpoint_freq: The number of iterations between checkpoints; with 0 there is one only at the end.
+        verbose: Whether the workers' logs and the tracebacks of errors are shown.
+    """
+
+    config: GRPOConfig
+    stop: Mapping[str, Any]
+    directory: Path
+    checkpoint_freq: int
+    verbose: bool
+
+    @property
+    def num_iterations(self) -> int | None:
+        """The iteration that a trial ends with, if ``stop`` says it."""
+        return self.stop.get("training_iteration")
+
+
+def reached(stop: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether a result has reached a value of ``stop``.
+
+    Raises:
+        ValueError: If the result does not have a key of ``stop``.
+    """
+    flat = flatten_dict(dict(result))
+    for key, limit in stop.items():
+        if key not in flat:
+            raise ValueError(f"stop has {key!r}, which is not in the results")
+        if flat[key] >= limit:
+            return True
+    return False
+
+
+def init_ray(verbose: bool, num_cpus: int | None = None) -> None:
+    """Joins the Ray cluster that RAY_ADDRESS names; without it, starts Ray here and joins none by chance."""
+    address = None if "RAY_ADDRESS" in os.environ else "local"
+    level = logging.INFO if verbose else logging.ERROR
+    context = ray.init(address=address, num_cpus=num_cpus, log_to_driver=verbose, logging_level=level)
+    if url := context.dashboard_url:
+        say(f"Ray dashboard: http://{url}")
+
+
+def reserve(config: Any, verbose: bool, num_trials: int = 1) -> None:
+    """Starts Ray for trials of a config, unless a cluster was joined.
+
+    Raises:
+        ValueError: If Ray lacks what one trial needs. Tune would wait for it forever.
+    """
+    needed = config.algo_class.default_resource_request(config.to_dict()).required_resources
+    if not ray.is_initialized():
+        # These are logical CPUs, one for the algorithm and one for each actor: they take turns on the cores.
+        init_ray(verbose, num_cpus=max(usable_cpus(), num_trials * int(needed.get("CPU", 0))))
+    there = ray.cluster_resources()
+    for name, amount in needed.items():
+        if amount > there.get(name, 0):
+            raise ValueError(
+                f"the run needs {amount:g} {name} and Ray has {there.get(name, 0):g}: lower num_env_runners, "
+                f"num_learners or their num_gpus_..., or start Ray on more nodes and set RAY_ADDRESS"
+            )
+
+
+def run_trials(training: Training, *, num_to_keep: int = 2, **options: Any) -> list[Any]:
+    """Tune's trials, which have ended or failed.
+
+    Args:
+        training: What to train.
+        num_to_keep: The number of checkpoints that a trial keeps.
+        **options: Further arguments of ``tune.run``. (``Tuner.fit`` cannot begin a trial from a checkpoint.)
+    """
+    algorithm: Any = training.config.algo_class
+    analysis = tune.run(
+        algorithm,
+        name=training.directory.name,
+        storage_path=str(training.directory.parent),
+        config=training.config.to_dict(),
+        checkpoint_config=tune.CheckpointConfig(
+            num_to_keep=num_to_keep, checkpoint_frequency=training.checkpoint_freq, checkpoint_at_end=True
+        ),
+        verbose=0,
+        raise_on_failed_trial=False,
+        **options,
+    )
+    return analysis.trials or []
+
+
+# A run.
+
+
+def train_run(training: Training, resume: Path | None) -> None:
+    """Trains; goes on from the newest checkpoint if a learner fails.
+
+    Args:
+        training: What to train.
+        resume: A checkpoint to begin from, or a directory above some.
+
+    Raises:
+        ValueError: If the config is wrong, or there is nothing left to train.
+        CommandError: If training failed.
+        typer.Exit: If SIGTERM ended it.
+    """
+    checkpoint = None if resume is None else _checkpoint(training, resume)
+    check(training.config)
+    reserve(training.config, training.verbose)
+    say(f"results: {training.directory}")
+    progress, stop = Progress(training.num_iterations), training.stop
+    with progress, _stop_on_signals(progress) as signals:
+        while True:
+            (trial,) = run_trials(
+                training,
+                restore=str(checkpoint) if checkpoint else None,
+                stop=lambda trial_id, result: bool(signals) or reached(stop, result),
+                callbacks=[progress],
+            )
+            saved = _newest(Path(str(trial.path)))
+            if signals or saved is None or not isinstance(trial.get_pickled_error(), LearnerError):
+                break
+            if checkpoint is not None and load_iteration(saved) <= load_iteration(checkpoint):
+                break  # nothing was saved since the trial began
+            checkpoint = saved
+            progress.say(f"a learner failed; going on after iteration {load_iteration(checkpoint)}, from {checkpoint}")
+    if signal.SIGTERM in signals and saved is not None:
+        say(f"stopped by SIGTERM; go on with the same command and --resume {saved}")
+        raise typer.Exit(128 + signal.SIGTERM)
+    if trial.status != "TERMINATED" or saved is None:
+        raise _failure(trial, saved, training.verbose)
+    out.print(progress.summary())
+    say(f"iteration {load_iteration(saved)} after {duration(progress.seconds)}")
+    say(f"checkpoint: {saved}")
+    say(f"evaluate it: rllib evaluate {saved} --baseline")
+
+
+def _checkpoint(training: Training, resume: Path) -> Path:
+    checkpoint = checkpoints.newest(resume)
+    done, num_iterations = load_iteration(checkpoint), training.num_iterations
+    if num_iterations is not None and done >= num_iterations:
+        raise ValueError(
+            f"{checkpoint} has {done} iterations done and training stops at {num_iterations}: raise --stop-iters"
+        )
+    say(f"resuming after iteration {done}, from {checkpoint}")
+    return checkpoint
+
+
+def _newest(directory: Path) -> Path | None:
+    try:
+        return checkpoints.newest(directory)
+    except checkpoints.CheckpointError:
+        return None
+
+
+def _failure(trial: Any, saved: Path | None, verbose: bool) -> CommandError:
+    error = trial.get_pickled_error()
+    if verbose and error is not None:
+        err.print(str(error), markup=False, soft_wrap=True)
+    lines = [f"training failed: {error_message(error) if error is not None else trial.status}"]
+    if (traceback := Path(str(trial.path)) / "error.txt").is_file():
+        lines.append(f"traceback: {traceback}")
+    if saved is None:
+        lines.append("no checkpoint was written before that")
+    else:
+        lines.append(f"saved: {saved}, after iteration {load_iteration(saved)}")
+        lines.append(f"go on from it: the same command with --resume {saved}")
+    return CommandError("\n".join(lines))
+
+
+@contextmanager
+def _stop_on_signals(progress: Progress) -> Iterator[list[int]]:
+    """The signals that ask to stop; a second Ctrl-C raises KeyboardInterrupt."""
+    signals: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_interrupt(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        progress.say("stopping after this iteration; Ctrl-C again stops at once")
+
+    def on_termination(number: int, _: Any) -> None:
+        signals.append(number)
+        progress.say("SIGTERM: saving and stopping")
+        # Not in this thread: a signal handler may interrupt Ray while it holds its locks.
+        threading.Thread(target=request_stop).start()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, on_termination)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
