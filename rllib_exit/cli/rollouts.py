@@ -6,7 +6,7 @@ import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,16 +22,16 @@ from rllib_exit.cli.console import Verbose, clear_errors
 if TYPE_CHECKING:
     from rllib_exit.rollout_log import LoggedRollouts, Row
 
-PLAIN_WIDTH = 160  # of a table that goes into a file or pipe
+PLAIN_WIDTH = 160  # the width of a table that goes into a file or pipe
 
 
 def rollouts(
     directory: Annotated[Path, typer.Argument(help="Directory of a run that was trained with --log-rollouts.")],
     iteration: Annotated[
-        int | None, typer.Option(min=1, help="This iteration's; by default the newest, with --task all.")
+        int | None, typer.Option(min=1, help="Those of this iteration; by default of the newest, with --task of all.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="This task's.")] = None,
-    kind: Annotated[str | None, typer.Option(help="base, improve or diverge.")] = None,
+    task: Annotated[str | None, typer.Option(help="Those of this task.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Those of this kind: base, improve or diverge.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The highest quality first.")] = False,
     worst: Annotated[bool, typer.Option("--worst", help="The lowest quality first.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="List this many at most.")] = 100,
@@ -50,6 +50,8 @@ def rollouts(
         if best and worst:
             raise ValueError("--best and --worst exclude each other: give one")
 
+        from pyarrow.parquet import filters_to_expression
+
         from rllib_exit.rollout_log import LoggedRollouts
 
         log = LoggedRollouts(directory)
@@ -58,15 +60,15 @@ def rollouts(
             if not slash or not g.isdecimal():
                 raise ValueError(f"--show is {show!r}: write it as in the list, GROUP/G")
             rollout = log.rollout(group_id, int(g))
-            ancestors, children = log.lineage(rollout)
             with _page() as page:
                 _show(page, rollout)
-                _show_lineage(page, log, rollout, ancestors, children)
+                _show_lineage(page, log, rollout)
             return
 
         if iteration is None and task is None:
             iteration = max(log.files)
-        rows = _select(log, iteration, task, kind)
+        asked = [(name, "==", value) for name, value in (("task_id", task), ("kind", kind)) if value is not None]
+        rows = log.read(filters_to_expression(asked) if asked else None, iteration=iteration)
         if best or worst:
             rows.sort(key=lambda row: (row["quality"], row["return"]), reverse=best)
         with _page() as page:
@@ -76,7 +78,7 @@ def rollouts(
 @contextmanager
 def _page() -> Iterator[Console]:
     """Where to print: into a pager, if it is in a terminal and does not fit the screen."""
-    # What is printed was written by models: no text of it is markup.
+    # Models wrote what is printed: none of its text is markup.
     page = Console(highlight=False, markup=False, emoji=False)
     if not page.is_terminal:
         page.width = PLAIN_WIDTH
@@ -88,7 +90,7 @@ def _page() -> Iterator[Console]:
 
 
 def visible(text: str) -> str:
-    """The text with every character that a terminal would not show as such, but for line breaks and tabs, escaped.
+    """The text with all characters escaped that a terminal would not show as such, but for line breaks and tabs.
 
     Escape sequences could rewrite what the terminal shows; bidirectional marks and their like could disguise it.
     """
@@ -104,17 +106,6 @@ def _line(text: str) -> str:
 # The list.
 
 
-def _select(log: LoggedRollouts, iteration: int | None, task: str | None, kind: str | None) -> list[Row]:
-    import pyarrow.dataset as ds
-
-    where: Any = None
-    for name, value in (("task_id", task), ("kind", kind)):
-        if value is not None:
-            condition = ds.field(name) == value
-            where = condition if where is None else where & condition
-    return log.read(where, iteration=iteration)
-
-
 def _list(page: Console, log: LoggedRollouts, rows: list[Row], limit: int) -> None:
     if not rows:
         page.print("no rollouts")
@@ -127,28 +118,25 @@ def _list(page: Console, log: LoggedRollouts, rows: list[Row], limit: int) -> No
         title += f", mean {name} {sum(row[name] for row in rows) / len(rows):.3f}"
     page.print(title)
 
-    shown = rows[:limit]
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("rollout", no_wrap=True)
-    # Of the iteration and the task, what the title does not say.
+    # The table has the iteration and the task where the title does not say them.
     names = ["iteration"] * (len(iterations) > 1) + ["kind", "turn", "depth", "return", "quality"]
     for name in names:
         table.add_column(name, no_wrap=True, justify="left" if name == "kind" else "right")
     if len(tasks) > 1:
         table.add_column("task", no_wrap=True, ratio=1)
     table.add_column("response", no_wrap=True, ratio=2)
-    for row in shown:
+    for row in rows[:limit]:
         cells = {**row, "turn": row["starting_turn"]} | {n: f"{row[n]:.3f}" for n in ("return", "quality")}
         response = Text(" ".join([*_flaws(row), ""]), style="red")
         response.append(_line(row["turns"][row["starting_turn"]]["response"]), style="default")
         texts = [_name(row), *(str(cells[name]) for name in names), *[_line(row["task_id"])] * (len(tasks) > 1)]
         table.add_row(*map(Text, texts), response)
     page.print(table)
-    if len(shown) < len(rows):
-        page.print(f"and {len(rows) - len(shown)} more: --limit")
-    page.print(
-        f"iterations {min(log.files)} to {max(log.files)} are logged; --show {_name(shown[0])} shows one in full"
-    )
+    if len(rows) > limit:
+        page.print(f"and {len(rows) - limit} more: --limit")
+    page.print(f"iterations {min(log.files)} to {max(log.files)} are logged; --show {_name(rows[0])} shows one in full")
 
 
 def _name(row: Row) -> str:
@@ -170,13 +158,11 @@ def _show(page: Console, row: Row) -> None:
     if row["metrics"]:
         page.print(", ".join(f"{_line(name)} {value:.4g}" for name, value in row["metrics"]))
     for t, turn in enumerate(row["turns"]):
-        if t < row["starting_turn"]:
-            _show_turn(page, f"turn {t}, history", turn)
-        elif t == row["starting_turn"] and row["iterate"]:
+        title = "history" if t < row["starting_turn"] else "response"
+        if t == row["starting_turn"] and row["iterate"]:
             _show_turn(page, f"turn {t}, iterate", row["iterate"])
-            _show_turn(page, f"turn {t}, {row['kind']}", turn)
-        else:
-            _show_turn(page, f"turn {t}, response", turn)
+            title = row["kind"]
+        _show_turn(page, f"turn {t}, {title}", turn)
 
 
 def _show_turn(page: Console, title: str, turn: dict[str, Any]) -> None:
@@ -189,7 +175,7 @@ def _show_turn(page: Console, title: str, turn: dict[str, Any]) -> None:
 
 
 def _print_text(page: Console, text: str) -> None:
-    # Indented, so that no text looks like a title of ours.
+    # It is indented, so that no text looks like one of our titles.
     text = visible(text)
     if page.is_terminal:
         page.print(Padding(Text(text), (0, 0, 0, 4)))
@@ -197,22 +183,15 @@ def _print_text(page: Console, text: str) -> None:
         page.print(Text(textwrap.indent(text, "    ", lambda line: True)), soft_wrap=True)
 
 
-def _show_lineage(page: Console, log: LoggedRollouts, rollout: Row, ancestors: list[Row], children: list[Row]) -> None:
+def _show_lineage(page: Console, log: LoggedRollouts, rollout: Row) -> None:
     page.print("\nlineage", style="bold")
-    line = [rollout, *ancestors]
-    # What each of them wrote that the next began from; this rollout, its first new response.
-    written = [rollout["turns"][rollout["starting_turn"]]["response"]]
-    for child, row in zip(line, ancestors, strict=False):
+    ancestors, children = log.lineage(rollout)
+    labels = [_label(rollout, rollout["turns"][rollout["starting_turn"]], "bold")]
+    for child, row in pairwise([rollout, *ancestors]):
         turns = log.rollout(row["group_id"], row["g"], iteration=row["iteration"])["turns"]
-        written.append(turns[row["turn_ids"].index(child["instance_id"])]["response"])
-    labels = []
-    for row, text in zip(line, written, strict=True):
-        label = Text(no_wrap=True, overflow="ellipsis")
-        label.append(_name(row), style="bold" if row is rollout else "")
-        label.append(f"  iteration {row['iteration']}  {_start(row)}  quality {row['quality']:.3f}  ")
-        label.append(_line(text), style="dim")
-        labels.append(label)
-    if line[-1]["kind"] != "base" or line[-1]["starting_turn"]:
+        labels.append(_label(row, turns[row["turn_ids"].index(child["instance_id"])]))  # what the child began from
+    first = [rollout, *ancestors][-1]
+    if first["kind"] != "base" or first["starting_turn"]:
         labels.append(Text("written before the log begins"))
     tree = node = Tree(labels.pop())
     while labels:
@@ -220,14 +199,18 @@ def _show_lineage(page: Console, log: LoggedRollouts, rollout: Row, ancestors: l
     for group_id, group in groupby(children, key=lambda row: row["group_id"]):
         rows = list(group)
         qualities = [row["quality"] for row in rows]
-        node.add(
-            Text(
-                f"{visible(group_id)}/0-{len(rows) - 1}  iteration {rows[0]['iteration']}  {_start(rows[0])}  "
-                f"quality {min(qualities):.3f} to {max(qualities):.3f}"
-            )
-        )
+        name = f"{visible(group_id)}/0-{len(rows) - 1}"
+        node.add(Text(f"{name}  {_start(rows[0])}  quality {min(qualities):.3f} to {max(qualities):.3f}"))
     page.print(tree)
 
 
+def _label(row: Row, turn: dict[str, Any], style: str = "") -> Text:
+    label = Text(no_wrap=True, overflow="ellipsis")
+    label.append(_name(row), style=style)
+    label.append(f"  {_start(row)}  quality {row['quality']:.3f}  ")
+    return label.append(_line(turn["response"]), style="dim")
+
+
 def _start(row: Row) -> str:
-    return f"{row['kind']} turn {row['starting_turn']}" + (f" depth {row['depth']}" if row["kind"] != "base" else "")
+    start = f"iteration {row['iteration']}  {row['kind']} turn {row['starting_turn']}"
+    return start + (f" depth {row['depth']}" if row["kind"] != "base" else "")
