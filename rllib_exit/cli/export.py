@@ -10,6 +10,7 @@ import typer
 from rllib_exit.cli.console import Verbose, clear_errors, quiet, say
 from rllib_exit.cli.runs import find_checkpoint, load_config, load_weights
 from rllib_exit.files import atomic_directory, new_directory
+from rllib_exit.models import save_model
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
 
         import torch
         from safetensors.torch import load
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
         weights = load(load_weights(path).tobytes())
@@ -39,6 +40,5 @@ def export(
             raise ValueError(f"{path} was trained on another model than {model_path}: {odd[:3]} are not in both")
         model.load_state_dict(weights, strict=False)
         with atomic_directory(directory) as staging:
-            model.to(getattr(torch, dtype)).save_pretrained(staging)
-            AutoTokenizer.from_pretrained(model_path).save_pretrained(staging)
+            save_model(model, model_path, dtype, staging)
         say(f"exported {path} to {directory}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import defaultdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +15,16 @@ import typer
 from rllib_exit.cli.config import Scale, Settings, check, load_file, override
 from rllib_exit.cli.console import Verbose, clear_errors, duration, quiet, say, take_scale
 from rllib_exit.files import atomic_directory, new_directory
+from rllib_exit.models import save_model
 from rllib_exit.versions import versions
 
 if TYPE_CHECKING:
     from rllib_exit.grpo.config import GRPOConfig
     from rllib_exit.learner.module import CausalLMRLModule
     from rllib_exit.rollouts import Rollout
+    from rllib_exit.sft import Update
 
-SHOWN = 10  # skipped demonstrations
+SHOWN = 10  # skipped demonstrations that are named
 
 
 def sft(
@@ -30,7 +33,7 @@ def sft(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the demonstrations.")] = 3,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-5,
     batch_size: Annotated[int, typer.Option(min=1, help="Demonstrations per update.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the demonstrations' order.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the demonstrations' order.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on the first N tasks.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; by default the file's learner_threads, or all.")
@@ -51,15 +54,14 @@ def sft(
         config = override(load_file(file)[0], settings or [])
         check(config)
         episodes, skipped = _demonstrations(config, limit)
-        module, loss_by_epoch = _train(
-            config, episodes, threads, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed
-        )
+        options = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+        module, loss_by_epoch = _train(config, episodes, threads, options)
         record = {
             "file": str(file.absolute()),
             "model": config.model_name,
             "env": getattr(config.env, "__name__", str(config.env)),
             "env_config": dict(config.env_config),
-            "options": {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "limit": limit},
+            "options": {**options, "limit": limit},
             "demonstrations": len(episodes),
             "quality_mean": _mean_quality(episodes),
             "loss_by_epoch": loss_by_epoch,
@@ -67,7 +69,8 @@ def sft(
             "versions": versions(),
         }
         with atomic_directory(output) as staging:
-            _save(module, config, staging)
+            module.model.config.use_cache = True  # the module trains without a cache
+            save_model(module.model, config.model_path, config.dtype, staging)
             (staging / "sft.json").write_text(json.dumps(record, indent=1, default=str))
         say(f"loss by epoch: {'  '.join(f'{loss:.4f}' for loss in loss_by_epoch)}")
         say(f"written: {output}")
@@ -75,7 +78,7 @@ def sft(
 
 
 def _demonstrations(config: GRPOConfig, limit: int | None) -> tuple[list[Rollout], dict[str, str]]:
-    """The episodes, and why a task has none; says both."""
+    """The episodes, and the reasons why other tasks have none, by task; says both."""
     from rllib_exit.chat import ChatTokenizer
     from rllib_exit.env_runners.environments import make_env
     from rllib_exit.env_runners.generator import SamplingParams
@@ -111,7 +114,7 @@ def _mean_quality(episodes: list[Rollout]) -> float:
 
 
 def _train(
-    config: GRPOConfig, episodes: list[Rollout], threads: int | None, **options: Any
+    config: GRPOConfig, episodes: list[Rollout], threads: int | None, options: dict[str, Any]
 ) -> tuple[CausalLMRLModule, list[float]]:
     """The trained module, and the mean loss of every epoch; shows the updates."""
     import torch
@@ -123,38 +126,25 @@ def _train(
 
     torch.set_num_threads(threads or config.learner_threads or usable_cpus())
     keep_freed_memory()
-    # The learner's module, with neither reference policy nor adapters, at temperature 1.
+    # It is the learner's module, but at temperature 1 and without a reference policy or adapters.
     config = config.copy(copy_frozen=False)
     config.kl_coeff, config.lora_r, config.temperature = 0.0, None, 1.0
     module = CausalLMRLModule(model_config=config.get_default_rl_module_spec().model_config)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
 
     start = time.perf_counter()
-    losses: list[float] = []  # by epoch, summed over the trained tokens
-    tokens: list[int] = []
-    for update in fine_tune(
-        module,
-        [episode.segments for episode in episodes],
-        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
-        **options,
-    ):
-        if update.epoch > len(losses):
-            losses.append(0.0)
-            tokens.append(0)
-        losses[-1] += update.loss * update.trained_tokens
-        tokens[-1] += update.trained_tokens
+    by_epoch: dict[int, list[Update]] = defaultdict(list)
+    conversations = [episode.segments for episode in episodes]
+    max_tokens = config.max_tokens_per_micro_batch
+    for update in fine_tune(module, conversations, max_tokens_per_micro_batch=max_tokens, **options):
+        by_epoch[update.epoch].append(update)
         left = (time.perf_counter() - start) / update.number * (update.total - update.number)
         say(
             f"epoch {update.epoch}/{options['epochs']}  update {update.number}/{update.total}  "
             f"loss {update.loss:.4f}  {update.tokens_per_s:.0f} tokens/s  {duration(left)} left"
         )
-    return module, [loss / count for loss, count in zip(losses, tokens, strict=True)]
+    return module, [_mean_loss(updates) for updates in by_epoch.values()]
 
 
-def _save(module: CausalLMRLModule, config: GRPOConfig, directory: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer
-
-    module.model.config.use_cache = True  # the module trains without a cache
-    module.model.to(getattr(torch, config.dtype)).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(config.model_path).save_pretrained(directory)
+def _mean_loss(updates: list[Update]) -> float:
+    return sum(u.loss * u.trained_tokens for u in updates) / sum(u.trained_tokens for u in updates)
