@@ -30,7 +30,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def replace_surrogates(text: str) -> str:
-    """Replaces lone surrogates, which no tokenizer takes, by U+FFFD."""
+    """Replaces lone surrogates, which no tokenizer accepts, by U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -180,7 +180,7 @@ class ChatTokenizer:
         """Tokenises the template's own text for a chat of these roles.
 
         Returns:
-            For each content where it goes, None if nowhere, and the ids after the last one.
+            For each content the place where it goes, None if it goes nowhere; and the ids after the last content.
         """
         from jinja2 import TemplateError
 

@@ -1,7 +1,7 @@
 """Atomic, verified checkpoints.
 
-RLlib writes a checkpoint in place and loads a damaged one without a word. Here a checkpoint is written
-beside its place, synced, given a manifest of its files' SHA-256 sums, and renamed.
+RLlib writes a checkpoint in place, and loads a damaged one without a warning. Here a checkpoint is written beside its
+place, gets a manifest of its files' SHA-256 sums, is synced, and is then renamed.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ MARK = "\n[… {count} characters left out …]\n"
 
 
 def compactions(messages: Sequence[Message], keep_chars: int) -> Iterator[tuple[list[Message], frozenset[int]]]:
-    """Ever shorter versions of a chat: one more old message cut in each, the oldest first.
+    """Ever shorter versions of a chat: in each of them one more old message is cut, the oldest first.
 
-    Of a message that is cut, the first and the last characters stay, around a note of how much is left out. Never cut
-    are the request, up to the first response, and the last two messages: what was answered last, and what is asked now.
+    A message that is cut keeps its first and its last characters, around a note of how much is left out. What stands
+    before the first response is never cut, nor are the last two messages: the last response and what is asked now.
 
     Args:
         messages: The chat.

@@ -16,7 +16,7 @@ def staging_prefix(path: Path) -> str:
 
 
 def new_directory(path: str | Path) -> Path:
-    """The absolute path of a directory that is yet to be written; asked for before the work for it begins.
+    """The absolute path of a directory that a command is to write. Call it before the command's work begins.
 
     Raises:
         FileExistsError: If there is something at ``path``, other than an empty directory.
@@ -31,7 +31,7 @@ def new_directory(path: str | Path) -> Path:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A directory to write into; it is synced and appears at ``path`` when the context ends without error.
 
-    Its files can be read, and written, by whom the umask allows it, however private they were made.
+    Whoever the umask allows it can read and write its files, even those that a library made private.
 
     Raises:
         OSError: If there is a non-empty directory at ``path``.
@@ -54,14 +54,19 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def make_once(path: Path, make: Callable[[Path], object]) -> None:
-    """Makes a directory with ``make(temporary directory)``, unless it is there: whole, and by one process only."""
+    """Makes a directory with ``make(temporary directory)``, unless it is there.
+
+    It appears whole, and only one process makes it.
+    """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):  # the system frees it if we die
+    with FileLock(path.with_name(f".{path.name}.lock")):  # if this process dies, the system frees the lock
         if path.is_dir():
             return
-        for left_by_crash in path.parent.glob(f"{staging_prefix(path)}*"):  # we hold the lock: nobody writes it
+        for left_by_crash in path.parent.glob(
+            f"{staging_prefix(path)}*"
+        ):  # nobody writes it: this process holds the lock
             shutil.rmtree(left_by_crash)
         with atomic_directory(path) as staging:
             make(staging)

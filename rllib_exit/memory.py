@@ -9,8 +9,8 @@ import platform
 def keep_freed_memory() -> None:
     """Has glibc keep freed memory for the next micro-batch.
 
-    By default it gives large tensors back to the kernel when they are freed; faulting fresh pages in for
-    every activation and gradient then takes longer than computing them. GPU tensors are not concerned.
+    By default glibc gives large tensors back to the kernel when they are freed. To fault in fresh pages for every
+    activation and gradient then takes longer than to compute them. GPU tensors are not concerned.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -21,6 +21,6 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives kept memory back to the kernel once; with tensors of ever new sizes it frays, and grows."""
+    """Gives kept memory back to the kernel once: with tensors of ever new sizes it fragments, and grows."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,6 @@
-"""The scale of a run: a small model on this CPU, or the paper's models on GPUs; and what this CPU is good for.
+"""The scale of a run: a small model on this CPU, or the paper's models on GPUs.
 
-A tuned example asks for it when it is imported; ``rllib train file --scale`` sets it.
+A tuned example asks for the scale when it is imported; ``rllib train file --scale`` sets it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def current_scale() -> Scale:
 
 
 def scale_and_reason() -> tuple[Scale, str]:
-    """The scale, and for the user why it is that one.
+    """The scale, and the reason for it, which is shown to the user.
 
     Raises:
         ValueError: If ``RLLIB_EXIT_SCALE`` names no scale.
@@ -49,7 +49,7 @@ def scale_and_reason() -> tuple[Scale, str]:
 
 
 def cpu_dtype() -> Literal["bfloat16", "float32"]:
-    """What this machine's CPU is faster in: bfloat16 where it has instructions for it, else float32.
+    """The dtype in which this machine's CPU is faster: bfloat16 where it has instructions for it, else float32.
 
     With them bfloat16 is about twice as fast in engine and learner, without them three times as slow.
     """

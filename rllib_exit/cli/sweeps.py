@@ -160,12 +160,12 @@ class Row:
     """A trial.
 
     Attributes:
-        trial_id: Its id.
+        trial_id: Tune's id of the trial.
         values: The values of the swept fields.
-        score: The last value of the metric; None without one.
-        iterations: How many it was trained for.
+        score: The last value of the metric; None if there is none.
+        iterations: The number of iterations that it was trained for.
         state: ``ended``, ``stopped early``, ``unfinished`` or ``failed``.
-        checkpoint: Its newest one.
+        checkpoint: The path of its newest checkpoint.
     """
 
     trial_id: str
