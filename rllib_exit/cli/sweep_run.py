@@ -88,8 +88,7 @@ def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
                 f"{directory} holds a sweep: go on with it by --resume {directory}, or name another --results-dir"
             )
         return
-    load_rows(directory)  # Tune would overwrite what it cannot read
-    before = Sweep.load(directory)
+    _, before = load_rows(directory)  # Tune would overwrite what it cannot read
     for name in (field.name for field in fields(Sweep)):
         if getattr(before, name) != getattr(sweep, name):
             raise ValueError(
