@@ -15,22 +15,10 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from ray.tune.search.sample import Categorical
 from ray.tune.utils import flatten_dict
 
+from rllib_exit.cli import sweeps
 from rllib_exit.cli.config import check
 from rllib_exit.cli.console import CommandError, error_message, say
-from rllib_exit.cli.sweeps import (
-    SWEEP_FILE,
-    PossibleVariants,
-    Sweep,
-    check_variants,
-    describe,
-    load_rows,
-    ranking,
-    say_best,
-    search_spaces,
-    show_rows,
-    value_text,
-    with_values,
-)
+from rllib_exit.cli.sweeps import Sweep
 from rllib_exit.cli.training import Training, reached, reserve, run_trials
 
 SCHEDULERS = ("none", "asha", "pbt")
@@ -65,11 +53,11 @@ def train_sweep(
     assert tune_config is not None
     check_directory(training.directory, sweep, resume is not None)
     trial_scheduler = tune_config.scheduler if scheduler is None else make_scheduler(scheduler, training)
-    first = check_variants(training.config)
+    first = sweeps.check_variants(training.config)
     check_metric(training, sweep)
     check(first)
     models = {name: getattr(first, name) for name in ("model_name", "embedding_model") if name not in sweep.spaces}
-    training = replace(training, config=with_values(training.config, models))
+    training = replace(training, config=sweeps.with_values(training.config, models))
     reserve(first, training.verbose, tune_config.max_concurrent_trials or 1)
     say(f"sweep: {training.directory}")
     _finish(_run(training, tune_config, sweep, trial_scheduler, resume is not None), sweep, training.directory)
@@ -83,12 +71,12 @@ def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
         FileNotFoundError: If it holds none to go on with.
     """
     if not resume:
-        if (directory / SWEEP_FILE).exists():
+        if (directory / sweeps.SWEEP_FILE).exists():
             raise ValueError(
                 f"{directory} holds a sweep: go on with it by --resume {directory}, or name another --results-dir"
             )
         return
-    _, before = load_rows(directory)  # Tune would overwrite what it cannot read
+    _, before = sweeps.load_rows(directory)  # Tune would overwrite what it cannot read
     for name in (field.name for field in fields(Sweep)):
         if getattr(before, name) != getattr(sweep, name):
             raise ValueError(
@@ -125,9 +113,11 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     training.directory.mkdir(parents=True, exist_ok=True)
     mend_results(training.directory)
-    (training.directory / SWEEP_FILE).write_text(json.dumps(asdict(sweep), indent=2) + "\n")
+    (training.directory / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(sweep), indent=2) + "\n")
     stop, concurrent = training.stop, tune_config.max_concurrent_trials
-    own_search = PossibleVariants(training.config, max_concurrent=concurrent or 0, random_state=training.config.seed)
+    own_search = sweeps.PossibleVariants(
+        training.config, max_concurrent=concurrent or 0, random_state=training.config.seed
+    )
     pbt = isinstance(scheduler, PopulationBasedTraining)
     go_on: Any = ResumeConfig.ResumeType.RESUME  # Tune's annotation says str
     trials = run_trials(
@@ -160,12 +150,12 @@ def mend_results(directory: Path) -> None:
 
 def _finish(trials: Sequence[Any], sweep: Sweep, directory: Path) -> None:
     """Tells the ranking, the best trial and which trials failed."""
-    rows = ranking(trials, sweep)
-    show_rows(rows, sweep)
+    rows = sweeps.ranking(trials, sweep)
+    sweeps.show_rows(rows, sweep)
     if any(row.state == "unfinished" for row in rows):
         say(f"go on with it: the same command with --resume {directory}")
         raise KeyboardInterrupt
-    say_best(rows, sweep, directory)
+    sweeps.say_best(rows, sweep, directory)
     if failed := [trial for trial in trials if trial.status == "ERROR"]:
         lines = [f"{len(failed)} of {len(rows)} trials failed:"]
         for trial in failed:
@@ -201,7 +191,7 @@ def make_scheduler(name: str, training: Training) -> Any:
         return RememberingASHA(
             time_attr="training_iteration", max_t=iterations, grace_period=grace_period, reduction_factor=3
         )
-    spaces = search_spaces(training.config)
+    spaces = sweeps.search_spaces(training.config)
     # PBT moves along the list of a categorical space, as it does not along the space itself.
     mutations: dict[str, Any] = {
         name: list(space.categories) if isinstance(space := spaces[name], Categorical) else space
@@ -272,7 +262,7 @@ class SweepProgress(Callback):
                 f"tune_config.metric is {metric!r}, which the results do not have; they have {', '.join(sorted(there))}"
             )
         of = f"/{self._total}" if self._total else ""
-        value = f"  {metric} {value_text(flat[metric])}" if metric in flat else ""
+        value = f"  {metric} {sweeps.value_text(flat[metric])}" if metric in flat else ""
         early = "  stopped early" if result.get("done") and self._total and done < self._total else ""
         say(f"{_name(trial)}: iteration {done}{of}{value}{early}")
 
@@ -281,7 +271,7 @@ class SweepProgress(Callback):
 
 
 def _name(trial: Any) -> str:
-    return f"{trial.trial_id} {describe(trial.evaluated_params)}"
+    return f"{trial.trial_id} {sweeps.describe(trial.evaluated_params)}"
 
 
 class NewestCheckpoints(Callback):

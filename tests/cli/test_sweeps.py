@@ -339,14 +339,14 @@ def test_train_explains_mistakes_in_a_sweep(
     (results / "sweep").mkdir(parents=True)
     (results / "sweep" / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(SWEEP)))
     assert "written nothing" in message(run("train", "file", sweep_file, "--resume", results / "sweep"))
-    monkeypatch.setattr(sweep_run, "load_rows", lambda directory: ([], SWEEP))
+    monkeypatch.setattr(sweeps, "load_rows", lambda directory: ([], SWEEP))
     assert "--resume" in message(run("train", "file", sweep_file, "--results-dir", results))
     said = message(run("train", "file", sweep_file, "--resume", results / "sweep", "--set", "kl_coeff=0.1", "--set",
                        'lr={"grid_search": [1]}'))  # fmt: skip
     assert "grid_search([1])" in said
     monkeypatch.setattr(sweeps, "best_values", lambda *args: {"kl_coeff": 0.5})
     another = Sweep(METRIC, "max", {"lr": "grid_search([1e-06, 1e-05])"}, {"kl_coeff": 0.1})
-    monkeypatch.setattr(sweep_run, "load_rows", lambda directory: ([], another))
+    monkeypatch.setattr(sweeps, "load_rows", lambda directory: ([], another))
     (results / "sweep" / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(another)))
     said = message(run("train", "file", sweep_file, "--resume", results / "sweep", "--best-of", tmp_path))
     assert "taken {'kl_coeff': 0.1}, and this command has {'kl_coeff': 0.5}" in said
