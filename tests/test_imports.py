@@ -12,6 +12,7 @@ import pytest
         "envs.bfcl.env",
         "envs.competition_math.env",
         "envs.mle_bench.env",
+        "envs.reasoning_gym.env",
         "envs.sandbox.sandbox",
         "rllib_exit.curriculum.exit",
         "rllib_exit.env_runners.player",

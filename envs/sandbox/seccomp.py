@@ -76,6 +76,33 @@ _LANDLOCK_OWN_PROCESS = _table("""
 """)
 _SETPRIORITY, _IOPRIO_SET, _IOCTL = (141, 140), (251, 30), (16, 29)
 
+# All that a process needs that only computes, with files that are open already.
+_COMPUTING = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    "futex": (202, 98),
+    "sched_yield": (24, 124),
+    "rt_sigreturn": (15, 139),
+    "restart_syscall": (219, 128),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "getrandom": (318, 278),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "gettimeofday": (96, 169),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+}
+
 _AF_UNIX = 1
 _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
 # The flags CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
@@ -106,10 +133,7 @@ def program(*, landlock: bool, machine: str | None = None) -> bytes:
     Raises:
         OSError: If the machine is neither of them.
     """
-    machine = machine or os.uname().machine
-    if machine not in _ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"the seccomp filter knows {' and '.join(_ARCHITECTURES)}, not {machine}")
-    arch, column = _ARCHITECTURES[machine]
+    arch, column = _architecture(machine)
 
     rules = [(numbers, _deny(_EPERM)) for numbers in _DENIED.values()]
     rules += [(numbers, _deny(_ENOSYS)) for numbers in _ABSENT.values()]
@@ -139,6 +163,33 @@ def program(*, landlock: bool, machine: str | None = None) -> bytes:
             body = [*body, (_RETURN, 0, 0, _ALLOW)]
             code += [(_EQUAL, 0, len(body), number), *body]
     code.append((_RETURN, 0, 0, _ALLOW))
+    return _assemble(code)
+
+
+def computing_program(machine: str | None = None) -> bytes:
+    """The filter of a process that only computes: every call that is not in ``_COMPUTING`` fails with EPERM.
+
+    Args:
+        machine: As for :func:`program`.
+
+    Raises:
+        OSError: As there.
+    """
+    arch, column = _architecture(machine)
+    code: _Code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    for numbers in _COMPUTING.values():
+        code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
+    return _assemble([*code, (_RETURN, 0, 0, _EPERM)])
+
+
+def _architecture(machine: str | None) -> tuple[int, int]:
+    machine = machine or os.uname().machine
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"the seccomp filter knows {' and '.join(_ARCHITECTURES)}, not {machine}")
+    return _ARCHITECTURES[machine]
+
+
+def _assemble(code: _Code) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 

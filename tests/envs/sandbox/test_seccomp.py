@@ -18,9 +18,12 @@ TIER = pytest.mark.parametrize("landlock", [False, True])
 program = functools.cache(seccomp.program)
 
 
-def verdict(machine: str, landlock: bool, number: int, *arguments: int, arch: int | None = None) -> int | str:
-    """What the filter says of a call: ``allow``, ``kill`` or an errno."""
-    code = program(landlock=landlock, machine=machine)
+computing = functools.cache(seccomp.computing_program)
+
+
+def verdict(machine: str, landlock: bool | None, number: int, *arguments: int, arch: int | None = None) -> int | str:
+    """What a filter, that for computing if ``landlock`` is None, says of a call: ``allow``, ``kill`` or an errno."""
+    code = computing(machine=machine) if landlock is None else program(landlock=landlock, machine=machine)
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("=IIQ6Q", number, ARCHITECTURES[machine] if arch is None else arch, 0, *padded)
     accumulator = at = 0
@@ -44,6 +47,15 @@ def number(table: Mapping[str, tuple[int | None, int | None]], name: str, machin
     found = table[name][machine == "aarch64"]
     assert found is not None
     return found
+
+
+@ANY
+def test_computing_allows_the_listed_calls_alone(machine: str):
+    allowed = {number(seccomp._COMPUTING, name, machine) for name in seccomp._COMPUTING}
+    for call in range(600):
+        assert verdict(machine, None, call) == ("allow" if call in allowed else errno.EPERM)
+    assert verdict(machine, None, 1, arch=0x40000003) == "kill"
+    assert verdict(machine, None, 1 | 0x40000000) == errno.EPERM  # x32
 
 
 @ANY
