@@ -33,7 +33,12 @@ config = (
     )
     .generation(max_response_tokens=64 if CPU else 1024)
     .training(lr=4e-5 if CPU else 1e-6, prompts_per_batch=16 if CPU else 128, rollouts_per_prompt=8, kl_coeff=0.0)
-    .curriculum("exit", buffer_size=64 if CPU else 512, min_buffer_size=16 if CPU else 128)
+    .curriculum(
+        "exit",
+        buffer_size=64 if CPU else 512,
+        min_buffer_size=16 if CPU else 128,
+        diversity_metric="edit_distance",  # answers are short, and mostly no text
+    )
     .self_improvement(steps=4, splits={"test": {**ENV_CONFIG, **TEST}})
     .evaluation(evaluation_interval=10, evaluation_config=GRPOConfig.overrides(env_config={**ENV_CONFIG, **TEST}))
     .debugging(seed=0)
