@@ -11,6 +11,7 @@ import pytest
     [
         "envs.bfcl.env",
         "envs.competition_math.env",
+        "envs.countdown.env",
         "envs.mle_bench.env",
         "envs.reasoning_gym.env",
         "envs.sandbox.sandbox",
