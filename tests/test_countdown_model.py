@@ -1,0 +1,99 @@
+"""The bundled countdown model knows the format and some arithmetic, and nothing of self-improvement."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.base import Kind, TaskInstance
+from envs.countdown.env import CountdownEnv
+from envs.countdown.grading import grade
+from rllib_exit.models import COUNTDOWN, resolve_model
+from tests.countdown_model import Player, qualities
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pretraining() -> Any:
+    path = ROOT / "benchmarks" / "pretrain_countdown.py"
+    spec = importlib.util.spec_from_file_location("pretrain_countdown", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def player() -> Player:
+    return Player(resolve_model(COUNTDOWN), CountdownEnv({"split": "test"}))
+
+
+def test_it_is_small_and_comes_with_the_package(player: Player):
+    directory = Path(resolve_model(COUNTDOWN))
+    assert directory.is_relative_to(ROOT / "rllib_exit")
+    assert sum(file.stat().st_size for file in directory.iterdir()) < 3e6
+    assert 0.9e6 < player.model.num_parameters() < 3e6
+    assert player.model.config.head_dim == 32  # vLLM's CPU attention has no smaller ones
+
+
+def test_it_is_trained_on_the_ids_that_it_is_asked_with(pretraining: Any, player: Player):
+    backend = pretraining.make_tokenizer().backend_tokenizer
+    episodes = pretraining.Player(seed=1)
+    for _ in range(200):
+        chat = episodes.episode()
+        ids = backend.encode(pretraining.render(chat), add_special_tokens=False).ids
+        asked = player.chat.encode(chat[:-1])
+        assert ids[: len(asked)] == asked and ids[-1] in player.chat.eos_token_ids
+        assert player.chat.decode(ids[len(asked) : -1]) == chat[-1]["content"]
+        assert player.chat.tokenizer.unk_token_id not in ids
+
+
+def test_it_is_not_trained_on_self_improvement(pretraining: Any):
+    """The answer after a step is as often right whether the old one was right or wrong, but for repetitions."""
+    env = CountdownEnv()
+    episodes = pretraining.Player(seed=2)
+    right: dict[tuple[str, bool], list[bool]] = {}
+    repeated: dict[tuple[str, bool], list[bool]] = {}
+    for _ in range(6000):
+        task, first, request, second = (message["content"] for message in episodes.episode())
+        if task.endswith("?"):
+            continue
+        *numbers, _, target = task.split()
+        key = request.split()[-1], "right" in request
+        repeated.setdefault(key, []).append(first == second)
+        if first != second:
+            verdict = grade(second, list(map(int, numbers)), int(target), env.operators)
+            right.setdefault(key, []).append(verdict.distance == 0)
+    for kind, share in (("improve", 0.5), ("diverge", 0.1)):
+        # A new answer may be the old one by chance; most often where the task has one solution, which was found.
+        was_right, was_wrong = np.mean(repeated[kind, True]), np.mean(repeated[kind, False])
+        assert share - 0.05 < was_wrong < share + 0.1 and was_right < share + (1 - share) * 0.65
+        assert np.mean(right[kind, True]) < np.mean(right[kind, False])
+
+
+def test_it_does_not_improve_by_steps(player: Player):
+    """Accuracy by self-improvement step is flat or falls before training, on all held-out tasks."""
+    accuracy = qualities(player.chains(list(player.env.tasks), steps=4)).mean(axis=1)
+    assert 0.2 < accuracy[0] < 0.7, accuracy
+    assert accuracy[1:].mean() < accuracy[0] + 0.02, accuracy
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("kind", ["improve", "diverge"])
+def test_nearly_all_its_answers_are_well_formed(hidden: bool, kind: Kind):
+    env = CountdownEnv({"split": "test", "limit": 200, "hidden_target": hidden})
+    chains = Player(resolve_model(COUNTDOWN), env).chains(list(env.tasks), steps=1, kind=kind)
+    for turns in chains:
+        formed = [(turn.feedback or "").startswith(("value", "guess")) for turn in turns]
+        assert np.mean(formed) > 0.9
+
+
+def test_a_hidden_target_cannot_be_met_but_by_luck():
+    env = CountdownEnv({"split": "test", "hidden_target": True})
+    turns = Player(resolve_model(COUNTDOWN), env).turns([TaskInstance(task_id) for task_id in env.tasks])
+    assert qualities([turns]).mean() < 0.1
