@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.base import Kind, TaskInstance
+from envs.base import Kind
 from envs.countdown.env import CountdownEnv
 from envs.countdown.grading import grade
 from rllib_exit.models import COUNTDOWN, resolve_model
-from tests.countdown_model import Player, qualities
+from tests.countdown_model import Policy, qualities
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,28 +29,28 @@ def pretraining() -> Any:
 
 
 @pytest.fixture(scope="module")
-def player() -> Player:
-    return Player(resolve_model(COUNTDOWN), CountdownEnv({"split": "test"}))
+def policy() -> Policy:
+    return Policy(resolve_model(COUNTDOWN), CountdownEnv({"split": "test"}))
 
 
-def test_it_is_small_and_comes_with_the_package(player: Player):
+def test_it_is_small_and_comes_with_the_package(policy: Policy):
     directory = Path(resolve_model(COUNTDOWN))
     assert directory.is_relative_to(ROOT / "rllib_exit")
     assert sum(file.stat().st_size for file in directory.iterdir()) < 3e6
-    assert 0.9e6 < player.model.num_parameters() < 3e6
-    assert player.model.config.head_dim == 32  # vLLM's CPU attention has no smaller ones
+    assert 0.9e6 < policy.model.num_parameters() < 3e6
+    assert policy.model.config.head_dim == 32  # vLLM's CPU attention has no smaller ones
 
 
-def test_it_is_trained_on_the_ids_that_it_is_asked_with(pretraining: Any, player: Player):
+def test_it_is_trained_on_the_ids_that_it_is_asked_with(pretraining: Any, policy: Policy):
     backend = pretraining.make_tokenizer().backend_tokenizer
     episodes = pretraining.Player(seed=1)
     for _ in range(200):
         chat = episodes.episode()
         ids = backend.encode(pretraining.render(chat), add_special_tokens=False).ids
-        asked = player.chat.encode(chat[:-1])
-        assert ids[: len(asked)] == asked and ids[-1] in player.chat.eos_token_ids
-        assert player.chat.decode(ids[len(asked) : -1]) == chat[-1]["content"]
-        assert player.chat.tokenizer.unk_token_id not in ids
+        asked = policy.chat.encode(chat[:-1])
+        assert ids[: len(asked)] == asked and ids[-1] in policy.chat.eos_token_ids
+        assert policy.chat.decode(ids[len(asked) : -1]) == chat[-1]["content"]
+        assert policy.chat.tokenizer.unk_token_id not in ids
 
 
 def test_it_is_not_trained_on_self_improvement(pretraining: Any):
@@ -76,9 +76,9 @@ def test_it_is_not_trained_on_self_improvement(pretraining: Any):
         assert np.mean(right[kind, True]) < np.mean(right[kind, False])
 
 
-def test_it_does_not_improve_by_steps(player: Player):
+def test_it_does_not_improve_by_steps(policy: Policy):
     """Accuracy by self-improvement step is flat or falls before training, on all held-out tasks."""
-    accuracy = qualities(player.chains(list(player.env.tasks), steps=4)).mean(axis=1)
+    accuracy = qualities(policy.chains(list(policy.env.tasks), steps=4)).mean(axis=1)
     assert 0.2 < accuracy[0] < 0.7, accuracy
     assert accuracy[1:].mean() < accuracy[0] + 0.02, accuracy
 
@@ -87,13 +87,12 @@ def test_it_does_not_improve_by_steps(player: Player):
 @pytest.mark.parametrize("kind", ["improve", "diverge"])
 def test_nearly_all_its_answers_are_well_formed(hidden: bool, kind: Kind):
     env = CountdownEnv({"split": "test", "limit": 200, "hidden_target": hidden})
-    chains = Player(resolve_model(COUNTDOWN), env).chains(list(env.tasks), steps=1, kind=kind)
-    for turns in chains:
-        formed = [(turn.feedback or "").startswith(("value", "guess")) for turn in turns]
+    chains = Policy(resolve_model(COUNTDOWN), env).chains(list(env.tasks), steps=1, kind=kind)
+    for rollouts in chains:
+        formed = [(rollout.turns[-1].feedback or "").startswith(("value", "guess")) for rollout in rollouts]
         assert np.mean(formed) > 0.9
 
 
 def test_a_hidden_target_cannot_be_met_but_by_luck():
     env = CountdownEnv({"split": "test", "hidden_target": True})
-    turns = Player(resolve_model(COUNTDOWN), env).turns([TaskInstance(task_id) for task_id in env.tasks])
-    assert qualities([turns]).mean() < 0.1
+    assert qualities(Policy(resolve_model(COUNTDOWN), env).chains(list(env.tasks), steps=0)).mean() < 0.1
