@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rllib_exit.env_runners.episodes import PromptTooLongError
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig, ExIt
-from rllib_exit.env_runners.episodes import PromptTooLongError
 from rllib_exit.env_runners.generator import SamplingParams
 from rllib_exit.exit_loop import exit_loop
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
