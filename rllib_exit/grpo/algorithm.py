@@ -241,7 +241,7 @@ class GRPO(CheckpointedAlgorithm):
     def get_checkpointable_components(self) -> list:
         return [*super().get_checkpointable_components(), (CURRICULUM, self.replay)]
 
-    def _restored(self) -> None:
+    def after_restore(self) -> None:
         self._sync_weights(self._env_runners)
 
     def cleanup(self) -> None:

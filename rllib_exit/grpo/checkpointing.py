@@ -72,7 +72,10 @@ class CheckpointedAlgorithm(Algorithm):
         checkpoints.verify(path)
         super().restore_from_path(path, **kwargs)
         self.learner_group.restore_from_path(Path(path) / LEARNERS)
-        self._restored()
+        self.after_restore()
 
-    def _restored(self) -> None:
-        """Called after a checkpoint was restored."""
+    def after_restore(self) -> None:
+        """Called after a checkpoint was restored.
+
+        (``_restored`` is a flag of Tune's ``Trainable``.)
+        """
