@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -269,6 +270,8 @@ def _measure(job: _Job, split: str, policy: str, env_runners: Dispatcher) -> lis
             started = start_chains(
                 env_runners, job.envs[split], job.task_ids(split), job.config, seed=seed, split=split
             )
+            for chain in as_completed(started):
+                chain.result()  # the first failure ends the evaluation, whichever task it is of
             chains_by_seed.append([chain.result() for chain in started])
         say(f"{label}: {duration(time.perf_counter() - start)}")
     left_out = sum(chain is None for chain in chains_by_seed[0])

@@ -175,6 +175,19 @@ def test_an_environment_that_hangs_ends_the_evaluation(tmp_path: Path, tiny_mode
     assert "'t0' failed twice" in message(result) and "did not answer within env_timeout_s" in message(result)
 
 
+class SecondFailsEnv(HangingEnv):
+    def respond(self, task: Task, response: str) -> Outcome:
+        if task.id == "t1":
+            raise ZeroDivisionError("a bug")
+        return super().respond(task, response)
+
+
+def test_the_first_failure_ends_the_evaluation_whichever_task_it_is_of(tmp_path: Path, tiny_model: str):
+    config = make_config(tiny_model).environment(SecondFailsEnv)
+    path = write_checkpoint(tmp_path / "checkpoint", config, load_file(f"{tiny_model}/model.safetensors"))
+    assert "'t1' failed twice: ZeroDivisionError" in message(run("evaluate", path, "--limit", "2"))
+
+
 def test_trials_of_one_run_count_once(tmp_path: Path, tiny_model: str):
     config = make_config(tiny_model)
     weights = load_file(f"{tiny_model}/model.safetensors")
