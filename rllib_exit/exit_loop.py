@@ -27,8 +27,8 @@ import numpy as np
 from envs.base import SelfImprovementEnv
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.curriculum.exit import ExIt
-from rllib_exit.env_runners.episodes import EnvPool, PromptTooLongError, roll_out
 from rllib_exit.env_runners.generator import Sampler, SamplingParams
+from rllib_exit.env_runners.player import Player, PromptTooLongError
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.objective.diversity import edit_diversity_coefficients
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup
@@ -97,14 +97,14 @@ async def exit_loop(
     if rollouts_per_prompt < 2:
         raise ValueError(f"rollouts_per_prompt is {rollouts_per_prompt}: use an integer of 2 or more")
     solution = make_env().solution
-    envs = EnvPool(make_env, num_envs, generator=generator, chat=chat, sampling=sampling)
+    player = Player(make_env, num_envs, generator=generator, chat=chat, sampling=sampling)
 
     for iteration in range(num_iterations):
         # Selection.
         requests = curriculum.select(prompts_per_batch)
         # Expansion. All episodes of all groups run at the same time.
         groups = await asyncio.gather(
-            *(roll_out(request, rollouts_per_prompt, envs=envs, policy_version=iteration) for request in requests)
+            *(player.roll_out(request, rollouts_per_prompt, policy_version=iteration) for request in requests)
         )
         rolled_out = [group for group in groups if not group.skipped]
         if not rolled_out:

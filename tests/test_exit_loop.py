@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rllib_exit.env_runners.episodes import PromptTooLongError
 from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig, ExIt
 from rllib_exit.env_runners.generator import SamplingParams
+from rllib_exit.env_runners.player import PromptTooLongError
 from rllib_exit.exit_loop import exit_loop
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
 from rllib_exit.rollouts import Rollout, ScoredGroup
@@ -63,7 +63,7 @@ def embed(solutions: Sequence[str]) -> np.ndarray:
 
 def small(strategy: str) -> CurriculumConfig:
     """The strategy with a buffer that is large enough to select from after a few iterations, and never full."""
-    return replace(STRATEGIES[strategy], min_buffer_size=30, buffer_size=4096)
+    return STRATEGIES[strategy].replace(min_buffer_size=30, buffer_size=4096)
 
 
 async def ignore(groups: Sequence[ScoredGroup]) -> None:
@@ -284,7 +284,7 @@ def test_the_distributed_algorithm_does_the_same(
     finally:
         algo.stop()
 
-    curriculum = ExIt(config.curriculum_config(), list(MarkEnv().tasks), np.random.default_rng(config.seed))
+    curriculum = ExIt(CurriculumConfig.of(config), list(MarkEnv().tasks), np.random.default_rng(config.seed))
     iterations = run(
         curriculum,
         ScriptedGenerator(tiny_model, mark, max_model_len=1024),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -114,7 +113,7 @@ def main(
 ) -> None:
     """Trains a small model to add two digits."""
     make_env = partial(CompetitionMathEnv, {"levels": ["add1"]})
-    config = replace(STRATEGIES[strategy], buffer_size=32, min_buffer_size=8)
+    config = STRATEGIES[strategy].replace(buffer_size=32, min_buffer_size=8)
     sizes = {"prompts_per_batch": 8, "rollouts_per_prompt": 8, "sampling": SamplingParams(max_tokens=24)}
     asyncio.run(train(Policy(model, lr), make_env, config, seed, num_iterations=iterations, **sizes))
 
