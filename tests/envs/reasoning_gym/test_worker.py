@@ -23,6 +23,8 @@ NAMES = sorted(factory.DATASETS.keys() - {"composite"})
 # They state no answer: many are right, and the grader finds out by playing the moves.
 WITHOUT_ANSWER = {"boxnet", "rush_hour"}
 TIMEOUT_S = 0.3
+# One of each kind of harm; the others try what confinement, the same for all, is made of.
+TO_ALL = {"shell", "write", "read", "connect", "fork bomb", "endless", "endless in C", "memory", "exit", "print"}
 
 
 class Trap:
@@ -107,8 +109,10 @@ def refuse(_: bytes) -> None:
 
 @pytest.mark.slow
 def test_every_data_set_accepts_its_own_answers_and_no_hostile_ones(trap: Trap):
-    # How many of the package's 105 data sets grade by evaluating does not matter: all get all of it.
-    hostile = {**trap.expressions(), **TEXTS}
+    # Whether a grader evaluates its answer does not matter: all get all of these.
+    expressions = {name: text for name, text in trap.expressions().items() if name in TO_ALL}
+    assert len(expressions) == len(TO_ALL)
+    hostile = {**expressions, **TEXTS}
 
     def check(name: str) -> None:
         source = Source(name, 2, 3)
