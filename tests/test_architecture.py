@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # in its own entry's line or below it. Entries of one line do not import each other, but for those of one package.
 LAYERS = """
 rllib_exit.cli
-tuned_examples rllib_exit.report rllib_exit.exit_loop
-rllib_exit.sft
+tuned_examples rllib_exit.report
+rllib_exit.exit_loop rllib_exit.sft
 rllib_exit.grpo
 rllib_exit.connectors rllib_exit.self_improvement rllib_exit.weight_sync.transfers
 rllib_exit.env_runners rllib_exit.learner

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rllib_exit.env_runners.episodes import PromptTooLongError
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig, ExIt

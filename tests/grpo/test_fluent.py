@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pytest
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune.search.sample import Float
 from ray.tune.search.variant_generator import generate_variants
 
 from rllib_exit.grpo.config import GROUPS, AllSettings, GRPOConfig
@@ -88,4 +89,4 @@ def test_a_search_space_may_stand_in_any_field_until_a_trial_resolves_it() -> No
         assert list(resolved) == [(name,)]
         GRPOConfig.from_dict(config).validate()
     swept = GRPOConfig().training(lr=tune.loguniform(1e-6, 1e-4)).generation(temperature=tune.choice([0.5, 1.0]))
-    assert isinstance(swept.lr, tune.search.sample.Float)
+    assert isinstance(swept.lr, Float)
