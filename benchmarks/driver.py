@@ -24,6 +24,7 @@ from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.learner.batch import make_batches
 from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
+from rllib_exit.settings import TrainingSettings
 
 
 def timed(times: dict[str, list[float]], name: str, run: Callable[[], Any]) -> Any:
@@ -60,8 +61,7 @@ def iterations(prompts: int, group_size: int, response: int, number: int) -> dic
             times,
             "batches",
             lambda s=scored: make_batches(
-                s, num_learners=8, minibatch_size=None, loss_aggregation="sequence_mean",
-                max_response_tokens=response, overlong_filtering=False, skip_zero_advantage=False,
+                s, TrainingSettings(), max_response_tokens=response, num_learners=8
             ),
         )  # fmt: skip
         timed(times, "curriculum update", lambda g=groups: exit_.update(g))

@@ -30,7 +30,7 @@ from side_by_side import alternate, arguments, write
 from envs.base import TaskInstance, Turn
 from rllib_exit.connectors.exit_replay import ExItReplay
 from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
-from rllib_exit.grpo.scoring import make_scorer
+from rllib_exit.embeddings import make_diversity
 
 BASE = {"group size": 4, "prompts": 4, "response tokens": 16, "buffer size": 1000}
 GROWTH = {"group size": [2, 8], "prompts": [2, 8], "response tokens": [8, 32], "buffer size": [100, 100_000]}
@@ -84,7 +84,7 @@ class Settings:
 
         self.algo.env_runner_group.foreach_env_runner(take_on)
         self.algo.config, self.algo.replay = config, self.replays[name]
-        self.algo.score = make_scorer(self.algo._env, config)
+        self.algo.diversity = make_diversity(config)
         self.algo.rollouts.selected.clear()
         start = time.perf_counter()
         result = self.algo.train()

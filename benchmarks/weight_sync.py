@@ -61,7 +61,7 @@ def main() -> None:
         .learners(num_learners=1, num_cpus_per_learner=1)
         .build_algo()
     )
-    [transfer] = algo._weight_transfers.values()
+    transfer = algo._weights
     transferred = transfer(algo._env_runners)  # starts the engine
     blob = np.ones(transferred.num_bytes, np.uint8)
     rows = []

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rllib_exit.chat import replace_surrogates
 from rllib_exit.models import MINILM, resolve_model
+from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
+from rllib_exit.objective.scoring import Diversity
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+
+def make_diversity(config: Any) -> Diversity | None:
+    """The diversity bonus that a GRPOConfig asks for, or None; an embedding model is loaded with the first group."""
+    if not config.diversity_bonus:
+        return None
+    if config.diversity_metric == "edit_distance":
+        return edit_diversity_coefficients
+    embedder = Embedder(config.embedding_model)
+    return lambda solutions: diversity_coefficients(embedder.embed(solutions))
 
 
 class Embedder:

@@ -22,19 +22,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-import numpy as np
-
 from envs.base import SelfImprovementEnv
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.curriculum.exit import ExIt
 from rllib_exit.env_runners.generator import Sampler, SamplingParams
 from rllib_exit.env_runners.player import Player, PromptTooLongError
-from rllib_exit.objective.advantages import group_advantages
 from rllib_exit.objective.diversity import edit_diversity_coefficients
-from rllib_exit.rollouts import RolloutGroup, ScoredGroup
-
-# Takes the solutions of a group's G rollouts, returns their (G,) coefficients D_i of Eq. 6.
-Diversity = Callable[[Sequence[str]], np.ndarray]
+from rllib_exit.objective.scoring import Diversity, score
+from rllib_exit.rollouts import ScoredGroup
 
 
 async def exit_loop(
@@ -120,23 +115,3 @@ async def exit_loop(
         # Update the curriculum. Groups that were skipped count too: their instances leave the task buffer.
         curriculum.update(groups)
         yield scored_groups
-
-
-def score(
-    group: RolloutGroup, solution: Callable[[str], str], diversity: Diversity | None, *, normalize_std: bool = True
-) -> ScoredGroup:
-    """Gives each rollout its advantage: A_i of Eq. 3, or D_i · A_i with the diversity bonus (section 4.2).
-
-    Args:
-        group: G rollouts of one instance.
-        solution: What of a response is compared with others.
-        diversity: The diversity bonus; None for none.
-        normalize_std: Whether Eq. 3 divides by the standard deviation.
-    """
-    advantages_G = group_advantages(group.returns_G, normalize_std=normalize_std)
-    if diversity is not None:
-        # A solution is what the policy wrote in this rollout, without the history that it started from.
-        t = group.request.instance.starting_turn
-        solutions = ["\n".join(solution(turn.response) for turn in rollout.turns[t:]) for rollout in group.rollouts]
-        advantages_G = diversity(solutions) * advantages_G
-    return ScoredGroup(group, advantages_G)

@@ -63,6 +63,18 @@ class RolloutLog:
         self._filesystem = filesystem or LocalFileSystem()
         self._filesystem.create_dir(self._directory)
 
+    @classmethod
+    def of_trial(cls, logdir: str, storage: Any) -> RolloutLog:
+        """The log in a trial's directory.
+
+        Args:
+            logdir: The directory, where there is no storage.
+            storage: Tune's StorageContext, which may be a bucket; None without Tune.
+        """
+        if storage is None:
+            return cls(Path(logdir) / "rollouts")
+        return cls(Path(storage.trial_fs_path) / "rollouts", storage.storage_filesystem)
+
     def write(self, iteration: int, groups: Sequence[ScoredGroup]) -> None:
         """Writes an iteration's file, whole or not at all; a file of that iteration is replaced.
 

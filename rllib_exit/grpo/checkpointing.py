@@ -13,29 +13,42 @@ from ray.rllib.utils import force_list
 from ray.tune.result import TIME_TOTAL_S
 
 from rllib_exit import checkpoints
+from rllib_exit.connectors.exit_replay import ExItReplay
+from rllib_exit.grpo.rollout_queue import RolloutQueue
 from rllib_exit.learner.learner_group import LEARNERS, GRPOLearnerGroup
+
+CURRICULUM = "curriculum"
+SELECTED = "selected_requests"
 
 
 class CheckpointedAlgorithm(Algorithm):
     """RLlib's Algorithm with checkpoints that a crash cannot leave half written.
 
-    The learners write and read their part themselves, tensor by tensor: it is too large for one dict.
+    A checkpoint also holds the curriculum, and what was selected and not yet trained on. The learners write and read
+    their part themselves, tensor by tensor: it is too large for one dict.
     """
 
     learner_group: GRPOLearnerGroup
+    replay: ExItReplay
+    rollouts: RolloutQueue
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         without = [*force_list(not_components), COMPONENT_LEARNER_GROUP]
-        return {**super().get_state(components, not_components=without, **kwargs), TIME_TOTAL_S: self._time_total}
+        state = super().get_state(components, not_components=without, **kwargs)
+        if self._check_component(CURRICULUM, components, not_components):
+            state[CURRICULUM] = self.replay.get_state()
+        return {**state, SELECTED: list(self.rollouts.selected), TIME_TOTAL_S: self._time_total}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        if TIME_TOTAL_S in state:
+        if SELECTED in state:
+            self.rollouts.restore(state[SELECTED])
             # Tune restores it only for trials that Tune itself resumes.
             self._time_total = state[TIME_TOTAL_S]
 
     def get_checkpointable_components(self) -> list:
-        return [part for part in super().get_checkpointable_components() if part[0] != COMPONENT_LEARNER_GROUP]
+        parts = [part for part in super().get_checkpointable_components() if part[0] != COMPONENT_LEARNER_GROUP]
+        return [*parts, (CURRICULUM, self.replay)]
 
     def save_to_path(self, path: Any = None, *, filesystem: Any = None, **kwargs: Any) -> str:
         """Saves a checkpoint, atomically and with a manifest, into a directory that is new or empty.

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ray.rllib.utils.metrics import TIMERS
 
 from envs.base import Task
 from rllib_exit.grpo.rollout_queue import RolledOut
 from rllib_exit.rollouts import means
 
 
-def rollout_metrics(rolled_out: RolledOut, *, group_size: int) -> dict[str, float]:
-    """The numbers under ``rollouts/``: those of every domain, then the domain's own."""
+def rollout_metrics(
+    rolled_out: RolledOut, tasks: Mapping[str, Task], *, group_size: int, policy_version: int
+) -> dict[tuple[str, ...], float]:
+    """The numbers to report, by their keys in the result.
+
+    Args:
+        rolled_out: The iteration's rollouts.
+        tasks: The base tasks. Their own numbers say how hard what was selected is (paper section 5.4).
+        group_size: G.
+        policy_version: The version after the update, which is one more than that before it. The policy's lag is how
+            many updates the oldest rollouts were behind the policy that was trained on them; 0 is on-policy.
+    """
     groups = [scored.group for scored in rolled_out.groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tokens = [rollout.num_response_tokens for rollout in rollouts]
-    return {
+    of_rollouts = {
         "return_mean": _mean([rollout.return_ for rollout in rollouts]),
         "quality_mean": _mean([rollout.quality for rollout in rollouts]),
         "response_tokens_mean": _mean(tokens),
@@ -29,22 +40,14 @@ def rollout_metrics(rolled_out: RolledOut, *, group_size: int) -> dict[str, floa
         "lost_env_runners": rolled_out.num_lost,
         **means([rollout.metrics for rollout in rollouts]),
     }
-
-
-def task_metrics(rolled_out: RolledOut, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """How hard the selected tasks are, in the domain's own terms (paper section 5.4)."""
-    selected = [tasks[scored.group.request.instance.task_id] for scored in rolled_out.groups]
-    return {f"{name}_mean": value for name, value in means([t.data.get("metrics", {}) for t in selected]).items()}
-
-
-def policy_lag(rolled_out: RolledOut, policy_version: int) -> int:
-    """How many updates the oldest rollouts were behind the policy that was trained on them; 0 is on-policy.
-
-    Args:
-        rolled_out: The rollouts.
-        policy_version: The version after the update, which is one more than that before it.
-    """
-    return policy_version - 1 - min(scored.group.policy_version for scored in rolled_out.groups)
+    of_tasks = means([tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups])
+    return {
+        **{("rollouts", name): value for name, value in of_rollouts.items()},
+        **{("curriculum", f"{name}_mean"): value for name, value in of_tasks.items()},
+        (TIMERS, "embed"): sum(scored.seconds for scored in rolled_out.groups),
+        ("policy_version",): policy_version,
+        ("policy_lag_max",): policy_version - 1 - min(group.policy_version for group in groups),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from rllib_exit.objective.loss import loss_weights
 from rllib_exit.objective.packing import Row, split
 from rllib_exit.rollouts import ScoredGroup
-from rllib_exit.settings import LossAggregation
+from rllib_exit.settings import TrainingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +27,35 @@ class TrainBatch:
 
 def make_batches(
     groups: Sequence[ScoredGroup],
+    settings: TrainingSettings,
     *,
-    num_learners: int,
-    minibatch_size: int | None,
-    loss_aggregation: LossAggregation,
     max_response_tokens: int,
-    overlong_filtering: bool,
-    skip_zero_advantage: bool,
+    num_learners: int,
 ) -> list[TrainBatch]:
-    """Makes one batch per learner.
+    """Makes one batch for each learner.
+
+    A minibatch holds whole groups, so it may be larger than ``minibatch_size`` by less than a group. Without a KL term
+    the gradient of a row whose advantage is 0 is 0: such rows are left out, but count in the loss's denominators.
 
     Args:
         groups: The groups, none of them empty.
+        settings: ``minibatch_size``, ``loss_aggregation``, ``overlong_filtering`` and ``kl_coeff``.
+        max_response_tokens: The most tokens of one response.
         num_learners: How many learners share the work.
-        minibatch_size: Rollouts per update; None for all in one. A minibatch holds whole groups, so it
-            may be larger by less than a group.
-        loss_aggregation: See :func:`rllib_exit.objective.loss.loss_weights`.
-        max_response_tokens: As there.
-        overlong_filtering: Whether responses that lack a valid ending get no loss.
-        skip_zero_advantage: Leave out rows whose advantage is 0. Their gradient is 0 if there is no KL
-            term; they count in the loss's denominators all the same.
     """
     minibatches: list[list[Row]] = []
-    for chunk in _chunks(groups, minibatch_size):
+    for chunk in _chunks(groups, settings.minibatch_size):
         rollouts = [pair for of in chunk for pair in zip(of.group.rollouts, of.advantages_G, strict=True)]
         segments = [(i, segment) for i, (rollout, _) in enumerate(rollouts) for segment in rollout.segments]
         masks = [
-            segment.ended_mask if overlong_filtering and segment.ended_mask is not None else segment.loss_mask
+            segment.ended_mask if settings.overlong_filtering and segment.ended_mask is not None else segment.loss_mask
             for _, segment in segments
         ]
         weights = loss_weights(
             np.array([segment.loss_mask.sum() for _, segment in segments]),
             np.array([i for i, _ in segments]),
             np.array([mask.sum() for mask in masks]),
-            aggregation=loss_aggregation,
+            aggregation=settings.loss_aggregation,
             num_rollouts=len(rollouts),
             max_response_tokens=max_response_tokens,
         )
@@ -68,7 +63,7 @@ def make_batches(
             [
                 Row(segment.token_ids, mask, segment.logprobs, float(rollouts[i][1]), float(weight))
                 for (i, segment), mask, weight in zip(segments, masks, weights, strict=True)
-                if weight and not (skip_zero_advantage and rollouts[i][1] == 0)
+                if weight and (settings.kl_coeff or rollouts[i][1] != 0)
             ]
         )
     shards = [split(rows, num_learners) for rows in minibatches]

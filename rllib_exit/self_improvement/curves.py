@@ -75,6 +75,23 @@ class Curve:
         """(K+1,) mean over the seeds."""
         return self.net_corrections_SK.mean(axis=0)
 
+    def to_metrics(self) -> dict[str, Any]:
+        """The mean over the seeds, as training reports it under ``evaluation/``.
+
+        Returns:
+            ``num_tasks``; ``improvement``, the accuracy after K steps less that before; and ``accuracy``,
+            ``net_corrections`` and the domain's metrics with one entry for each step, ``step_0`` to ``step_K``.
+        """
+        by_step = {"accuracy": self.accuracy_SK, "net_corrections": self.net_corrections_SK, **self.metrics_SK}
+        return {
+            "num_tasks": self.num_tasks,
+            "improvement": float(self.accuracy[-1] - self.accuracy[0]),
+            **{
+                name: {f"step_{k}": float(value) for k, value in enumerate(values_SK.mean(axis=0))}
+                for name, values_SK in by_step.items()
+            },
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Gives the mean and the standard error over the seeds of everything, and the values of every seed."""
         return {

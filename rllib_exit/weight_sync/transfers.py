@@ -139,11 +139,37 @@ class NCCLTransfer:
         await remote_call("update_weights", version, *files)(actor)
 
 
-def make_transfer(learners: GRPOLearnerGroup, config: Any) -> WeightTransfer:
-    """The transfer that a config asks for."""
-    if config.weight_transfer == "nccl":
-        return NCCLTransfer(learners, engine_size=config.engine_size, timeout_s=config.generation_timeout_s)
-    return ObjectStoreTransfer(learners)
+class WeightSync:
+    """Gives the learners' weights to env runners and waits until they have them.
+
+    RLlib's own sync does not wait, and drops weights while older ones are under way.
+
+    Args:
+        learners: The learners.
+        config: The GRPOConfig, which says how weights come to ``training``.
+        training: The env runners that roll out.
+        evaluation: The env runners that evaluate; they may be the same. Others get weights through the object store.
+    """
+
+    def __init__(self, learners: GRPOLearnerGroup, config: Any, training: Dispatcher, evaluation: Dispatcher) -> None:
+        transfer: WeightTransfer = ObjectStoreTransfer(learners)
+        if config.weight_transfer == "nccl":
+            transfer = NCCLTransfer(learners, engine_size=config.engine_size, timeout_s=config.generation_timeout_s)
+        self._transfers: dict[Dispatcher, WeightTransfer] = {evaluation: ObjectStoreTransfer(learners)}
+        self._transfers[training] = transfer
+
+    def __call__(self, env_runners: Dispatcher) -> Transferred:
+        """Gives the weights to these env runners.
+
+        Raises:
+            LearnerError: If a learner failed.
+        """
+        return self._transfers[env_runners](env_runners)
+
+    def serve(self) -> None:
+        """Gives weights to env runners that came back; to be called while the learners have nothing to do."""
+        for transfer in self._transfers.values():
+            transfer.serve()
 
 
 def _together(learners: Callable[[], None], env_runners: Callable[[], Any]) -> None:

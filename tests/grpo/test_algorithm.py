@@ -261,13 +261,13 @@ def test_colocated_engines_sleep_while_the_learners_work(
     try:
         # What it takes to be colocated are GPUs, which is all that the config's check is about.
         monkeypatch.setitem(vars(algo.config), "colocated", True)
-        update = algo._update
+        update = algo.learner_group.update
 
-        def checked_update(batches: Any) -> None:
+        def checked_update(**kwargs: Any) -> Any:
             assert (tmp_path / "told").read_text().endswith("sleep\n")
-            update(batches)
+            return update(**kwargs)
 
-        monkeypatch.setattr(algo, "_update", checked_update)
+        monkeypatch.setattr(algo.learner_group, "update", checked_update)
         results = [algo.train() for _ in range(2)]
         assert [result["policy_version"] for result in results] == [1, 2]
         assert results[0]["sync"]["bytes"] > 1e6

@@ -61,11 +61,11 @@ def test_generation_goes_on_while_the_learner_updates(algo: Any, monkeypatch: py
     update = algo._update
     done: list[float] = []
 
-    def slow_update(batches: Any) -> None:
+    def slow_update(groups: Any) -> None:
         time.sleep(4)
         futures = algo.rollouts._under_way.values()
         done.append(sum(future.done() for future in futures) / len(futures))
-        update(batches)
+        update(groups)
 
     monkeypatch.setattr(algo, "_update", slow_update)
     for _ in range(2):

@@ -14,6 +14,7 @@ from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner.batch import TrainBatch, make_batches
 from rllib_exit.learner.torch_learner import GRPOTorchLearner
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
+from rllib_exit.settings import TrainingSettings
 
 
 def make_learner(model: str, **fields: Any) -> GRPOTorchLearner:
@@ -49,16 +50,8 @@ def make_groups(rng: np.random.Generator, num_groups: int = 3, group_size: int =
 
 
 def batch(groups: list[RolloutGroup], num_learners: int = 1, **kwargs: Any) -> list[TrainBatch]:
-    options: dict[str, Any] = {
-        "minibatch_size": None,
-        "loss_aggregation": "sequence_mean",
-        "max_response_tokens": 16,
-        "overlong_filtering": False,
-        "skip_zero_advantage": False,
-        **kwargs,
-    }
     scored = [ScoredGroup(group, group.returns_G - group.returns_G.mean()) for group in groups]
-    return make_batches(scored, num_learners=num_learners, **options)
+    return make_batches(scored, TrainingSettings(**kwargs), max_response_tokens=16, num_learners=num_learners)
 
 
 def update(learner: GRPOTorchLearner, train_batch: TrainBatch) -> dict[str, float]:
