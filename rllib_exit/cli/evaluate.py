@@ -134,7 +134,7 @@ class _Job:
 
 def _without_curves(checkpoint: Path, trained: GRPOConfig, config: GRPOConfig, asked: Mapping[str, Any]) -> Evaluation:
     """The evaluation of a checkpoint before it is made."""
-    from rllib_exit.report.runs import env_name
+    from rllib_exit.run_identity import env_name
     from rllib_exit.self_improvement.results import Evaluation
 
     names = ("compact_history_chars", "chat_template_kwargs", "engine_args", "self_improvement_steps", "greedy_search")

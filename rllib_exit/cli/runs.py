@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rllib_exit import checkpoints
 from rllib_exit.cli.console import CommandError
-from rllib_exit.report.runs import identity
+from rllib_exit.run_identity import identity
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,6 @@
 """How the report's figures are drawn: one colour, line and marker per strategy, and a band of one standard error.
 
-The colours are Okabe and Ito's, which the colour-blind tell apart; lines and markers differ too, so that a grey print
+The colours are Okabe and Ito's, which the colour-blind tell apart. Lines and markers differ too, so that a grey print
 can be read.
 """
 
@@ -8,193 +8,173 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 9.6  # inches of a figure that fills the page's width
-PANEL_HEIGHT = 2.9
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a strategy is drawn."""
+    """How a method is drawn."""
 
     color: str
     marker: str
     linestyle: Any = "-"
 
 
-BASE = "base"
-STYLES: Mapping[str, Style] = {
-    BASE: Style("#7f7f7f", "x", (0, (4, 2))),
-    "grpo": Style("#222222", "o"),
-    "curriculum": Style("#E69F00", "s"),
-    "improve": Style("#0072B2", "^"),
-    "diverge": Style("#009E73", "D"),
-    "exit": Style("#D55E00", "v"),
+_STYLES: Mapping[str, tuple[str, str]] = {
+    "grpo": ("#222222", "o"),
+    "curriculum": ("#E69F00", "s"),
+    "improve": ("#0072B2", "^"),
+    "diverge": ("#009E73", "D"),
+    "exit": ("#D55E00", "v"),
 }
-_OTHER = Style("#CC79A7", "P")
 _VARIANTS = (("-", ""), ((0, (3, 1.5)), "p"), ((0, (1, 1)), "*"), ((0, (5, 1.5, 1, 1.5)), "h"))
 
 
 def style(strategy: str, variant: int = 0) -> Style:
-    """A strategy's style; variants of one strategy share its colour."""
-    base = STYLES.get(strategy, _OTHER)
-    linestyle, marker = _VARIANTS[variant % len(_VARIANTS)]
-    return replace(base, linestyle=linestyle, marker=marker) if marker else base
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Line:
-    """A mean over runs along an axis.
-
-    Attributes:
-        label: In the legend.
-        style: How it is drawn.
-        x: (N,) where.
-        mean: (N,) the mean.
-        se: (N,) its standard error; None for a single run.
-    """
-
-    label: str
-    style: Style
-    x: np.ndarray
-    mean: np.ndarray
-    se: np.ndarray | None = None
+    """The style of a strategy, or of the ``base`` model; variants of one strategy share its colour."""
+    if strategy == "base":
+        return Style("#7f7f7f", "x", (0, (4, 2)))
+    color, marker = _STYLES.get(strategy, ("#CC79A7", "P"))
+    linestyle, of_variant = _VARIANTS[variant % len(_VARIANTS)]
+    return Style(color, of_variant or marker, linestyle)
 
 
 def panels(
-    drawn: Sequence[tuple[str, str, Sequence[Line]]],
+    lines: pd.DataFrame,
+    styles: Mapping[str, Style],
+    y_labels: Mapping[str, str],
     *,
+    x: str,
     x_label: str,
     columns: int = 2,
-    markers: bool = False,
+    markers: bool = True,
     steps: bool = False,
 ) -> Figure:
     """A grid of panels with one legend.
 
     Args:
-        drawn: For every panel its title, the label of its y axis, and its lines.
-        x_label: Of every panel.
-        columns: So many panels in a row.
-        markers: Mark the points.
-        steps: Draw steps: a value holds until the next one.
+        lines: A row per point: ``panel``, ``method``, ``mean``, ``standard_error`` (NaN for a single run), and ``x``.
+        styles: By method.
+        y_labels: By panel, the label of its y axis.
+        x: The column of the x axis.
+        x_label: The label of that axis.
+        columns: The panels in a row.
+        markers: Draw the markers large.
+        steps: A value holds until the next one.
     """
-    figure, axes = _grid(len(drawn), columns)
-    for panel, (title, y_label, lines) in zip(axes, drawn, strict=True):
-        panel.set_title(title, fontsize=10, loc="left", fontweight="bold", parse_math=False)
-        panel.set_xlabel(x_label)
-        panel.set_ylabel(y_label)
-        for line in lines:
-            every = max(1, len(line.x) // 12)
-            marked: dict[str, Any] = {"marker": line.style.marker, "markersize": 4, "markevery": every}
-            if not markers:
-                marked["markersize"] = 3.5
-            panel.plot(
-                line.x,
-                line.mean,
-                color=line.style.color,
-                linestyle=line.style.linestyle,
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _grid(len(y_labels), columns)
+    for axis, (panel, y_label) in zip(axes, y_labels.items(), strict=True):
+        axis.set_title(panel, fontsize=10, loc="left", fontweight="bold", parse_math=False)
+        axis.set(xlabel=x_label, ylabel=y_label)
+        for method, line in lines[lines.panel == panel].groupby("method", sort=False):
+            of_method = styles[str(method)]
+            axis.plot(
+                line[x],
+                line["mean"],
+                color=of_method.color,
+                linestyle=of_method.linestyle,
                 linewidth=1.6,
-                label=line.label,
+                label=method,
                 drawstyle="steps-post" if steps else "default",
-                **marked,
+                marker=of_method.marker,
+                markersize=4 if markers else 3.5,
+                markevery=max(1, len(line) // 12),
             )
-            if line.se is not None:
-                low, high = line.mean - line.se, line.mean + line.se
-                band: dict[str, Any] = {"color": line.style.color, "alpha": 0.15, "linewidth": 0}
-                panel.fill_between(line.x, low, high, step="post" if steps else None, **band)
-        _plain(panel)
+            if line.standard_error.notna().any():
+                low, high = line["mean"] - line.standard_error, line["mean"] + line.standard_error
+                step = "post" if steps else None
+                axis.fill_between(line[x], low, high, step=step, color=of_method.color, alpha=0.15, linewidth=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axis)
     _legend(figure, axes)
     return figure
 
 
-def bars(drawn: Sequence[tuple[str, Style, float, float | None]], *, y_label: str) -> Figure:
-    """A bar per strategy: label, style, mean and standard error."""
-    figure, (panel,) = _grid(1, 1, width=min(WIDTH, 2.5 + 1.2 * len(drawn)))
-    for i, (_, of_bar, mean, se) in enumerate(drawn):
-        panel.bar(i, mean, yerr=se, color=of_bar.color, width=0.65, capsize=4, error_kw={"linewidth": 1.2})
-    panel.set_xticks(range(len(drawn)), [label.replace(" (", "\n(") for label, *_ in drawn], fontsize=8.5)
-    panel.set_ylabel(y_label)
-    _plain(panel)
-    panel.xaxis.grid(False)
+def bars(means: pd.DataFrame, styles: Mapping[str, Style], *, y_label: str) -> Figure:
+    """A bar per row of ``method``, ``mean`` and ``standard_error`` (NaN for a single run)."""
+    figure, (axis,) = _grid(1, 1, width=min(WIDTH, 2.5 + 1.2 * len(means)))
+    for i, row in enumerate(means.itertuples()):
+        error: Any = None if pd.isna(row.standard_error) else row.standard_error
+        color = styles[str(row.method)].color
+        axis.bar(i, row.mean, yerr=error, color=color, width=0.65, capsize=4, error_kw={"linewidth": 1.2})
+    axis.set_xticks(range(len(means)), [label.replace(" (", "\n(") for label in means.method], fontsize=8.5)
+    axis.set_ylabel(y_label)
+    _plain(axis)
+    axis.xaxis.grid(False)
     return figure
 
 
-def scatters(drawn: Mapping[str, tuple[Style, np.ndarray]], background: np.ndarray, *, label: str) -> Figure:
-    """A map per strategy, over the same points in grey.
+def maps(points: pd.DataFrame, styles: Mapping[str, Style], *, background: str) -> Figure:
+    """A map per method, over the same points in grey.
 
     Args:
-        drawn: By label, the style and (N, 2) points.
-        background: (M, 2) points.
-        label: Of the background.
+        points: A row per point: ``method``, ``x``, ``y``.
+        styles: By method.
+        background: The method whose points are the grey ones.
     """
-    figure, axes = _grid(len(drawn), min(3, len(drawn)), height=2.9)
-    for panel, (name, (of_points, points)) in zip(axes, drawn.items(), strict=True):
-        grey: dict[str, Any] = {"s": 22, "facecolors": "none", "edgecolors": "#777777", "linewidths": 0.8}
-        panel.scatter(*background.T, label=label, **grey)
-        panel.scatter(*points.T, s=9, color=of_points.color, alpha=0.65, linewidths=0, rasterized=True)
-        panel.set_title(f"{name}: {len(points)}", fontsize=10, loc="left", fontweight="bold")
-        panel.set_xticks([])
-        panel.set_yticks([])
-    everything = np.concatenate([background, *(points for _, points in drawn.values())])
-    low, high = everything.min(axis=0), everything.max(axis=0)
-    margin = 0.06 * (high - low)
-    for panel in axes:
-        panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
-        panel.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    grey = points[points.method == background]
+    by_method = points[points.method != background].groupby("method", sort=False)
+    figure, axes = _grid(len(by_method), min(3, len(by_method)))
+    for axis, (method, own) in zip(axes, by_method, strict=True):
+        label = f"{background}: {len(grey)}"
+        axis.scatter(grey.x, grey.y, s=22, facecolors="none", edgecolors="#777777", linewidths=0.8, label=label)
+        axis.scatter(own.x, own.y, s=9, color=styles[str(method)].color, alpha=0.65, linewidths=0, rasterized=True)
+        axis.set_title(f"{method}: {len(own)}", fontsize=10, loc="left", fontweight="bold")
+        for values, limit in ((points.x, axis.set_xlim), (points.y, axis.set_ylim)):
+            margin = 0.06 * (values.max() - values.min())
+            limit(values.min() - margin, values.max() + margin)
+        axis.set(xticks=[], yticks=[])
     _legend(figure, axes[:1])
     return figure
 
 
-def _grid(
-    number: int, columns: int, *, width: float = WIDTH, height: float = PANEL_HEIGHT
-) -> tuple[Figure, list[Axes]]:
+def _grid(number: int, columns: int, width: float = 5.6) -> tuple[Figure, list[Axes]]:
+    """A figure of panels: over the page's width or, with one column, of ``width`` inches."""
     # Without pyplot there is no global state, and no display is looked for.
     from matplotlib.figure import Figure
 
     columns = min(columns, number)
     rows = -(-number // columns)
-    width = width if columns > 1 else min(width, 5.6 if width == WIDTH else width)
-    figure = Figure(figsize=(width, height * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(WIDTH if columns > 1 else width, 2.9 * rows + 0.35), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in axes[number:]:
         unused.remove()
     return figure, axes[:number]
 
 
-def _plain(panel: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True)) if panel.get_lines() else None
-    panel.grid(alpha=0.25, linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8.5)
+def _plain(axis: Axes) -> None:
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8.5)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     handles: dict[str, Any] = {}
-    for panel in axes:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    # A line of the legend is as long as its handles and characters, in inches.
-    columns = len(handles)
-    while columns > 1 and 0.75 * columns + 0.075 * _widest(list(handles), columns) > figure.get_figwidth():
-        columns -= 1
-    if handles:
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
+    labels = list(handles)
 
+    def width(columns: int) -> float:
+        """The inches of a legend's handles and characters; its columns are filled one after the other."""
+        rows = -(-len(labels) // columns)
+        widest = sum(max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows))
+        return 0.75 * columns + 0.075 * widest
 
-def _widest(labels: Sequence[str], columns: int) -> int:
-    """The characters of a legend's columns, which are filled one after the other."""
-    rows = -(-len(labels) // columns)
-    return sum(max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows))
+    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= figure.get_figwidth()), 1)
+    if labels:
+        figure.legend(handles.values(), labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
@@ -206,16 +186,3 @@ def rendered(figure: Figure, kind: str) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "rllib-exit"}):
         figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
     return stream.getvalue()
-
-
-def mean_and_se(values_SN: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """(N,) the mean over the first axis, and its standard error; None where that has a single entry."""
-    from rllib_exit.self_improvement.curves import standard_error
-
-    return values_SN.mean(axis=0), standard_error(values_SN)
-
-
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the last ``window`` values, at the beginning of as many as there are."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    return np.array([(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))])

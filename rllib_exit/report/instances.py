@@ -1,4 +1,4 @@
-"""The task instances that a run trained on: how many differ, and by how much (paper section 5.5).
+"""Task instances: how different they are (paper section 5.5), one task alone (section 3), chains (appendix D).
 
 An instance is told from others by its id in the log of rollouts: a digest of the task and the responses up to the
 iterate. A *new* instance is one that the curriculum made: it has a history or an iterate.
@@ -7,112 +7,178 @@ iterate. A *new* instance is one that the curriculum made: it has a history or a
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+
+from rllib_exit.report import figures
+from rllib_exit.report.page import Cell, Content, Gap, Source, Sources, unique
+from rllib_exit.report.results import LABELS, Results, Run
+from rllib_exit.report.training import NO_TRAINING
 
 if TYPE_CHECKING:
-    from rllib_exit.report.runs import Run
+    from rllib_exit.embeddings import Embedder
+    from rllib_exit.rollout_log import LoggedRollouts, Row
 
+NO_LOG = "no log of rollouts is there; train with --log-rollouts"
 # At most so many instances of a run are embedded.
 SAMPLE = 300
 
 
-@dataclass(slots=True)
-class Instance:
-    """A task instance, and how it was trained on.
+class Instances:
+    """What the logs of rollouts of a domain say of its task instances; read when first asked for.
 
-    Attributes:
-        id: That of the log of rollouts.
-        task_id: Its base task.
-        starting_turn: t.
-        depth: The number of self-iteration steps behind its iterate.
-        first_iteration: When it was first rolled out.
-        groups: How many groups were rolled out from it.
-        quality: The mean quality of its rollouts.
+    Args:
+        domain: The domain.
+        sources: Gets what is taken from the logs.
+        embedder: Embeds instances; None leaves out what needs embeddings.
     """
 
-    id: str
-    task_id: str
-    starting_turn: int
-    depth: int
-    first_iteration: int
-    iterated: bool
-    groups: int = 0
-    quality: float = 0.0
+    def __init__(self, domain: Results, sources: Sources, embedder: Embedder | None) -> None:
+        self.domain = domain
+        self.sources = sources
+        self.embedder = embedder
+        self.logs = {run: run.log for run in domain.runs if run.log is not None}
+        self._embeddings: dict[str, np.ndarray] = {}
 
-    @property
-    def new(self) -> bool:
-        """Whether the curriculum made it."""
-        return self.iterated or self.starting_turn > 0
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row per run and distinct instance, in the order in which they were first rolled out.
 
+        ``id``, ``task_id``, ``starting_turn``, ``depth`` (of its iterate), ``first_iteration``, ``iterated``,
+        ``groups`` (how many were rolled out from it), ``quality`` (the mean of its rollouts), ``run``, ``method``.
 
-def instances(run: Run) -> list[Instance]:
-    """The distinct task instances of a run, in the order in which they were first rolled out."""
-    assert run.log is not None
-    columns = ["iteration", "group_id", "task_id", "kind", "starting_turn", "depth", "instance_id", "quality"]
-    found: dict[str, Instance] = {}
-    groups: dict[str, set[str]] = {}
-    qualities: dict[str, list[float]] = {}
-    for row in run.log.read(columns=columns):
-        # The base instance of a task and a replay from an empty history have the same id.
-        name = row["instance_id"]
-        if name not in found:
-            found[name] = Instance(
-                name, row["task_id"], row["starting_turn"], row["depth"], row["iteration"], row["kind"] != "base"
-            )
-        groups.setdefault(name, set()).add(row["group_id"])
-        qualities.setdefault(name, []).append(row["quality"])
-    for name, instance in found.items():
-        instance.groups = len(groups[name])
-        instance.quality = float(np.mean(qualities[name]))
-    return list(found.values())
+        Raises:
+            Gap: If there is no log.
+        """
+        if not self.logs:
+            raise Gap(NO_LOG if self.domain.trained else NO_TRAINING)
+        columns = ["iteration", "group_id", "task_id", "kind", "starting_turn", "depth", "instance_id", "quality"]
+        tables = []
+        for run, log in self.logs.items():
+            rollouts = pd.DataFrame(log.read(columns=columns))
+            # The base instance of a task and a replay from an empty history have the same id.
+            by_id = rollouts.assign(iterated=rollouts.kind != "base").groupby("instance_id", sort=False)
+            first = by_id[["task_id", "starting_turn", "depth", "iteration", "iterated"]].first()
+            table = first.assign(groups=by_id.group_id.nunique(), quality=by_id.quality.mean()).reset_index()
+            names = {"instance_id": "id", "iteration": "first_iteration"}
+            tables.append(table.rename(columns=names).assign(run=run.key, method=run.method))
+        return pd.concat(tables, ignore_index=True)
 
+    def of(self, run: Run, new: bool) -> pd.DataFrame:
+        """The run's instances that the curriculum made, or the others."""
+        table = self.table[self.table.run == run.key]
+        return table[(table.iterated | (table.starting_turn > 0)) == new]
 
-def sample(of: Sequence[Instance], size: int = SAMPLE, seed: int = 0) -> list[Instance]:
-    """At most ``size`` of them, drawn uniformly, in their order."""
-    if len(of) <= size:
-        return list(of)
-    return [of[i] for i in sorted(np.random.default_rng(seed).choice(len(of), size=size, replace=False))]
+    def summary(self, run: Run) -> Source:
+        """The run's log, summed up by task instance."""
+        table = self.table[self.table.run == run.key].drop(columns=["run", "method"])
+        return self.sources.from_log(run, "instances", table)
+
+    @cached_property
+    def prompts(self) -> dict[str, dict[str, str]]:
+        """By method, the prompts of its base tasks: its runs have the same environment.
+
+        Raises:
+            Gap: If an environment cannot be made here.
+        """
+        return {run.method: task_prompts(run) for run in reversed(self.logs)}
+
+    def embed(self, run: Run, name: str, drawn: pd.DataFrame) -> tuple[np.ndarray, Source]:
+        """(N, E) the embeddings of some instances of a run, and the file of what was embedded.
+
+        Raises:
+            Gap: If there is no embedder, or the prompts of the tasks cannot be read.
+        """
+        if self.embedder is None:
+            raise Gap("embeddings were not asked for (--embedding-model none)")
+        written = texts(self.logs[run], drawn.id, self.prompts[run.method])
+        unknown = list(dict.fromkeys(text for text in written if text not in self._embeddings))
+        self._embeddings.update(zip(unknown, self.embedder.embed(unknown), strict=True))
+        table = pd.DataFrame({"instance": drawn.id, "task_id": drawn.task_id, "text": written})
+        return np.stack([self._embeddings[text] for text in written]), self.sources.from_log(run, name, table)
 
 
 def task_prompts(run: Run) -> dict[str, str]:
     """The prompts of a run's base tasks, from its environment.
 
     Raises:
-        ValueError: If the environment cannot be made here.
+        Gap: If the environment cannot be made here.
     """
     from rllib_exit.env_runners.environments import make_env
 
-    file = run.trials[0] / "params.pkl"
     try:
-        config = pickle.loads(file.read_bytes())
+        config = pickle.loads((run.trials[0] / "params.pkl").read_bytes())
         env = make_env(config["env"], config["env_config"])
     except Exception as error:  # whatever an environment's constructor raises without its data
-        raise ValueError(f"the run's environment cannot be made here ({type(error).__name__}: {error})") from error
+        raise Gap(f"the run's environment cannot be made here ({type(error).__name__}: {error})") from error
     return {task.id: task.prompt for task in env.tasks.values()}
 
 
-def texts(run: Run, of: Sequence[Instance], prompts: Mapping[str, str]) -> list[str]:
+def texts(log: LoggedRollouts, ids: Sequence[str], prompts: Mapping[str, str]) -> list[str]:
     """What tells instances apart to a reader, one text each.
 
     It is the iterate, if there is one, and then the request that it answers: the last turn's feedback, or the task's
     prompt. The iterate comes first, because embedders cut long texts.
     """
-    import pyarrow.dataset as ds
-
-    assert run.log is not None
-    asked = {instance.id for instance in of}
     columns = ["instance_id", "task_id", "starting_turn", "iterate", "turns"]
     written: dict[str, str] = {}
-    for row in run.log.read((ds.field("g") == 0) & ds.field("instance_id").isin(list(asked)), columns=columns):
+    for row in log.read((ds.field("g") == 0) & ds.field("instance_id").isin(list(ids)), columns=columns):
         history = row["turns"][: row["starting_turn"]]
         request = (history[-1]["feedback"] or "") if history else prompts.get(row["task_id"], row["task_id"])
         iterate = [row["iterate"]["response"]] if row["iterate"] else []
         written.setdefault(row["instance_id"], "\n\n".join([*iterate, request]))
-    return [written[instance.id] for instance in of]
+    return [written[name] for name in ids]
+
+
+def sample(table: pd.DataFrame, size: int = SAMPLE, seed: int = 0) -> pd.DataFrame:
+    """At most ``size`` rows, drawn uniformly, in their order."""
+    if len(table) <= size:
+        return table
+    return table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), size=size, replace=False))]
+
+
+def distances(instances: Instances, *, new: bool) -> Content:
+    """Pairwise distances of task instances: of those that the curriculum made, or of all."""
+    domain, key = instances.domain, "distances-new" if new else "distances-all"
+    rows, files = [], []
+    methods = instances.table.method.unique()
+    for run in instances.logs:
+        chosen = pd.concat([instances.of(run, True), *([] if new else [instances.of(run, False)])]).sort_index()
+        if len(chosen) >= 2:
+            drawn = sample(chosen)
+            embeddings, source = instances.embed(run, key, drawn)
+            cosine, l2 = mean_distances(embeddings)
+            sizes = {"instances": len(chosen), "embedded": len(drawn), "file": source.href}
+            rows.append({"method": run.method, "run": run.name, "cosine": cosine, "l2": l2, **sizes})
+            files.append([source, instances.summary(run)])
+    if not rows:
+        raise Gap("no run has two instances that the curriculum made")
+    table = pd.DataFrame(rows)
+    csv = (Source("CSV", f"tables/{domain.slug}-{key}.csv", "the numbers by run"),)
+    means = table.groupby("method", sort=False)[["cosine", "l2"]].agg(["mean", "sem"])
+    cells = [
+        [
+            Cell(means.at[method, (name, "mean")], csv, "{:.3f}", means.at[method, (name, "sem")])
+            for name in ("cosine", "l2")
+        ]
+        if method in means.index
+        else 2 * [Cell("N/A")]
+        for method in methods
+    ]
+    names = [method.replace(LABELS["grpo"], "Uniform (GRPO)") for method in methods]
+    which = "instances that the curriculum made" if new else "instances, base tasks included"
+    caption = (
+        f"Mean over all pairs of distinct {which}, at most {SAMPLE} of a run drawn at random, embedded by "
+        f"{instances.embedder.model if instances.embedder else ''} and scaled to unit length; an instance's text is its "
+        "iterate and the request that it answers. N/A: the strategy makes no such instances."
+    )
+    shown = pd.DataFrame(cells, pd.Index(names, name="Method"), ["Cosine distance", "L2 distance"])
+    return Content(caption, table, unique(files), table=shown)
 
 
 def mean_distances(embeddings_NE: np.ndarray) -> tuple[float, float]:
@@ -128,20 +194,149 @@ def mean_distances(embeddings_NE: np.ndarray) -> tuple[float, float]:
     return float((1 - cosine).mean()), float(np.sqrt(2 - 2 * cosine).mean())
 
 
-def umap_map(embeddings_NE: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, 2) the UMAP of embeddings by cosine distance (McInnes et al., 2018).
+def umap_map(instances: Instances) -> Content:
+    """The UMAP of task instances by cosine distance (McInnes et al., 2018): what each method made, over base tasks."""
+    base = "base tasks"
+    points, embeddings, files = [], [], []
+    number = instances.table.drop_duplicates("run").groupby("method").size()
+    for run in instances.logs:
+        there = {name for part in points for name in part.instance[part.method == base]}
+        tasks = instances.of(run, new=False)
+        tasks = sample(tasks[~tasks.id.isin(there)], max(0, SAMPLE - len(there))).assign(method=base)
+        drawn = pd.concat([tasks, sample(instances.of(run, new=True), max(1, SAMPLE // number[run.method]))])
+        if len(drawn):
+            embedded, source = instances.embed(run, "umap", drawn)
+            points.append(drawn[["method", "id"]].rename(columns={"id": "instance"}).assign(run=run.name))
+            embeddings.append(embedded)
+            files.append([source, instances.summary(run)])
+    table = pd.concat(points)[["method", "run", "instance"]]
+    if (table.method == base).all():
+        raise Gap("no run has instances that the curriculum made")
+    if len(table) < 10:
+        raise Gap(f"a map needs at least 10 instances, there are {len(table)}")
+    import umap
 
-    Raises:
-        ValueError: If umap-learn is not installed, or there are too few.
-    """
-    if len(embeddings_NE) < 10:
-        raise ValueError(f"a map needs at least 10 instances, there are {len(embeddings_NE)}")
-    try:
-        import umap
-    except ImportError as error:
-        raise ValueError(f"umap-learn cannot be loaded ({error}): run `pip install umap-learn`") from error
-    neighbors = min(15, len(embeddings_NE) - 1)
     # The spectral start needs more points than dimensions of the graph's pieces.
-    start = "spectral" if len(embeddings_NE) > 50 else "random"
-    mapper = umap.UMAP(n_neighbors=neighbors, metric="cosine", init=start, random_state=seed, n_jobs=1)
-    return np.asarray(mapper.fit_transform(embeddings_NE), dtype=float)
+    start, neighbors = "spectral" if len(table) > 50 else "random", min(15, len(table) - 1)
+    # The order of the points decides on the map: base tasks come first, then method by method.
+    order = np.argsort(table.method != base, kind="stable")
+    table, of_order = table.iloc[order], np.concatenate(embeddings)[order]
+    mapper = umap.UMAP(n_neighbors=neighbors, metric="cosine", init=start, random_state=0, n_jobs=1)
+    table[["x", "y"]] = np.asarray(mapper.fit_transform(of_order), dtype=float)
+    caption = (
+        f"Instances that each strategy made, at most {SAMPLE} of a strategy, over the base tasks in grey; one UMAP of "
+        f"their embeddings by {instances.embedder.model if instances.embedder else ''}, by cosine distance."
+    )
+    figure = figures.maps(table, instances.domain.styles, background=base)
+    return Content(caption, table, unique(files), figure)
+
+
+def one_task(instances: Instances) -> Content:
+    """A task trained on alone, against the same task trained on with others."""
+    domain = instances.domain
+    tasks = instances.table.groupby("run").task_id.unique()
+    pairs = [
+        (tasks[run.key][0], run.method, other.method)
+        for run in instances.logs
+        for other in instances.logs
+        if len(tasks[run.key]) == 1 < len(tasks[other.key])
+        and run.strategy == other.strategy
+        and tasks[run.key][0] in tasks[other.key]
+    ]
+    if not pairs:
+        raise Gap(
+            "no strategy was trained both on one task alone and on several with it; train twice, with "
+            "--set env_config.competitions=... or the like, and --log-rollouts"
+        )
+    task = pairs[0][0]
+    methods = dict.fromkeys(method for of, *pair in pairs if of == task for method in pair)
+    lines, styles, files = [], {}, []
+    for method in methods:
+        runs = [run for run in instances.logs if run.method == method and task in tasks[run.key]]
+        by_run = {}
+        for run in runs:
+            rollouts = pd.DataFrame(
+                instances.logs[run].read(ds.field("task_id") == task, columns=["iteration", "quality"])
+            )
+            by_run[run.key] = rollouts.groupby("iteration").quality.mean()
+            of_run = by_run[run.key].rename("mean_quality").reset_index()
+            of_run.insert(0, "task_id", task)
+            files.append(instances.sources.from_log(run, "one-task", of_run))
+        shared = pd.DataFrame(by_run).dropna()
+        together = len(tasks[runs[0].key])
+        label = LABELS.get(runs[0].strategy, runs[0].strategy) + (", alone" if together == 1 else f", {together} tasks")
+        styles[label] = domain.styles[method]
+        means = {"mean": shared.mean(axis=1), "standard_error": shared.sem(axis=1)}
+        lines.append(pd.DataFrame(means).reset_index().assign(method=label, panel=task))
+    table = pd.concat(lines)[["panel", "method", "iteration", "mean", "standard_error"]]
+    figure = figures.panels(table, styles, {task: "mean quality"}, x="iteration", x_label="iteration", columns=1)
+    caption = f"Mean quality of the rollouts of {task} by iteration, in runs on it alone and on several tasks."
+    return Content(caption, table, tuple(dict.fromkeys(files)), figure)
+
+
+def chains(instances: Instances) -> Content:
+    """Self-iteration chains met in training."""
+    order = ("exit", "diverge", "improve")
+    runs = sorted((run for run in instances.logs if run.strategy in order), key=lambda run: order.index(run.strategy))
+    if not runs:
+        strategies = sorted({run.strategy for run in instances.logs})
+        raise Gap(
+            f"the logs of rollouts are of {', '.join(strategies)}, which does not self-iterate"
+            if strategies
+            else NO_LOG
+        )
+    run = runs[0]
+    rows = [{"chain": why, **step} for why, chain in sample_chains(instances.logs[run]) for step in _steps(chain)]
+    if not rows:
+        raise Gap(f"{run.name} has no self-iteration step yet")
+    try:
+        prompts = task_prompts(run)
+    except Gap:
+        prompts = {}
+    table = pd.DataFrame(rows)
+    source = instances.sources.from_log(run, "chains", table)
+    shown = [
+        (f"{why}: {task}", prompts.get(task, ""), source, steps.to_dict("records"))
+        for (why, task), steps in table.groupby(["chain", "task_id"], sort=False)
+    ]
+    caption = (
+        f"From the log of {run.name}. Each step starts from the response above it; the prompts of the steps are those "
+        "of envs/prompts.py. `rllib rollouts DIR --show GROUP/G` shows a rollout of the CSV file in full."
+    )
+    return Content(caption, table, [source], chains=shown)
+
+
+def _steps(chain: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Of every rollout of a chain the turn that the next one starts from."""
+    for row, child in zip(chain, [*chain[1:], None], strict=True):
+        # It may be a later turn than the first.
+        t = row["turn_ids"].index(child["instance_id"]) if child else row["starting_turn"]
+        yield {
+            "task_id": row["task_id"],
+            "rollout": f"{row['group_id']}/{row['g']}",
+            **{name: row[name] for name in ("iteration", "kind", "starting_turn", "quality")},
+            "turn": t,
+            **{name: row["turns"][t][name] for name in ("response", "feedback", "depth")},
+        }
+
+
+def sample_chains(log: LoggedRollouts) -> list[tuple[str, list[Row]]]:
+    """A chain that gained, one that diverged, and the deepest; each from its first response on."""
+    columns = ["iteration", "group_id", "g", "task_id", "kind", "depth", "quality", "iterate"]
+    valid = (ds.field("kind") != "base") & ds.field("valid") & ~ds.field("truncated")
+    steps = pd.DataFrame(log.read(valid, columns=columns), columns=columns)
+    steps["gain"] = steps.quality - [(iterate["quality"] or 0.0) for iterate in steps.iterate]
+    chains = []
+    for why, chosen, by in (
+        ("Improved", (steps.kind == "improve") & (steps.gain > 0), ["depth", "gain"]),
+        ("Diverged", (steps.kind == "diverge") & (steps.gain >= 0), ["gain", "depth"]),
+        ("The deepest", steps.kind != "base", ["depth", "quality"]),
+    ):
+        # Of several, the first.
+        best = steps[chosen & ~steps.task_id.isin([chain[0]["task_id"] for _, chain in chains])]
+        for row in best.sort_values(by, ascending=False, kind="stable").head(1).to_dict("records"):
+            whole = log.rollout(row["group_id"], row["g"], iteration=row["iteration"])
+            ancestors, _ = log.lineage(whole)
+            earlier = [log.rollout(a["group_id"], a["g"], iteration=a["iteration"]) for a in reversed(ancestors)]
+            chains.append((why, [*earlier, whole]))
+    return chains

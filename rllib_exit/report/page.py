@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import jinja2
+import pandas as pd
 from markupsafe import Markup, escape
 
 from rllib_exit.report.figures import rendered
+from rllib_exit.report.results import Run, read_lines
+from rllib_exit.run_identity import PARAMS, RESULTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
+# What Tune's results say of the machine, and the config, which every line repeats.
+_NOT_COPIED = ("config", "hostname", "node_ip", "pid")
+
+
+class Gap(Exception):
+    """A piece has nothing to show. The message says why, and what makes the piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,7 @@ class Source:
         label: A short name, for a link.
         href: Its copy beside the page, as a link from the page.
         original: Where it was read.
-        sha256: Of the original; of a directory, empty.
+        sha256: Of the original; empty for a directory.
     """
 
     label: str
@@ -44,47 +53,45 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of a table: a text, and where its number comes from."""
+    """A text or number of a table.
 
-    text: str
+    Attributes:
+        value: The text or number.
+        sources: The files that it comes from.
+        format: How a number is written, for ``str.format``.
+        standard_error: Of the number; NaN without one.
+    """
+
+    value: float | str
     sources: tuple[Source, ...] = ()
-    span: int = 1
-
-    @property
-    def number(self) -> bool:
-        """Whether it is set as a number."""
-        return bool(re.match(r"^[−+-]?[\d.]+", self.text))
+    format: str = "{}"
+    standard_error: float = math.nan
 
 
-@dataclass(frozen=True, slots=True)
-class HtmlTable:
-    """A table: the first column holds the rows' names."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """What a piece shows.
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    Attributes:
+        caption: What is shown, and how it was computed.
+        rows: The numbers, for a CSV file; a column ``files`` holds tuples of sources.
+        sources: The files that the numbers come from.
+        figure: Drawn.
+        table: Of :class:`Cell`; the index holds the names of the rows, and its name is the header's first.
+        centred: Whether the table is; cells that are the same for a whole row are one then.
+        chains: Self-iteration chains, each as title, prompt, source and steps.
+    """
+
+    caption: str
+    rows: pd.DataFrame
+    sources: Sequence[Source]
+    figure: Figure | None = None
+    table: pd.DataFrame | None = None
     centred: bool = False
+    chains: Sequence[tuple[str, str, Source, Sequence[dict[str, Any]]]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A step of a self-iteration chain."""
-
-    title: str
-    response: str
-    feedback: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ShownChain:
-    """A self-iteration chain, from its first response on."""
-
-    title: str
-    prompt: str
-    links: Sequence[Link]
-    source: Source
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """One table or figure.
 
@@ -92,64 +99,53 @@ class Piece:
         key: Names its files.
         title: Of the piece.
         paper: What it answers to in the paper.
-        caption: What is shown, and how it was computed.
-        gap: Why there is nothing to show; empty if there is.
-        figure: Drawn.
-        table: Shown.
-        chains: Shown.
-        rows: Its numbers, for a CSV file; each with its columns.
-        sources: The files that its numbers come from.
+        shown: The content; None if there is a gap.
+        gap: Why there is nothing to show.
     """
 
     key: str
     title: str
     paper: str
-    caption: str = ""
+    shown: Content | None = None
     gap: str = ""
-    figure: Figure | None = None
-    table: HtmlTable | None = None
-    chains: Sequence[ShownChain] = ()
-    rows: Sequence[Mapping[str, Any]] = ()
-    sources: Sequence[Source] = ()
-    # What is set when it is written.
-    image: str = ""
-    png: str = ""
-    csv: str = ""
 
-    @property
-    def own_csv(self) -> Source:
-        """The CSV file of its numbers, for links."""
-        return Source("CSV", f"tables/{self.key}.csv", "the numbers by run")
+    @classmethod
+    def make(cls, key: str, title: str, paper: str, content: Callable[[], Content]) -> Piece:
+        """A piece with a content, or with the gap that making it raises."""
+        try:
+            return cls(key, title, paper, content())
+        except Gap as gap:
+            return cls(key, title, paper, gap=str(gap))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Section:
-    """Some pieces under a heading; ``domain`` names theirs."""
+    """Pieces under a heading; ``domain`` names theirs."""
 
     key: str
     title: str
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: Sequence[Piece]
     domain: str = ""
 
 
+@dataclass(frozen=True, slots=True)
 class Sources:
     """Copies the files that numbers come from beside the page, so that its links lead somewhere wherever it goes.
 
-    Args:
+    Attributes:
         output: The page's directory.
     """
 
-    def __init__(self, output: Path) -> None:
-        self._output = output
-        self._by_original: dict[tuple[str, str], Source] = {}
+    output: Path
+    _added: dict[tuple[str, str], Source] = field(default_factory=dict)
 
     @property
     def all(self) -> list[Source]:
         """In the order of their links."""
-        return sorted(self._by_original.values(), key=lambda source: source.href)
+        return sorted(self._added.values(), key=lambda source: source.href)
 
     def add(self, original: Path, name: str, label: str, content: Callable[[], bytes] | None = None) -> Source:
-        """A file, or a directory of files too large to copy.
+        """A file, or a directory of files that are too large to copy.
 
         Args:
             original: The file or directory.
@@ -158,29 +154,41 @@ class Sources:
             content: Makes what to write, if it is not the file as it is.
         """
         key = str(original), name
-        if key not in self._by_original:
+        if key not in self._added:
+            taken = {source.href for source in self._added.values()}
+            stem, suffix = os.path.splitext(f"data/{name}")
+            names = (f"{stem}{number}{suffix}" for number in ["", *(f"-{n}" for n in range(2, len(taken) + 3))])
+            href = next(name for name in names if quote(name) not in taken)
             read = original.read_bytes() if original.is_file() else b""
-            href = self._free(name)
-            file = self._output / "data" / href
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(read if content is None else content())
+            (self.output / href).parent.mkdir(parents=True, exist_ok=True)
+            (self.output / href).write_bytes(content() if content else read)
             sha256 = hashlib.sha256(read).hexdigest() if read else ""
-            relative = os.path.relpath(original, self._output)
-            self._by_original[key] = Source(label, quote(f"data/{href}"), relative, sha256)
-        return self._by_original[key]
+            self._added[key] = Source(label, quote(href), os.path.relpath(original, self.output), sha256)
+        return self._added[key]
 
-    def _free(self, name: str) -> str:
-        taken = {source.href for source in self._by_original.values()}
-        stem, suffix = os.path.splitext(name)
-        number = 1
-        while quote(f"data/{name}") in taken:
-            number += 1
-            name = f"{stem}-{number}{suffix}"
-        return name
+    def results(self, runs: Iterable[Run]) -> tuple[Source, ...]:
+        """The results of some runs, of every trial."""
+        return tuple(
+            self.add(file, f"{run.key}/results.jsonl", run.name, lambda file=file: _results(file))
+            for run in runs
+            for trial in run.trials
+            if (file := trial / RESULTS).is_file()
+        )
+
+    def params(self, runs: Iterable[Run]) -> tuple[Source, ...]:
+        """The configs of some runs."""
+        files = [(run, trial / PARAMS) for run in runs for trial in run.trials[:1]]
+        return tuple(self.add(file, f"{run.key}/{PARAMS}", run.name) for run, file in files if file.is_file())
+
+    def from_log(self, run: Run, name: str, table: pd.DataFrame) -> Source:
+        """What was taken from a run's log of rollouts, as a CSV file."""
+        assert run.log is not None
+        directory = next(iter(run.log.files.values())).parent
+        return self.add(directory, f"{run.key}/{name}.csv", run.name, lambda: _csv(table))
 
 
 def write_page(output: Path, title: str, lead: Sequence[str], sections: Sequence[Section], **values: Any) -> Path:
-    """Writes the page, a PNG file for every figure and a CSV file for every table.
+    """Writes the page, a PNG file for every figure and a CSV file for the numbers of every piece.
 
     Args:
         output: The directory.
@@ -192,47 +200,35 @@ def write_page(output: Path, title: str, lead: Sequence[str], sections: Sequence
     Returns:
         The page.
     """
-    from jinja2 import Environment, FileSystemLoader
-
     for folder in ("figures", "tables"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for piece in section.pieces:
-            if piece.figure is not None:
-                piece.png = f"figures/{piece.key}.png"
-                (output / piece.png).write_bytes(rendered(piece.figure, "png"))
-                encoded = base64.b64encode(rendered(piece.figure, "svg")).decode()
-                piece.image = f"data:image/svg+xml;base64,{encoded}"
-            if piece.rows:
-                piece.csv = f"tables/{piece.key}.csv"
-                (output / piece.csv).write_bytes(csv_bytes(piece.rows))
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"printable": printable, "code": with_code}
+    for piece in (piece for section in sections for piece in section.pieces):
+        if piece.shown is not None:
+            (output / "tables" / f"{piece.key}.csv").write_bytes(_csv(piece.shown.rows))
+            if piece.shown.figure is not None:
+                (output / "figures" / f"{piece.key}.png").write_bytes(rendered(piece.shown.figure, "png"))
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates.filters |= {"printable": printable, "code": with_code, "shortened": shortened, "svg": _svg}
     page = output / PAGE
     html = templates.get_template("report.html").render(title=title, lead=lead, sections=sections, **values)
     page.write_text(html, encoding="utf-8")
     return page
 
 
+def _svg(figure: Figure) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(rendered(figure, 'svg')).decode()}"
+
+
 def with_code(text: str) -> Markup:
     """A text as HTML, with what stands between backticks as code."""
     parts = str(escape(text)).split("`")
     return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
-
-
-def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows as CSV; the columns of all of them, in the order of their first use."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue().encode("utf-8", "replace")
-
-
-def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows as JSON, one a line."""
-    return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
 
 
 def printable(text: str) -> str:
@@ -245,3 +241,20 @@ def shortened(text: str, limit: int = 1600) -> str:
     if len(text) <= limit:
         return text
     return f"{text[: limit * 2 // 3]}\n… ({len(text) - limit} characters left out) …\n{text[-(limit // 3) :]}"
+
+
+def unique(sources: Iterable[Iterable[Source]]) -> tuple[Source, ...]:
+    """Sources in their order, each once."""
+    return tuple(dict.fromkeys(source for some in sources for source in some))
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    if "files" in table:
+        table = table.assign(files=[" ".join(source.href for source in files) for files in table.files])
+    return table.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")
+
+
+def _results(file: Path) -> bytes:
+    """Tune's results without what is not copied."""
+    lines = [{name: value for name, value in line.items() if name not in _NOT_COPIED} for line in read_lines(file)]
+    return "".join(json.dumps(line, default=str) + "\n" for line in lines).encode()

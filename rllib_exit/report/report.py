@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rllib_exit.embeddings import Embedder
-from rllib_exit.report.groups import Domain, domains
-from rllib_exit.report.page import Section, Sources, write_page
-from rllib_exit.report.pieces import instances, scores, training
-from rllib_exit.report.pieces.material import Material
-from rllib_exit.report.runs import find
+from rllib_exit.report import instances, scores, training
+from rllib_exit.report.page import Content, Piece, Section, Sources, write_page
+from rllib_exit.report.results import ML_ENGINEERING, Results, find
 
 
 def write_report(
@@ -41,25 +39,26 @@ def write_report(
     """
     # Below the directories, a report would count the copies that an earlier one made.
     found = find(directories, skip=output)
-    if not found.runs and not found.searches:
+    domains = found.domains()
+    if not domains:
         reasons = "".join(f"\n{problem}" for problem in found.problems)
         raise ValueError(f"there is nothing to report under {', '.join(map(str, directories))}{reasons}")
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    material = Material(Sources(output), embedder)
-    by_domain = domains(found)
-    sections = [Section("results", "Results", [scores.table_1(by_domain, material)])]
-    for domain in by_domain:
-        say(f"{domain.name}: {len(domain.runs)} runs, {sum(map(len, domain.searches.values()))} searches")
-        sections.append(_section(domain, material))
-    problems = [*found.problems, *(text for domain in by_domain for text in domain.left_out), *_same_seeds(by_domain)]
-    run_count = sum(len(domain.trained) for domain in by_domain)
+    sources = Sources(output)
+    first = "Initial score, and gain after the last step"
+    table_1 = Piece.make("table-1", first, "Table 1", lambda: scores.table_1(domains, sources))
+    sections = [Section("results", "Results", [table_1])]
+    for domain in domains:
+        say(f"{domain.name}: {len(domain.runs)} runs, {domain.searches.file.nunique()} searches")
+        sections.append(Section(domain.slug, domain.name, _pieces(domain, sources, embedder), domain.name))
+    problems = [*found.problems, *(text for domain in domains for text in domain.problems), *_same_seeds(domains)]
     lead = [
         "Exploratory Iteration (ExIt) trains a language model to improve on its own answers, one step at a time. This "
         "page holds what the runs here measured, piece by piece as in the paper “Bootstrapping Task Spaces for "
         "Self-Improvement”. Every number links to the result file that it comes from.",
-        f"{run_count} training runs, {sum(len(run.evaluations) for d in by_domain for run in d.runs)} evaluations and "
-        f"{len(found.searches)} searches; written on {datetime.date.today().isoformat()}.",
+        f"{len(found.trained)} training runs, {found.evaluations.file.nunique()} evaluations and "
+        f"{found.searches.file.nunique()} searches; written on {datetime.date.today().isoformat()}.",
     ]
     return write_page(
         output,
@@ -68,50 +67,69 @@ def write_report(
         sections,
         overview=_overview(sections),
         problems=[problem.replace(f"{Path.cwd()}/", "") for problem in problems],
-        files=material.sources.all,
+        files=sources.all,
     )
 
 
-def _section(domain: Domain, material: Material) -> Section:
-    searched = bool(domain.searches) or domain.name.startswith("ML engineering")
+def _pieces(domain: Results, sources: Sources, embedder: Embedder | None) -> list[Piece]:
+    searched = not domain.searches.empty or domain.name.startswith(ML_ENGINEERING)
     # ML engineering's self-improvement at inference time is the search.
-    improved = not searched or any(run.evaluations for run in domain.runs)
-    return Section(
-        domain.slug,
-        domain.name,
-        [
-            *(scores.self_improvement(domain, material) if improved else []),
-            *(scores.greedy_search(domain, material) if searched else []),
-            training.training(domain, material),
-            training.curriculum(domain, material),
-            instances.distinct_instances(domain, material),
-            *instances.distances(domain, material),
-            instances.learnability(domain, material),
-            instances.chains(domain, material),
-            training.runs_table(domain, material),
-            training.hyper_parameters(domain, material),
-        ],
-        domain=domain.name,
-    )
+    improved = not searched or not domain.evaluations.empty
+    seen = instances.Instances(domain, sources, embedder)
+    pieces: list[tuple[str, str, str, Callable[[], Content]]] = []
+    if improved:
+        own = "Self-improvement by step"
+        pieces += [("self-improvement", own, "Figures 3 and 4", lambda: scores.self_improvement(domain, sources))]
+    if improved and scores.FIRST_TURN in domain.evaluations:
+        own = "First-turn and per-request accuracy by step"
+        pieces += [("first-turn", own, "Figure 3 (tool use)", lambda: scores.first_turn(domain, sources))]
+    if improved:
+        own = "Self-improvement by step, per split"
+        pieces += [("splits", own, "Figure 8", lambda: scores.per_split(domain, sources))]
+    if searched:
+        own = "Greedy search by step"
+        pieces += [
+            ("search", own, "Figure 9", lambda: scores.search(domain, sources)),
+            ("search-each", f"{own}, per competition", "Figure 10", lambda: scores.search_each(domain, sources)),
+        ]
+    between = "Distances between {} task instances"
+    pieces += [
+        ("training", "Learning curves", "", lambda: training.learning_curves(domain, sources)),
+        ("curriculum", "The curriculum over training", "Figures 5 and 6", lambda: training.curriculum(domain, sources)),
+        ("distinct", "Distinct task instances", "Figure 7, left", lambda: training.distinct_instances(domain, sources)),
+        ("distances-new", between.format("new"), "Table 2", lambda: instances.distances(seen, new=True)),
+        ("distances-all", between.format("all"), "Table 7", lambda: instances.distances(seen, new=False)),
+        ("umap", "Map of task instances (UMAP)", "Figure 7, right", lambda: instances.umap_map(seen)),
+        ("one-task", "One task alone, and with others", "Figure 1", lambda: instances.one_task(seen)),
+        ("chains", "Self-iteration chains met in training", "Appendix D", lambda: instances.chains(seen)),
+        ("runs", "Runs", "", lambda: training.runs(domain, sources)),
+        (
+            "hyper-parameters",
+            "Hyper-parameters and versions",
+            "Tables 4 to 6",
+            lambda: training.hyper_parameters(domain, sources),
+        ),
+    ]
+    return [Piece.make(f"{domain.slug}-{key}", title, paper, content) for key, title, paper, content in pieces]
 
 
-def _same_seeds(by_domain: Sequence[Domain]) -> list[str]:
+def _same_seeds(domains: Sequence[Results]) -> list[str]:
     """Runs that should differ in their seeds and do not."""
     problems = []
-    for group in (group for domain in by_domain for group in domain.groups):
-        seeds = [run.seed for run in group.runs]
-        for seed in sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
-            directories = ", ".join(str(run.trials[0]) for run in group.runs if str(run.seed) == seed and run.trials)
-            problems.append(f"{group.label}: several runs have seed {seed}, and each counts: {directories}")
+    for method, runs in (item for domain in domains for item in domain.methods.items()):
+        seeds = [str(run.params.get("seed")) for run in runs]
+        for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            same = [run for run, of_run in zip(runs, seeds, strict=True) if of_run == seed and run.trials]
+            directories = ", ".join(str(run.trials[0]) for run in same)
+            problems.append(f"{method}: several runs have seed {seed}, and each counts: {directories}")
     return problems
 
 
 def _overview(sections: Sequence[Section]) -> list[dict[str, Any]]:
     """For every piece of any domain, what each domain has of it."""
     first, *of_domains = sections
-    kinds = {(piece.title, piece.paper): None for section in of_domains for piece in section.pieces}
     rows = [{"title": piece.title, "paper": piece.paper, "pieces": [piece] * len(of_domains)} for piece in first.pieces]
-    for title, paper in kinds:
+    for title, paper in {(piece.title, piece.paper): None for section in of_domains for piece in section.pieces}:
         having = [next((piece for piece in s.pieces if piece.title == title), None) for s in of_domains]
         rows.append({"title": title, "paper": paper, "pieces": having})
     return rows

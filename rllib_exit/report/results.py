@@ -1,0 +1,411 @@
+"""What training, evaluation and search have left under some directories: the runs, and tidy tables of their numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rllib_exit.report.figures import Style, style
+from rllib_exit.rollout_log import LoggedRollouts
+from rllib_exit.run_identity import HYPER_PARAMETERS, PARAMS, RESULTS, env_name, identity, read_params
+from rllib_exit.self_improvement.results import BASELINE, read
+
+BASE = "Base model"
+# The strategies as the rows of the paper's Table 1.
+LABELS: Mapping[str, str] = {
+    "grpo": "GRPO",
+    "curriculum": "+ curriculum",
+    "improve": "+ improve",
+    "diverge": "+ diverge",
+    "exit": "+ diversity (ExIt)",
+}
+ML_ENGINEERING = "ML engineering"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A training run, or what is known of one whose directory is not there from its evaluations and searches.
+
+    Attributes:
+        key: Names it in the tables: ``arithmetic/exit-seed0``.
+        domain: Of its tasks; with the model's name where there are several models.
+        method: The strategy as Table 1 calls it, and what tells its settings from those of the strategy's other runs.
+            Runs of one method differ in their seeds alone.
+        style: How the method is drawn.
+        params: Its config as Tune wrote it.
+        trials: Its directories, the newest first: more than one if it was resumed.
+        log: Its log of rollouts; None without one.
+    """
+
+    key: str
+    domain: str
+    method: str
+    style: Style
+    params: Mapping[str, Any]
+    trials: tuple[Path, ...]
+    log: LoggedRollouts | None
+
+    @property
+    def name(self) -> str:
+        """Strategy and seed, as in ``exit-seed0``."""
+        return self.key.partition("/")[2]
+
+    @property
+    def strategy(self) -> str:
+        return self.params["strategy"]
+
+    @property
+    def env_config(self) -> Mapping[str, Any]:
+        return self.params.get("env_config") or {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Results:
+    """Everything that was found, or what of it is of one domain.
+
+    Every table has the columns ``domain``, ``method`` and ``run`` (a run's key; empty for a search with the base model).
+
+    Attributes:
+        runs: By domain, then in the order of Table 1, then by seed.
+        iterations: A row for each run and iteration, a column for each number, such as ``rollouts/quality_mean``.
+        evaluations: A row for each file, split, method, sampling seed and step: ``tasks``, ``accuracy`` in percent,
+            ``net_corrections``, and the domain's numbers as ``metrics/NAME``.
+        searches: A row for each file and step: ``best``, the best normalised score so far.
+        problems: What could not be used, and why.
+        name: The domain.
+    """
+
+    runs: tuple[Run, ...]
+    iterations: pd.DataFrame
+    evaluations: pd.DataFrame
+    searches: pd.DataFrame
+    problems: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The domain, for the names of files."""
+        return slug(self.name)
+
+    @property
+    def methods(self) -> dict[str, list[Run]]:
+        """The runs by method, in the order of Table 1."""
+        return {name: [run for run in self.runs if run.method == name] for name in self.styles if name != BASE}
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        return {BASE: style("base")} | {run.method: run.style for run in self.runs}
+
+    @property
+    def trained(self) -> list[Run]:
+        """The runs whose training is there, not only their evaluations or searches."""
+        there = set(self.iterations.run)
+        return [run for run in self.runs if run.key in there]
+
+    def domains(self) -> list[Results]:
+        """The results of each domain, in the order of Table 1, and only such as can be compared."""
+        names = dict.fromkeys([*(run.domain for run in self.runs), *self.searches.domain])
+        return [self._domain(name) for name in names]
+
+    def _domain(self, name: str) -> Results:
+        part = replace(self, name=name, runs=tuple(run for run in self.runs if run.domain == name))
+        methods, keys = list(part.styles), ["", *(run.key for run in part.runs)]
+
+        def rows(table: pd.DataFrame) -> pd.DataFrame:
+            table = table[table.domain == name]
+            table = table.drop(columns=[name for name in table if "/" in str(name) and table[name].isna().all()])
+            # The last key of lexsort is the first to sort by.
+            return table.iloc[np.lexsort([table.run.map(keys.index), table.method.map(methods.index)])]
+
+        searches, left_out = _comparable_searches(rows(self.searches))
+        evaluations = _comparable_evaluations(rows(self.evaluations))
+        return replace(
+            part, iterations=rows(self.iterations), evaluations=evaluations, searches=searches, problems=tuple(left_out)
+        )
+
+
+def slug(text: str) -> str:
+    """A text as a name for files and anchors."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def place(strategy: str) -> int:
+    """The place of a strategy's row in Table 1; others follow."""
+    return list(LABELS).index(strategy) if strategy in LABELS else len(LABELS)
+
+
+def find(directories: Iterable[Path], *, skip: Path | None = None) -> Results:
+    """Reads what lies under some directories, except for what lies under ``skip``.
+
+    Trials of one experiment with the same settings, seed and number are one run that was resumed: the newest trial
+    counts, and the trial before it for the iterations before its first.
+
+    Raises:
+        FileNotFoundError: If a directory does not exist.
+    """
+    directories = list(dict.fromkeys(directory.absolute() for directory in directories))
+    for directory in directories:
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is no directory")
+
+    def files(name: str) -> list[Path]:
+        there = {file for directory in directories for file in directory.rglob(name)}
+        return sorted(file for file in there if skip is None or skip.absolute() not in file.parents)
+
+    problems: list[str] = []
+    # In the tables a run is named by its place in this list until all runs are known. Evaluations and searches append
+    # the runs whose training is not there.
+    runs: list[dict[str, Any]] = []
+    iterations = _read_trials(files(RESULTS), runs, problems)
+    evaluations = _read_evaluations(files("evaluation.json"), runs, problems)
+    searches = _read_searches(files("search.jsonl"), runs, problems)
+    base = searches[searches.run < 0]
+    domains = _domain_names(runs, base.model)
+    named = _named(runs, domains)
+    columns = {name: [getattr(run, name) for run in named.values()] for name in ("key", "domain", "method")}
+    names = pd.DataFrame(columns, index=list(named), dtype=object)
+
+    def with_names(table: pd.DataFrame) -> pd.DataFrame:
+        return table.join(names, on="run").drop(columns="run").rename(columns={"key": "run"})
+
+    evaluations, searches = with_names(evaluations), with_names(searches)
+    evaluations["method"] = evaluations.method.where(evaluations.policy != BASELINE, BASE)
+    searches.loc[base.index, "domain"] = [domains[ML_ENGINEERING, model] for model in base.model]
+    searches.loc[base.index, ["run", "method"]] = "", BASE
+    return Results(tuple(named.values()), with_names(iterations), evaluations, searches, tuple(problems))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last one that is still being written is left out.
+
+    Raises:
+        ValueError: If another one is damaged.
+    """
+    text = file.read_text()
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{file}: line {number} is damaged ({error})") from error
+    return lines
+
+
+def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: list[str]) -> pd.DataFrame:
+    trials: dict[str, list[Path]] = defaultdict(list)
+    lines: dict[Path, list[dict[str, Any]]] = {}
+    for file in files:
+        trial = file.parent
+        if (params := read_params(trial)) is None:
+            continue
+        try:
+            lines[trial] = read_lines(file)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if not lines[trial]:
+            problems.append(f"{file}: no iteration has ended yet")
+        elif "strategy" not in params or "env" not in params:
+            problems.append(f"{trial}: no run of rllib-exit: its {PARAMS} has no strategy")
+        else:
+            trials[identity(trial)].append(trial)
+    tables = []
+    for of_run in trials.values():
+        newest = sorted(of_run, key=lambda trial: (trial / RESULTS).stat().st_mtime_ns, reverse=True)
+        results: dict[int, dict[str, Any]] = {}
+        for trial in newest:
+            first = min(results, default=math.inf)
+            # Within a trial the last line of an iteration counts.
+            by_iteration = {line["training_iteration"]: {**line, "config": None} for line in lines[trial]}
+            results |= {i: line for i, line in by_iteration.items() if i < first}
+        try:
+            log = LoggedRollouts(*newest)
+        except FileNotFoundError:
+            log = None
+        numbers = pd.json_normalize([results[i] for i in sorted(results)], sep="/")
+        tables.append(numbers.rename(columns={"training_iteration": "iteration"}).assign(run=len(runs)))
+        runs.append({"params": read_params(newest[0]), "trials": tuple(newest), "log": log})
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", "iteration"])
+
+
+def _run_of(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int | None:
+    """The place of the run that has a trial of the first name that is any's."""
+    # Tune's names of trials are unique, wherever they were moved.
+    by_trial = {trial.name: i for i, run in enumerate(runs) for trial in run["trials"]}
+    return next((by_trial[name] for name in names if name in by_trial), None)
+
+
+def _read_evaluations(files: Sequence[Path], runs: list[dict[str, Any]], problems: list[str]) -> pd.DataFrame:
+    tables = []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        try:
+            evaluation = read(file)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        run = _run_of(runs, [*(path.name for path in file.parents), Path(evaluation.checkpoint).parent.name])
+        if run is None:
+            said = {"params": {**evaluation.run, "model_name": evaluation.run["model"]}, "trials": (), "log": None}
+            runs += [] if said in runs else [said]
+            run = runs.index(said)
+        names = ("temperature", "top_p", "top_k", "self_improvement_steps", "limit")
+        settings = {name: evaluation.settings.get(name) for name in names}
+        about = {
+            "run": run,
+            "file": file,
+            "trained_iterations": evaluation.iteration,
+            "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
+        }
+        for split, policies in evaluation.curves.items():
+            for policy, curve in policies.items():
+                seeds, steps = np.indices(curve.accuracy_SK.shape)
+                numbers = {
+                    "accuracy": 100 * curve.accuracy_SK,
+                    "net_corrections": curve.net_corrections_SK,
+                    **{f"metrics/{name}": 100 * values_SK for name, values_SK in curve.metrics_SK.items()},
+                }
+                of_policy = {"split": split, "policy": policy, "tasks": curve.num_tasks, "seed": seeds, "step": steps}
+                columns = {name: np.ravel(value) for name, value in (of_policy | numbers).items() if np.ndim(value)}
+                tables.append(pd.DataFrame(columns).assign(**about, split=split, policy=policy, tasks=curve.num_tasks))
+    names = ["run", "file", "trained_iterations", "split", "policy", "tasks", "seed", "step", "accuracy"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=names)
+
+
+def _read_searches(files: Sequence[Path], runs: list[dict[str, Any]], problems: list[str]) -> pd.DataFrame:
+    names = ["run", "file", "competition", "seed", "model", "age", "sampling", "step", "best"]
+    tables = [pd.DataFrame(columns=names).astype({"run": int})]
+    for file in files:
+        try:
+            settings, *steps = read_lines(file)
+            checkpoint, sampling = settings["checkpoint"], dict(settings)
+            about = {name: sampling.pop(name) for name in ("competition", "seed", "model")}
+            best = np.maximum.accumulate([step["quality"] for step in steps] or [0.0])
+        except (ValueError, TypeError, KeyError) as error:
+            problems.append(f"{file}: no search of this version of rllib-exit ({type(error).__name__}: {error})")
+            continue
+        if not steps:
+            problems.append(f"{file}: no step has ended yet")
+            continue
+        run, age = -1, ""
+        if checkpoint is not None:
+            trial = Path(checkpoint).parent
+            found = _run_of(runs, [trial.name])
+            if found is None and (params := read_params(trial)):
+                found = len(runs)
+                runs.append({"params": params, "trials": (trial,), "log": None})
+            if found is None:
+                problems.append(f"{file}: its checkpoint's run is not there: name the directory of {trial} too")
+                continue
+            run, names_of_trials = found, [of_run.name for of_run in runs[found]["trials"]]
+            # Orders the checkpoints of a run: by trial, of which the newest comes first, then by name.
+            age = f"{10**6 - names_of_trials.index(trial.name)}/{Path(checkpoint).name}"
+        del sampling["checkpoint"]
+        about |= {"run": run, "file": file, "age": age, "sampling": json.dumps(sampling, sort_keys=True)}
+        tables.append(pd.DataFrame({"step": range(len(best)), "best": best}).assign(**about))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def _domain_of(params: Mapping[str, Any]) -> tuple[str, str]:
+    """What the report calls the domain of an environment, and the model."""
+    env, env_config = env_name(params["env"]), params.get("env_config") or {}
+    names = {"BFCLEnv": "Tool use", "MLEBenchEnv": ML_ENGINEERING}
+    if env == "CompetitionMathEnv":
+        names[env] = "Arithmetic" if env_config.get("tasks", "arithmetic") == "arithmetic" else "Competition math"
+    return names.get(env, env), str(params.get("model_name"))
+
+
+def _domain_names(runs: Sequence[Mapping[str, Any]], base_models: Iterable[str]) -> dict[tuple[str, str], str]:
+    """By domain and model, in order, the names of the report's sections."""
+    pairs = sorted({_domain_of(run["params"]) for run in runs})
+    pairs = list(dict.fromkeys([*pairs, *((ML_ENGINEERING, model) for model in base_models)]))
+    models = Counter(domain for domain, _ in pairs)
+    return {
+        (domain, model): domain if models[domain] == 1 else f"{domain} · {Path(model).name.removeprefix('bundled:')}"
+        for domain, model in pairs
+    }
+
+
+def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the outcome depends on besides strategy and seed."""
+    return {name: params[name] for name in HYPER_PARAMETERS if name in params} | dict(params.get("env_config") or {})
+
+
+def _named(runs: Sequence[Mapping[str, Any]], domains: Mapping[tuple[str, str], str]) -> dict[int, Run]:
+    """By their places, the runs with keys and methods: by domain, then in the order of Table 1, then by seed."""
+
+    def order(i: int) -> tuple[Any, ...]:
+        strategy, seed = params[i]["strategy"], params[i].get("seed") or 0
+        return list(domains).index(_domain_of(params[i])), place(strategy), strategy, seed, str(runs[i]["trials"])
+
+    params = [run["params"] for run in runs]
+    ordered = sorted(range(len(runs)), key=order)
+    variants: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for i in ordered:
+        of_strategy = variants[domains[_domain_of(params[i])], params[i]["strategy"]]
+        of_strategy += [] if _settings(params[i]) in of_strategy else [_settings(params[i])]
+    named: dict[int, Run] = {}
+    keys: Counter[str] = Counter()
+    for i in ordered:
+        domain, strategy, seed = domains[_domain_of(params[i])], params[i]["strategy"], params[i].get("seed")
+        of_strategy = variants[domain, strategy]
+        variant = of_strategy.index(_settings(params[i]))
+        method = LABELS.get(strategy, strategy)
+        method += f" ({_difference(of_strategy[variant], of_strategy)})" if len(of_strategy) > 1 else ""
+        key = f"{slug(domain)}/{slug(strategy if seed is None else f'{strategy}-seed{seed}')}"
+        keys[key] += 1
+        key += f"-{keys[key]}" if keys[key] > 1 else ""
+        named[i] = Run(key, domain, method, style(strategy, variant), **runs[i])
+    return named
+
+
+def _difference(mine: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """The settings that tell a run from the others, in words."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, list):
+            return "+".join(Path(str(item)).name for item in value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    names = dict.fromkeys(name for settings in others for name in settings)
+    odd = [name for name in names if any(settings.get(name) != others[0].get(name) for settings in others)]
+    return ", ".join(f"{name} {short(mine.get(name))}" for name in odd)
+
+
+def _comparable_evaluations(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Those of every run's most trained checkpoint (of several, the newest), up to the step that all of them have.
+
+    A split whose name stands for more tasks in one evaluation than in another counts as several.
+    """
+    newest = evaluations.sort_values("trained_iterations", kind="stable").groupby("run").file.last()
+    evaluations = evaluations[evaluations.file == evaluations.run.map(newest)]
+    sizes = evaluations.groupby("split").tasks.transform("nunique")
+    sized = evaluations.split + " of " + evaluations.tasks.astype(str) + " tasks"
+    steps = evaluations.groupby("file").step.max().min()
+    return evaluations.assign(split=evaluations.split.where(sizes == 1, sized))[evaluations.step <= steps]
+
+
+def _comparable_searches(searches: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Those of every run's most trained checkpoint and of one way of sampling, that of most methods; and the others."""
+    old = searches.age < searches.groupby("run").age.transform("max")
+    text = "left out, the run has searches from a later checkpoint"
+    left_out = [f"{file}: {text}" for file in searches[old].file.unique()]
+    searches = searches[~old]
+    if searches.empty:
+        return searches, left_out
+    counts = searches.groupby("sampling", sort=False).agg({"method": "nunique", "file": "nunique"})
+    chosen = max(counts.index, key=lambda sampling: tuple(counts.loc[sampling]))
+    others = searches[searches.sampling != chosen].drop_duplicates("file")
+    left_out += [
+        f"{file}: left out, it samples with {sampling}, the searches shown with {chosen}"
+        for file, sampling in zip(others.file, others.sampling, strict=True)
+    ]
+    return searches[searches.sampling == chosen], left_out

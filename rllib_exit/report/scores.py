@@ -1,0 +1,322 @@
+"""Scores and gains: Table 1, self-improvement by step, greedy search (paper section 5.3, appendix C)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from rllib_exit.report import figures
+from rllib_exit.report.page import Cell, Content, Gap, Source, Sources, unique
+from rllib_exit.report.results import BASE, Results, place, slug
+
+NO_EVALUATION = "no evaluation.json is there; run `rllib evaluate DIR --baseline`"
+NO_SHARED_SPLIT = "the evaluations have no split in common; they have"
+NO_SHARED_COMPETITION = "there is no competition that all runs, and the base model if it was, were searched on"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The scores of methods on the same splits or competitions.
+
+    Attributes:
+        of: The splits or competitions.
+        rows: The evaluations or searches on them, by step.
+        scores: A row for each ``method``, ``replicate`` (what the mean is ``over``, in words) and ``step``.
+    """
+
+    of: tuple[str, ...]
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+
+    @property
+    def steps(self) -> int:
+        return int(self.scores.step.max())
+
+    @property
+    def tasks(self) -> int:
+        return int(self.rows.groupby("of").tasks.first().sum())
+
+    def means(self, score: str) -> pd.DataFrame:
+        """By method and step, the ``mean`` of a score and its ``standard_error``; NaN for a single replicate."""
+        by_step = self.scores.groupby(["method", "over", "step"], sort=False)[score].agg(["mean", "sem"])
+        return by_step.rename(columns={"sem": "standard_error"}).reset_index()
+
+    def files(self, sources: Sources) -> dict[str, tuple[Source, ...]]:
+        """By method, the files that its scores come from."""
+        return {
+            str(method): tuple(_source(sources, row) for row in rows.drop_duplicates("file").to_dict("records"))
+            for method, rows in self.rows.groupby("method", sort=False)
+        }
+
+
+def _source(sources: Sources, row: Mapping[str, str]) -> Source:
+    if "competition" not in row:
+        return sources.add(row["file"], f"{row['run']}/{row['file'].name}", row["run"].partition("/")[2])
+    run = row["run"].partition("/")[2] or "base"
+    name = f"{slug(row['domain'])}/search/{run}-{slug(row['competition'])}-seed{row['seed']}.jsonl"
+    return sources.add(row["file"], name, f"{run}, {row['competition']}, seed {row['seed']}")
+
+
+def _comparison(of: Sequence[str], rows: pd.DataFrame, scores: Sequence[str]) -> Comparison:
+    """The mean scores by method: over its training runs or, of a single one, over its sampling seeds.
+
+    Evaluations of the base model are of one and the same model, whichever run they were made for: they are averaged,
+    and the mean is over sampling seeds. Only the seeds and steps that everything in ``of`` has are counted.
+    """
+    rows = rows[rows.of.isin(of)]
+    rows = rows[rows.step <= rows.groupby("file").step.max().min()]
+    replicates = []
+    for method, own in rows.groupby("method", sort=False):
+        runs = own.run.nunique()
+        if method == BASE or runs == 1:
+            seeds = set.intersection(*own.groupby(["run", "of"]).seed.agg(set))
+            own = own[own.seed.isin(seeds)] if seeds else own.assign(seed=0)
+            over = f"{max(1, len(seeds))} sampling seed{'s' if len(seeds) > 1 else ''}"
+            over = over if method == BASE else f"1 training run, {over}"
+            replicates.append(own.assign(replicate=own.seed, over=over))
+        else:
+            replicates.append(own.assign(replicate=own.run, over=f"{runs} training runs"))
+    keys = ["method", "over", "replicate", "step"]
+    each = pd.concat(replicates).groupby([*keys, "of"], sort=False)[[*scores, "tasks"]].mean()
+    # Every task counts the same; corrections are added up.
+    sums = each[list(scores)].mul(each.tasks, axis=0).groupby(keys, sort=False).sum(min_count=len(of))
+    means = sums.div(each.tasks.groupby(keys, sort=False).sum(), axis=0)
+    if "net_corrections" in means:
+        means["net_corrections"] = each.net_corrections.groupby(keys, sort=False).sum()
+    return Comparison(tuple(of), rows, means.reset_index())
+
+
+def evaluated(domain: Results) -> tuple[Comparison | None, list[Comparison]]:
+    """The tasks together of the splits that all evaluations have, if there are any; then every other split.
+
+    Raises:
+        Gap: If nothing was evaluated.
+    """
+    if domain.evaluations.empty:
+        raise Gap(NO_EVALUATION)
+    rows = domain.evaluations.assign(of=domain.evaluations.split)
+    trained = rows[rows.method != BASE]
+    having = trained.groupby("of", sort=False).file.nunique()
+    common = tuple(having.index[having == trained.file.nunique()])
+    scores = ["accuracy", "net_corrections", *(name for name in rows if name.startswith("metrics/"))]
+    together = _comparison(common, rows, scores) if common else None
+    return together, [_comparison((split,), rows, scores) for split in having.index if common != (split,)]
+
+
+def searched(domain: Results) -> tuple[dict[str, Comparison], dict[str, Comparison]]:
+    """By title: the competitions trained on and those held out, of those that all runs have; then each competition.
+
+    Raises:
+        Gap: If there was no search.
+    """
+    if domain.searches.empty:
+        raise Gap("no search.jsonl is there; run `rllib search RUN --competition DIR`")
+    rows = domain.searches.assign(of=domain.searches.competition, tasks=1)
+    shared = set.intersection(*rows.groupby("run").competition.agg(set))
+    directories = [run.env_config.get("competitions") or () for run in domain.runs]
+    trained_on = {Path(name).name for of in directories for name in ([of] if isinstance(of, str) else of)}
+    groups = {"Training": shared & trained_on, "Held out": shared - trained_on}
+    together = {title: _comparison(sorted(of), rows, ["best"]) for title, of in groups.items() if of}
+    each = {
+        f"{name} ({'training' if name in trained_on else 'held out'})": _comparison((name,), rows, ["best"])
+        for name in sorted(rows.competition.unique())
+    }
+    return together, each
+
+
+def table_1(domains: Sequence[Results], sources: Sources) -> Content:
+    """Initial score and gain by method and domain."""
+    scores, notes = [], []
+    for domain in domains:
+        if not domain.searches.empty:
+            comparison, note, score, factor = *_search_column(domain), "best", 100
+        elif not domain.evaluations.empty:
+            comparison, note, score, factor = *_evaluation_column(domain), "accuracy", 1
+        else:
+            continue
+        notes.append(note)
+        if comparison is not None:
+            means = comparison.means(score)
+            ends = means.groupby(["method", "over"], sort=False).agg(
+                initial=("mean", "first"), standard_error=("standard_error", "first"), final=("mean", "last")
+            )
+            of_domain = (factor * ends).reset_index()
+            of_domain["files"] = of_domain.method.map(comparison.files(sources))
+            split = "all" if len(comparison.of) > 1 and score == "accuracy" else " ".join(comparison.of)
+            scores.append(
+                of_domain.assign(domain=domain.name, split=split, steps=comparison.steps, tasks=comparison.tasks)
+            )
+    if not scores:
+        raise Gap(" ".join(notes) or NO_EVALUATION)
+    rows = pd.concat(scores, ignore_index=True)
+    rows["gain"] = rows.final - rows.initial
+    columns = ["domain", "method", "initial", "standard_error", "final", "gain", "split", "steps", "tasks", "over"]
+    places = {BASE: -1} | {run.method: place(run.strategy) for domain in domains for run in domain.runs}
+    methods, names = sorted(rows.method.unique(), key=places.__getitem__), rows.domain.unique()
+    cells = {
+        (row.method, row.domain): [
+            Cell(row.initial, row.files, "{:.1f}", row.standard_error),
+            Cell(row.gain, row.files, "{:+.1f}"),
+        ]
+        for row in rows.itertuples()
+    }
+    table = pd.DataFrame(
+        [[cell for name in names for cell in cells.get((method, name), 2 * [Cell("—")])] for method in methods],
+        pd.Index(methods, name="Method"),
+        [text for name in names for text in (f"{name} (%)", "gain")],
+    )
+    caption = (
+        "The score before self-improvement in percent, ± one standard error where there are several seeds, and the "
+        f"points gained by the last step. {' '.join(notes)}"
+    )
+    return Content(caption, rows[[*columns, "files"]], unique(rows.files), table=table)
+
+
+def _evaluation_column(domain: Results) -> tuple[Comparison | None, str]:
+    """What Table 1 shows of a domain without searches, and a note on it."""
+    together, each = evaluated(domain)
+    if together is None:
+        return None, f"{domain.name}: {NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}."
+    *others, last = together.of
+    which = f"splits {', '.join(others)} and {last} together" if others else f"split {last}"
+    return together, (
+        f"{domain.name}: accuracy on the {which} ({together.tasks} tasks), {together.steps} self-improvement steps; "
+        f"mean over {_over([together])}.{_not_shared(together, each)}"
+    )
+
+
+def _search_column(domain: Results) -> tuple[Comparison | None, str]:
+    """What Table 1 shows of a domain with searches, and a note on it."""
+    together, _ = searched(domain)
+    if not together:
+        return None, f"{domain.name}: {NO_SHARED_COMPETITION}."
+    which = "Held out" if "Held out" in together else "Training"
+    shown = together[which]
+    return shown, (
+        f"{domain.name}: best normalised score of a greedy search's first response and after step {shown.steps}, over "
+        f"the {which.lower().replace(' ', '-')} competitions {', '.join(shown.of)}; "
+        f"mean over {' or '.join(shown.scores.over.unique())}.{_left_out(domain, together)}"
+    )
+
+
+def _not_shared(together: Comparison, each: Sequence[Comparison]) -> str:
+    left_out = [other.of[0] for other in each if other.of[0] not in together.of]
+    return f" Not counted, as not every run was evaluated on it: {', '.join(left_out)}." if left_out else ""
+
+
+def _left_out(domain: Results, shown: Mapping[str, Comparison]) -> str:
+    """What of the searches is not in the means that are shown, in words."""
+    others = sorted(set(domain.searches.competition).difference(*(comparison.of for comparison in shown.values())))
+    text = f" Not counted, as not every run was searched on it: {', '.join(others)}." if others else ""
+    lengths = domain.searches.groupby("file").step.max()
+    if lengths.nunique() > 1:
+        text += f" The searches have {lengths.min()} to {lengths.max()} steps; curves end with the shortest."
+    return text
+
+
+def _over(comparisons: Sequence[Comparison]) -> str:
+    """What the means of the methods are over, in words."""
+    pairs = pd.concat([comparison.scores for comparison in comparisons])[["over", "method"]].drop_duplicates()
+    methods = pairs.groupby("over", sort=False).method.agg(", ".join)
+    most = pairs.over.value_counts(sort=False).idxmax()
+    others = "; ".join(f"{of}: {over}" for over, of in methods.drop(most).items())
+    return f"{most} ({others})" if others else str(most)
+
+
+def self_improvement(domain: Results, sources: Sources) -> Content:
+    """Accuracy and net corrections by step, on the splits that all evaluations have."""
+    together, each = evaluated(domain)
+    if together is None:
+        raise Gap(f"{NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}, shown below")
+    content = _by_step(domain, [together], sources)
+    return replace(content, caption=content.caption + _not_shared(together, each))
+
+
+def per_split(domain: Results, sources: Sources) -> Content:
+    """Accuracy and net corrections by step, on every other split."""
+    together, each = evaluated(domain)
+    if not each and together:
+        raise Gap(
+            f"the evaluations have one split, {together.of[0]}, shown above; run `rllib evaluate DIR --split ...`"
+        )
+    return _by_step(domain, each, sources)
+
+
+def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Sources) -> Content:
+    panels, lines, rows = {}, [], []
+    for comparison in comparisons:
+        name, files = " + ".join(comparison.of), comparison.files(sources)
+        both = [comparison.means("accuracy"), comparison.means("net_corrections")]
+        titles = {f"{name} ({comparison.tasks} tasks)": "accuracy (%)", f"{name}: net corrections": "problems"}
+        panels |= titles
+        lines += [line.assign(panel=title) for title, line in zip(titles, both, strict=True)]
+        named = [
+            line.rename(columns={"mean": score, "standard_error": f"{score}_standard_error"})
+            for score, line in zip(("accuracy", "net_corrections"), both, strict=True)
+        ]
+        split = "all" if len(comparison.of) > 1 else name
+        merged = named[0].merge(named[1]).assign(split=split, tasks=comparison.tasks)
+        rows.append(merged.assign(files=merged.method.map(files)))
+    table = pd.concat(rows, ignore_index=True)
+    scores = [f"{score}{suffix}" for score in ("accuracy", "net_corrections") for suffix in ("", "_standard_error")]
+    settings = sorted({text for comparison in comparisons for text in comparison.rows.settings})
+    caption = (
+        "Net corrections: problems that are right after step k and were wrong at step 0, less those the other way "
+        f"round. Mean over {_over(comparisons)}; bands are one standard error where there is more than one. "
+        f"Settings: {' | '.join(settings)}; up to the step that all evaluations have."
+    )
+    caption += " The evaluations differ in their settings: compare with care." if len(settings) > 1 else ""
+    figure = figures.panels(pd.concat(lines), domain.styles, panels, x="step", x_label="self-improvement step k")
+    columns = ["split", "method", "step", *scores, "tasks", "over", "files"]
+    return Content(caption, table[columns], unique(table.files), figure)
+
+
+FIRST_TURN = "metrics/first_turn_accuracy"
+
+
+def first_turn(domain: Results, sources: Sources) -> Content:
+    """The first request solved, and the share of requests solved, by step."""
+    together, _ = evaluated(domain)
+    if together is None:
+        raise Gap("the evaluations have no split in common")
+    titles = {"First request solved": FIRST_TURN, "Requests solved": "metrics/requests_solved_fraction"}
+    lines = pd.concat(
+        [together.means(name).assign(panel=title) for title, name in titles.items() if name in together.scores]
+    )
+    lines = lines.dropna(subset="mean")
+    y_labels = dict.fromkeys(lines.panel, "%")
+    figure = figures.panels(lines, domain.styles, y_labels, x="step", x_label="self-improvement step k")
+    files = unique(of for method, of in together.files(sources).items() if method in set(lines.method))
+    caption = (
+        "The first user request solved, and the share of all of a task's requests; all of them is the accuracy above."
+    )
+    return Content(caption, lines[["panel", "method", "step", "mean", "standard_error"]], files, figure)
+
+
+def search(domain: Results, sources: Sources) -> Content:
+    """The best score so far of greedy search by step, over training and held-out competitions."""
+    together, _ = searched(domain)
+    if not together:
+        raise Gap(f"{NO_SHARED_COMPETITION}; each is shown below")
+    return _best_so_far(domain, together, sources)
+
+
+def search_each(domain: Results, sources: Sources) -> Content:
+    """The best score so far of greedy search by step, per competition."""
+    return _best_so_far(domain, searched(domain)[1], sources)
+
+
+def _best_so_far(domain: Results, shown: Mapping[str, Comparison], sources: Sources) -> Content:
+    lines = pd.concat([comparison.means("best").assign(panel=title) for title, comparison in shown.items()])
+    caption = (
+        "The best score up to each step, in [0, 1]; a script without a score counts 0. Bands are one standard error "
+        "over training runs or, of a single one and of the base model, over sampling seeds, where there is more than "
+        f"one.{_left_out(domain, shown)}"
+    )
+    y_labels = dict.fromkeys(shown, "best normalised score")
+    figure = figures.panels(lines, domain.styles, y_labels, x="step", x_label="search step", steps=True)
+    files = unique(of for comparison in searched(domain)[1].values() for of in comparison.files(sources).values())
+    return Content(caption, lines[["panel", "method", "step", "mean", "standard_error"]], files, figure)
