@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rllib_exit.cli.console import Verbose, clear_errors, quiet, say
+from rllib_exit.cli.console import CommandError, Verbose, clear_errors, quiet, say
 
 
 def report(
@@ -28,6 +29,10 @@ def report(
     """
     with clear_errors(verbose):
         quiet(verbose)
+        if not _installed("umap"):
+            raise CommandError(
+                "rllib report needs umap-learn, which is missing: run `pip install 'rllib-exit[report]'`"
+            )
         from rllib_exit.embeddings import Embedder
         from rllib_exit.models import resolve_model
         from rllib_exit.report.report import write_report
@@ -38,3 +43,10 @@ def report(
             embedder = Embedder(embedding_model)
         page = write_report(directories, output, title=title, embedder=embedder, say=say)
         say(f"written: {page}")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it is None in sys.modules
+        return False

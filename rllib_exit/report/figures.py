@@ -164,17 +164,11 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    labels = list(handles)
-
-    def width(columns: int) -> float:
-        """The inches of a legend's handles and characters; its columns are filled one after the other."""
-        rows = -(-len(labels) // columns)
-        widest = sum(max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows))
-        return 0.75 * columns + 0.075 * widest
-
-    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= figure.get_figwidth()), 1)
-    if labels:
-        figure.legend(handles.values(), labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
+    if handles:
+        # The inches of the widest handle and characters.
+        columns = int(figure.get_figwidth() / (0.75 + 0.075 * max(map(len, handles))))
+        columns = min(max(1, columns), len(handles))
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow.dataset as ds
 
 from rllib_exit.report import figures
-from rllib_exit.report.page import Cell, Content, Gap, Source, Sources, unique
-from rllib_exit.report.results import LABELS, Results, Run
+from rllib_exit.report.page import Cell, GapError, Piece, Source, Sources, cells, unique
+from rllib_exit.report.results import LABELS, LINE, Results, Run, means, means_by_iteration
 from rllib_exit.report.training import NO_TRAINING
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Instances:
         self.domain = domain
         self.sources = sources
         self.embedder = embedder
+        self.model = embedder.model if embedder else ""
         self.logs = {run: run.log for run in domain.runs if run.log is not None}
         self._embeddings: dict[str, np.ndarray] = {}
 
@@ -53,10 +54,10 @@ class Instances:
         ``groups`` (how many were rolled out from it), ``quality`` (the mean of its rollouts), ``run``, ``method``.
 
         Raises:
-            Gap: If there is no log.
+            GapError: If there is no log.
         """
         if not self.logs:
-            raise Gap(NO_LOG if self.domain.trained else NO_TRAINING)
+            raise GapError(NO_LOG if self.domain.trained else NO_TRAINING)
         columns = ["iteration", "group_id", "task_id", "kind", "starting_turn", "depth", "instance_id", "quality"]
         tables = []
         for run, log in self.logs.items():
@@ -69,22 +70,22 @@ class Instances:
             tables.append(table.rename(columns=names).assign(run=run.key, method=run.method))
         return pd.concat(tables, ignore_index=True)
 
-    def of(self, run: Run, new: bool) -> pd.DataFrame:
-        """The run's instances that the curriculum made, or the others."""
+    def of(self, run: Run, new: bool | None = None) -> pd.DataFrame:
+        """The run's instances, or only those that the curriculum made, or only the others."""
         table = self.table[self.table.run == run.key]
-        return table[(table.iterated | (table.starting_turn > 0)) == new]
+        made = table.iterated | (table.starting_turn > 0)
+        return table if new is None else table[made == new]
 
     def summary(self, run: Run) -> Source:
         """The run's log, summed up by task instance."""
-        table = self.table[self.table.run == run.key].drop(columns=["run", "method"])
-        return self.sources.from_log(run, "instances", table)
+        return self.sources.from_log(run, "instances", self.of(run).drop(columns=["run", "method"]))
 
     @cached_property
     def prompts(self) -> dict[str, dict[str, str]]:
         """By method, the prompts of its base tasks: its runs have the same environment.
 
         Raises:
-            Gap: If an environment cannot be made here.
+            GapError: If an environment cannot be made here.
         """
         return {run.method: task_prompts(run) for run in reversed(self.logs)}
 
@@ -92,10 +93,10 @@ class Instances:
         """(N, E) the embeddings of some instances of a run, and the file of what was embedded.
 
         Raises:
-            Gap: If there is no embedder, or the prompts of the tasks cannot be read.
+            GapError: If there is no embedder, or the prompts of the tasks cannot be read.
         """
         if self.embedder is None:
-            raise Gap("embeddings were not asked for (--embedding-model none)")
+            raise GapError("embeddings were not asked for (--embedding-model none)")
         written = texts(self.logs[run], drawn.id, self.prompts[run.method])
         unknown = list(dict.fromkeys(text for text in written if text not in self._embeddings))
         self._embeddings.update(zip(unknown, self.embedder.embed(unknown), strict=True))
@@ -107,7 +108,7 @@ def task_prompts(run: Run) -> dict[str, str]:
     """The prompts of a run's base tasks, from its environment.
 
     Raises:
-        Gap: If the environment cannot be made here.
+        GapError: If the environment cannot be made here.
     """
     from rllib_exit.env_runners.environments import make_env
 
@@ -115,7 +116,7 @@ def task_prompts(run: Run) -> dict[str, str]:
         config = pickle.loads((run.trials[0] / "params.pkl").read_bytes())
         env = make_env(config["env"], config["env_config"])
     except Exception as error:  # whatever an environment's constructor raises without its data
-        raise Gap(f"the run's environment cannot be made here ({type(error).__name__}: {error})") from error
+        raise GapError(f"the run's environment cannot be made here ({type(error).__name__}: {error})") from error
     return {task.id: task.prompt for task in env.tasks.values()}
 
 
@@ -142,43 +143,38 @@ def sample(table: pd.DataFrame, size: int = SAMPLE, seed: int = 0) -> pd.DataFra
     return table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), size=size, replace=False))]
 
 
-def distances(instances: Instances, *, new: bool) -> Content:
+def distances(instances: Instances, *, new: bool) -> Piece:
     """Pairwise distances of task instances: of those that the curriculum made, or of all."""
-    domain, key = instances.domain, "distances-new" if new else "distances-all"
+    key = "distances-new" if new else "distances-all"
     rows, files = [], []
-    methods = instances.table.method.unique()
+    methods = pd.Index(instances.table.method.unique(), name="Method")
     for run in instances.logs:
-        chosen = pd.concat([instances.of(run, True), *([] if new else [instances.of(run, False)])]).sort_index()
+        chosen = instances.of(run, new=True if new else None)
         if len(chosen) >= 2:
             drawn = sample(chosen)
             embeddings, source = instances.embed(run, key, drawn)
-            cosine, l2 = mean_distances(embeddings)
+            numbers = dict(zip(("cosine", "l2"), mean_distances(embeddings), strict=True))
             sizes = {"instances": len(chosen), "embedded": len(drawn), "file": source.href}
-            rows.append({"method": run.method, "run": run.name, "cosine": cosine, "l2": l2, **sizes})
+            rows.append({"method": run.method, "run": run.name, **numbers, **sizes})
             files.append([source, instances.summary(run)])
     if not rows:
-        raise Gap("no run has two instances that the curriculum made")
+        raise GapError("no run has two instances that the curriculum made")
     table = pd.DataFrame(rows)
-    csv = (Source("CSV", f"tables/{domain.slug}-{key}.csv", "the numbers by run"),)
-    means = table.groupby("method", sort=False)[["cosine", "l2"]].agg(["mean", "sem"])
-    cells = [
-        [
-            Cell(means.at[method, (name, "mean")], csv, "{:.3f}", means.at[method, (name, "sem")])
-            for name in ("cosine", "l2")
-        ]
-        if method in means.index
-        else 2 * [Cell("N/A")]
-        for method in methods
-    ]
-    names = [method.replace(LABELS["grpo"], "Uniform (GRPO)") for method in methods]
+    by_method = means(table, ["method"], "cosine").merge(means(table, ["method"], "l2"), on="method")
+    csv = (Source("CSV", f"tables/{instances.domain.slug}-{key}.csv", "the numbers by run"),)
+    header = {
+        "Cosine distance": ("mean_x", "{:.3f}", "standard_error_x"),
+        "L2 distance": ("mean_y", "{:.3f}", "standard_error_y"),
+    }
+    shown = cells(by_method.assign(files=len(by_method) * [csv]), header, index="method", name="Method")
+    shown = shown.reindex(methods).where(lambda of_method: of_method.notna(), Cell("N/A"))
     which = "instances that the curriculum made" if new else "instances, base tasks included"
     caption = (
         f"Mean over all pairs of distinct {which}, at most {SAMPLE} of a run drawn at random, embedded by "
-        f"{instances.embedder.model if instances.embedder else ''} and scaled to unit length; an instance's text is its "
-        "iterate and the request that it answers. N/A: the strategy makes no such instances."
+        f"{instances.model} and scaled to unit length; an instance's text is its iterate and the request that it "
+        "answers. N/A: the strategy makes no such instances."
     )
-    shown = pd.DataFrame(cells, pd.Index(names, name="Method"), ["Cosine distance", "L2 distance"])
-    return Content(caption, table, unique(files), table=shown)
+    return Piece(caption, table, unique(files), table=shown.rename(index={LABELS["grpo"]: "Uniform (GRPO)"}))
 
 
 def mean_distances(embeddings_NE: np.ndarray) -> tuple[float, float]:
@@ -194,93 +190,81 @@ def mean_distances(embeddings_NE: np.ndarray) -> tuple[float, float]:
     return float((1 - cosine).mean()), float(np.sqrt(2 - 2 * cosine).mean())
 
 
-def umap_map(instances: Instances) -> Content:
+def umap_map(instances: Instances) -> Piece:
     """The UMAP of task instances by cosine distance (McInnes et al., 2018): what each method made, over base tasks."""
     base = "base tasks"
-    points, embeddings, files = [], [], []
-    number = instances.table.drop_duplicates("run").groupby("method").size()
+    points, files = [], []
+    runs = instances.table.groupby("method").run.nunique()
+    there: set[str] = set()
     for run in instances.logs:
-        there = {name for part in points for name in part.instance[part.method == base]}
         tasks = instances.of(run, new=False)
         tasks = sample(tasks[~tasks.id.isin(there)], max(0, SAMPLE - len(there))).assign(method=base)
-        drawn = pd.concat([tasks, sample(instances.of(run, new=True), max(1, SAMPLE // number[run.method]))])
+        there.update(tasks.id)
+        drawn = pd.concat([tasks, sample(instances.of(run, new=True), max(1, SAMPLE // runs[run.method]))])
         if len(drawn):
-            embedded, source = instances.embed(run, "umap", drawn)
-            points.append(drawn[["method", "id"]].rename(columns={"id": "instance"}).assign(run=run.name))
-            embeddings.append(embedded)
+            embeddings, source = instances.embed(run, "umap", drawn)
+            points.append(drawn[["method", "id"]].assign(run=run.name, embedding=list(embeddings)))
             files.append([source, instances.summary(run)])
-    table = pd.concat(points)[["method", "run", "instance"]]
+    # The map depends on the order of the points: base tasks come first, then method by method.
+    table = pd.concat(points).sort_values("method", key=lambda method: method != base, kind="stable")
     if (table.method == base).all():
-        raise Gap("no run has instances that the curriculum made")
+        raise GapError("no run has instances that the curriculum made")
     if len(table) < 10:
-        raise Gap(f"a map needs at least 10 instances, there are {len(table)}")
+        raise GapError(f"a map needs at least 10 instances, there are {len(table)}")
     import umap
 
     # The spectral start needs more points than dimensions of the graph's pieces.
     start, neighbors = "spectral" if len(table) > 50 else "random", min(15, len(table) - 1)
-    # The order of the points decides on the map: base tasks come first, then method by method.
-    order = np.argsort(table.method != base, kind="stable")
-    table, of_order = table.iloc[order], np.concatenate(embeddings)[order]
     mapper = umap.UMAP(n_neighbors=neighbors, metric="cosine", init=start, random_state=0, n_jobs=1)
-    table[["x", "y"]] = np.asarray(mapper.fit_transform(of_order), dtype=float)
+    table[["x", "y"]] = np.asarray(mapper.fit_transform(np.stack(table.embedding)), dtype=float)
+    table = table.rename(columns={"id": "instance"})[["method", "run", "instance", "x", "y"]]
     caption = (
         f"Instances that each strategy made, at most {SAMPLE} of a strategy, over the base tasks in grey; one UMAP of "
-        f"their embeddings by {instances.embedder.model if instances.embedder else ''}, by cosine distance."
+        f"their embeddings by {instances.model}, by cosine distance."
     )
-    figure = figures.maps(table, instances.domain.styles, background=base)
-    return Content(caption, table, unique(files), figure)
+    return Piece(caption, table, unique(files), figures.maps(table, instances.domain.styles, background=base))
 
 
-def one_task(instances: Instances) -> Content:
+def one_task(instances: Instances) -> Piece:
     """A task trained on alone, against the same task trained on with others."""
-    domain = instances.domain
-    tasks = instances.table.groupby("run").task_id.unique()
+    tasks = instances.table.groupby("run").task_id.agg(set)
+    tasks = {run: tasks[run.key] for run in instances.logs}
     pairs = [
-        (tasks[run.key][0], run.method, other.method)
-        for run in instances.logs
-        for other in instances.logs
-        if len(tasks[run.key]) == 1 < len(tasks[other.key])
-        and run.strategy == other.strategy
-        and tasks[run.key][0] in tasks[other.key]
+        (min(tasks[alone]), {alone.method, other.method})
+        for alone in tasks
+        for other in tasks
+        if len(tasks[alone]) == 1 and tasks[alone] < tasks[other] and alone.strategy == other.strategy
     ]
     if not pairs:
-        raise Gap(
+        raise GapError(
             "no strategy was trained both on one task alone and on several with it; train twice, with "
             "--set env_config.competitions=... or the like, and --log-rollouts"
         )
     task = pairs[0][0]
-    methods = dict.fromkeys(method for of, *pair in pairs if of == task for method in pair)
-    lines, styles, files = [], {}, []
-    for method in methods:
-        runs = [run for run in instances.logs if run.method == method and task in tasks[run.key]]
-        by_run = {}
-        for run in runs:
-            rollouts = pd.DataFrame(
-                instances.logs[run].read(ds.field("task_id") == task, columns=["iteration", "quality"])
-            )
-            by_run[run.key] = rollouts.groupby("iteration").quality.mean()
-            of_run = by_run[run.key].rename("mean_quality").reset_index()
-            of_run.insert(0, "task_id", task)
-            files.append(instances.sources.from_log(run, "one-task", of_run))
-        shared = pd.DataFrame(by_run).dropna()
-        together = len(tasks[runs[0].key])
-        label = LABELS.get(runs[0].strategy, runs[0].strategy) + (", alone" if together == 1 else f", {together} tasks")
-        styles[label] = domain.styles[method]
-        means = {"mean": shared.mean(axis=1), "standard_error": shared.sem(axis=1)}
-        lines.append(pd.DataFrame(means).reset_index().assign(method=label, panel=task))
-    table = pd.concat(lines)[["panel", "method", "iteration", "mean", "standard_error"]]
-    figure = figures.panels(table, styles, {task: "mean quality"}, x="iteration", x_label="iteration", columns=1)
+    methods = set().union(*(both for of, both in pairs if of == task))
+    tables, styles, files = [], {}, []
+    for run in (run for run in tasks if run.method in methods and task in tasks[run]):
+        rollouts = instances.logs[run].read(ds.field("task_id") == task, columns=["task_id", "iteration", "quality"])
+        quality = pd.DataFrame(rollouts).groupby(["task_id", "iteration"]).quality.mean()
+        by_iteration = quality.rename("mean_quality").reset_index()
+        files.append(instances.sources.from_log(run, "one-task", by_iteration))
+        number = len(tasks[run])
+        label = f"{LABELS.get(run.strategy, run.strategy)}, {'alone' if number == 1 else f'{number} tasks'}"
+        styles[label] = run.style
+        tables.append(by_iteration.assign(run=run.key, method=label, panel=task))
+    lines = means_by_iteration(pd.concat(tables), "mean_quality").assign(panel=task)
     caption = f"Mean quality of the rollouts of {task} by iteration, in runs on it alone and on several tasks."
-    return Content(caption, table, tuple(dict.fromkeys(files)), figure)
+    figure = figures.panels(lines, styles, {task: "mean quality"}, x="iteration", x_label="iteration", columns=1)
+    return Piece(caption, lines[["panel", "method", "iteration", *LINE]], files, figure)
 
 
-def chains(instances: Instances) -> Content:
+def chains(instances: Instances) -> Piece:
     """Self-iteration chains met in training."""
     order = ("exit", "diverge", "improve")
     runs = sorted((run for run in instances.logs if run.strategy in order), key=lambda run: order.index(run.strategy))
     if not runs:
         strategies = sorted({run.strategy for run in instances.logs})
-        raise Gap(
+        raise GapError(
             f"the logs of rollouts are of {', '.join(strategies)}, which does not self-iterate"
             if strategies
             else NO_LOG
@@ -288,10 +272,10 @@ def chains(instances: Instances) -> Content:
     run = runs[0]
     rows = [{"chain": why, **step} for why, chain in sample_chains(instances.logs[run]) for step in _steps(chain)]
     if not rows:
-        raise Gap(f"{run.name} has no self-iteration step yet")
+        raise GapError(f"{run.name} has no self-iteration step yet")
     try:
         prompts = task_prompts(run)
-    except Gap:
+    except GapError:
         prompts = {}
     table = pd.DataFrame(rows)
     source = instances.sources.from_log(run, "chains", table)
@@ -303,7 +287,7 @@ def chains(instances: Instances) -> Content:
         f"From the log of {run.name}. Each step starts from the response above it; the prompts of the steps are those "
         "of envs/prompts.py. `rllib rollouts DIR --show GROUP/G` shows a rollout of the CSV file in full."
     )
-    return Content(caption, table, [source], chains=shown)
+    return Piece(caption, table, [source], chains=shown)
 
 
 def _steps(chain: Sequence[Row]) -> Iterator[dict[str, Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -30,20 +31,13 @@ PAGE = "report.html"
 _NOT_COPIED = ("config", "hostname", "node_ip", "pid")
 
 
-class Gap(Exception):
+class GapError(Exception):
     """A piece has nothing to show. The message says why, and what makes the piece."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A result file that numbers come from.
-
-    Attributes:
-        label: A short name, for a link.
-        href: Its copy beside the page, as a link from the page.
-        original: Where it was read.
-        sha256: Of the original; empty for a directory.
-    """
+    """A result file that numbers come from: its label and link, where it was read, and its SHA-256 (not a directory's)."""
 
     label: str
     href: str
@@ -53,14 +47,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A text or number of a table.
-
-    Attributes:
-        value: The text or number.
-        sources: The files that it comes from.
-        format: How a number is written, for ``str.format``.
-        standard_error: Of the number; NaN without one.
-    """
+    """A text or number of a table, with the files that it comes from; ``format`` says how a number is written."""
 
     value: float | str
     sources: tuple[Source, ...] = ()
@@ -69,63 +56,59 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Content:
-    """What a piece shows.
+class Piece:
+    """One table or figure.
 
     Attributes:
         caption: What is shown, and how it was computed.
         rows: The numbers, for a CSV file; a column ``files`` holds tuples of sources.
         sources: The files that the numbers come from.
         figure: Drawn.
-        table: Of :class:`Cell`; the index holds the names of the rows, and its name is the header's first.
+        table: Of :class:`Cell`, or NaN; the index holds the names of the rows, and its name is the header's first.
         centred: Whether the table is; cells that are the same for a whole row are one then.
         chains: Self-iteration chains, each as title, prompt, source and steps.
-    """
-
-    caption: str
-    rows: pd.DataFrame
-    sources: Sequence[Source]
-    figure: Figure | None = None
-    table: pd.DataFrame | None = None
-    centred: bool = False
-    chains: Sequence[tuple[str, str, Source, Sequence[dict[str, Any]]]] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """One table or figure.
-
-    Attributes:
         key: Names its files.
         title: Of the piece.
         paper: What it answers to in the paper.
-        shown: The content; None if there is a gap.
-        gap: Why there is nothing to show.
+        gap: Why there is nothing to show; empty if there is.
     """
 
-    key: str
-    title: str
-    paper: str
-    shown: Content | None = None
+    caption: str = ""
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sources: Sequence[Source] = ()
+    figure: Figure | None = None
+    table: pd.DataFrame | None = None
+    centred: bool = False
+    chains: Sequence[tuple[str, str, Source, Sequence[Mapping[Any, Any]]]] = ()
+    key: str = ""
+    title: str = ""
+    paper: str = ""
     gap: str = ""
 
     @classmethod
-    def make(cls, key: str, title: str, paper: str, content: Callable[[], Content]) -> Piece:
-        """A piece with a content, or with the gap that making it raises."""
+    def make(cls, key: str, title: str, paper: str, content: Callable[..., Piece], *arguments: Any) -> Piece:
+        """A piece with a heading and a content, or with the gap that making the content raises."""
         try:
-            return cls(key, title, paper, content())
-        except Gap as gap:
-            return cls(key, title, paper, gap=str(gap))
+            return replace(content(*arguments), key=key, title=title, paper=paper)
+        except GapError as gap:
+            return cls(key=key, title=title, paper=paper, gap=str(gap))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Section:
-    """Pieces under a heading; ``domain`` names theirs."""
+def cells(rows: pd.DataFrame, columns: Mapping[str, tuple[str, ...]], *, index: str, name: str) -> pd.DataFrame:
+    """A table of some rows that have a column ``files``.
 
-    key: str
-    title: str
-    pieces: Sequence[Piece]
-    domain: str = ""
+    Args:
+        rows: The rows.
+        columns: By header, the column of the numbers, their format and, if there is one, that of their errors.
+        index: The column of the rows' names.
+        name: Its header.
+    """
+    table = {}
+    for header, (column, number, *error) in columns.items():
+        errors = rows[error[0]] if error else len(rows) * [math.nan]
+        values = zip(rows[column], rows.files, errors, strict=True)
+        table[header] = [Cell(value, files, number, standard_error) for value, files, standard_error in values]
+    return pd.DataFrame(table, pd.Index(rows[index], name=name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +138,10 @@ class Sources:
         """
         key = str(original), name
         if key not in self._added:
-            taken = {source.href for source in self._added.values()}
             stem, suffix = os.path.splitext(f"data/{name}")
-            names = (f"{stem}{number}{suffix}" for number in ["", *(f"-{n}" for n in range(2, len(taken) + 3))])
-            href = next(name for name in names if quote(name) not in taken)
+            taken = [source.href for source in self._added.values()]
+            numbered = (f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in itertools.count(1))
+            href = next(name for name in numbered if quote(name) not in taken)
             read = original.read_bytes() if original.is_file() else b""
             (self.output / href).parent.mkdir(parents=True, exist_ok=True)
             (self.output / href).write_bytes(content() if content else read)
@@ -187,14 +170,12 @@ class Sources:
         return self.add(directory, f"{run.key}/{name}.csv", run.name, lambda: _csv(table))
 
 
-def write_page(output: Path, title: str, lead: Sequence[str], sections: Sequence[Section], **values: Any) -> Path:
+def write_page(output: Path, sections: Sequence[Mapping[str, Any]], **values: Any) -> Path:
     """Writes the page, a PNG file for every figure and a CSV file for the numbers of every piece.
 
     Args:
         output: The directory.
-        title: Of the page.
-        lead: The paragraphs before the sections.
-        sections: With their pieces.
+        sections: By ``key``, ``title``, ``domain`` and ``pieces``.
         **values: What else the template takes.
 
     Returns:
@@ -202,11 +183,10 @@ def write_page(output: Path, title: str, lead: Sequence[str], sections: Sequence
     """
     for folder in ("figures", "tables"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    for piece in (piece for section in sections for piece in section.pieces):
-        if piece.shown is not None:
-            (output / "tables" / f"{piece.key}.csv").write_bytes(_csv(piece.shown.rows))
-            if piece.shown.figure is not None:
-                (output / "figures" / f"{piece.key}.png").write_bytes(rendered(piece.shown.figure, "png"))
+    for piece in (piece for section in sections for piece in section["pieces"] if not piece.gap):
+        (output / "tables" / f"{piece.key}.csv").write_bytes(_csv(piece.rows))
+        if piece.figure is not None:
+            (output / "figures" / f"{piece.key}.png").write_bytes(rendered(piece.figure, "png"))
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -216,7 +196,7 @@ def write_page(output: Path, title: str, lead: Sequence[str], sections: Sequence
     )
     templates.filters |= {"printable": printable, "code": with_code, "shortened": shortened, "svg": _svg}
     page = output / PAGE
-    html = templates.get_template("report.html").render(title=title, lead=lead, sections=sections, **values)
+    html = templates.get_template("report.html").render(sections=sections, **values)
     page.write_text(html, encoding="utf-8")
     return page
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rllib_exit.embeddings import Embedder
 from rllib_exit.report import instances, scores, training
-from rllib_exit.report.page import Content, Piece, Section, Sources, write_page
+from rllib_exit.report.page import Piece, Sources, write_page
 from rllib_exit.report.results import ML_ENGINEERING, Results, find
 
 
@@ -46,12 +47,13 @@ def write_report(
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     sources = Sources(output)
-    first = "Initial score, and gain after the last step"
-    table_1 = Piece.make("table-1", first, "Table 1", lambda: scores.table_1(domains, sources))
-    sections = [Section("results", "Results", [table_1])]
+    title_1 = "Initial score, and gain after the last step"
+    table_1 = Piece.make("table-1", title_1, "Table 1", scores.table_1, domains, sources)
+    sections: list[dict[str, Any]] = [{"key": "results", "title": "Results", "domain": "", "pieces": [table_1]}]
     for domain in domains:
         say(f"{domain.name}: {len(domain.runs)} runs, {domain.searches.file.nunique()} searches")
-        sections.append(Section(domain.slug, domain.name, _pieces(domain, sources, embedder), domain.name))
+        pieces = _pieces(domain, sources, embedder)
+        sections.append({"key": domain.slug, "title": domain.name, "domain": domain.name, "pieces": pieces})
     problems = [*found.problems, *(text for domain in domains for text in domain.problems), *_same_seeds(domains)]
     lead = [
         "Exploratory Iteration (ExIt) trains a language model to improve on its own answers, one step at a time. This "
@@ -62,9 +64,9 @@ def write_report(
     ]
     return write_page(
         output,
-        title,
-        lead,
         sections,
+        title=title,
+        lead=lead,
         overview=_overview(sections),
         problems=[problem.replace(f"{Path.cwd()}/", "") for problem in problems],
         files=sources.all,
@@ -75,42 +77,39 @@ def _pieces(domain: Results, sources: Sources, embedder: Embedder | None) -> lis
     searched = not domain.searches.empty or domain.name.startswith(ML_ENGINEERING)
     # ML engineering's self-improvement at inference time is the search.
     improved = not searched or not domain.evaluations.empty
-    seen = instances.Instances(domain, sources, embedder)
-    pieces: list[tuple[str, str, str, Callable[[], Content]]] = []
-    if improved:
-        own = "Self-improvement by step"
-        pieces += [("self-improvement", own, "Figures 3 and 4", lambda: scores.self_improvement(domain, sources))]
-    if improved and scores.FIRST_TURN in domain.evaluations:
-        own = "First-turn and per-request accuracy by step"
-        pieces += [("first-turn", own, "Figure 3 (tool use)", lambda: scores.first_turn(domain, sources))]
-    if improved:
-        own = "Self-improvement by step, per split"
-        pieces += [("splits", own, "Figure 8", lambda: scores.per_split(domain, sources))]
-    if searched:
-        own = "Greedy search by step"
-        pieces += [
-            ("search", own, "Figure 9", lambda: scores.search(domain, sources)),
-            ("search-each", f"{own}, per competition", "Figure 10", lambda: scores.search_each(domain, sources)),
-        ]
-    between = "Distances between {} task instances"
-    pieces += [
-        ("training", "Learning curves", "", lambda: training.learning_curves(domain, sources)),
-        ("curriculum", "The curriculum over training", "Figures 5 and 6", lambda: training.curriculum(domain, sources)),
-        ("distinct", "Distinct task instances", "Figure 7, left", lambda: training.distinct_instances(domain, sources)),
-        ("distances-new", between.format("new"), "Table 2", lambda: instances.distances(seen, new=True)),
-        ("distances-all", between.format("all"), "Table 7", lambda: instances.distances(seen, new=False)),
-        ("umap", "Map of task instances (UMAP)", "Figure 7, right", lambda: instances.umap_map(seen)),
-        ("one-task", "One task alone, and with others", "Figure 1", lambda: instances.one_task(seen)),
-        ("chains", "Self-iteration chains met in training", "Appendix D", lambda: instances.chains(seen)),
-        ("runs", "Runs", "", lambda: training.runs(domain, sources)),
-        (
-            "hyper-parameters",
-            "Hyper-parameters and versions",
-            "Tables 4 to 6",
-            lambda: training.hyper_parameters(domain, sources),
-        ),
+    by_step = [
+        ("self-improvement", "Self-improvement by step", "Figures 3 and 4", scores.self_improvement),
+        ("first-turn", "First-turn and per-request accuracy by step", "Figure 3 (tool use)", scores.first_turn),
+        ("splits", "Self-improvement by step, per split", "Figure 8", scores.per_split),
     ]
-    return [Piece.make(f"{domain.slug}-{key}", title, paper, content) for key, title, paper, content in pieces]
+    if scores.FIRST_TURN not in domain.evaluations:
+        del by_step[1]
+    search = [
+        ("search", "Greedy search by step", "Figure 9", scores.search),
+        ("search-each", "Greedy search by step, per competition", "Figure 10", scores.search_each),
+    ]
+    trained = [
+        ("training", "Learning curves", "", training.learning_curves),
+        ("curriculum", "The curriculum over training", "Figures 5 and 6", training.curriculum),
+        ("distinct", "Distinct task instances", "Figure 7, left", training.distinct_instances),
+    ]
+    logged = [
+        ("distances-new", "Distances between new task instances", "Table 2", partial(instances.distances, new=True)),
+        ("distances-all", "Distances between all task instances", "Table 7", partial(instances.distances, new=False)),
+        ("umap", "Map of task instances (UMAP)", "Figure 7, right", instances.umap_map),
+        ("one-task", "One task alone, and with others", "Figure 1", instances.one_task),
+        ("chains", "Self-iteration chains met in training", "Appendix D", instances.chains),
+    ]
+    made = [
+        ("runs", "Runs", "", training.runs),
+        ("hyper-parameters", "Hyper-parameters and versions", "Tables 4 to 6", training.hyper_parameters),
+    ]
+    seen = instances.Instances(domain, sources, embedder)
+    before = [*(by_step if improved else []), *(search if searched else []), *trained]
+    pieces = [(piece, (domain, sources)) for piece in before]
+    pieces += [(piece, (seen,)) for piece in logged]
+    pieces += [(piece, (domain, sources)) for piece in made]
+    return [Piece.make(f"{domain.slug}-{key}", *rest, *arguments) for (key, *rest), arguments in pieces]
 
 
 def _same_seeds(domains: Sequence[Results]) -> list[str]:
@@ -125,11 +124,12 @@ def _same_seeds(domains: Sequence[Results]) -> list[str]:
     return problems
 
 
-def _overview(sections: Sequence[Section]) -> list[dict[str, Any]]:
+def _overview(sections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For every piece of any domain, what each domain has of it."""
-    first, *of_domains = sections
-    rows = [{"title": piece.title, "paper": piece.paper, "pieces": [piece] * len(of_domains)} for piece in first.pieces]
-    for title, paper in {(piece.title, piece.paper): None for section in of_domains for piece in section.pieces}:
-        having = [next((piece for piece in s.pieces if piece.title == title), None) for s in of_domains]
-        rows.append({"title": title, "paper": paper, "pieces": having})
-    return rows
+    first, *of_domains = ({(piece.title, piece.paper): piece for piece in section["pieces"]} for section in sections)
+    rows = [(heading, [piece] * len(of_domains)) for heading, piece in first.items()]
+    rows += [
+        (heading, [pieces.get(heading) for pieces in of_domains])
+        for heading in dict.fromkeys(heading for pieces in of_domains for heading in pieces)
+    ]
+    return [{"title": title, "paper": paper, "pieces": pieces} for (title, paper), pieces in rows]

@@ -29,6 +29,8 @@ LABELS: Mapping[str, str] = {
     "exit": "+ diversity (ExIt)",
 }
 ML_ENGINEERING = "ML engineering"
+# What a mean over runs is written as.
+LINE = ["mean", "standard_error"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,8 @@ class Run:
 class Results:
     """Everything that was found, or what of it is of one domain.
 
-    Every table has the columns ``domain``, ``method`` and ``run`` (a run's key; empty for a search with the base model).
+    Every table has the columns ``domain``, ``method`` and ``run``, a run's key; it is empty for a search with the base
+    model.
 
     Attributes:
         runs: By domain, then in the order of Table 1, then by seed.
@@ -118,6 +121,7 @@ class Results:
 
     def _domain(self, name: str) -> Results:
         part = replace(self, name=name, runs=tuple(run for run in self.runs if run.domain == name))
+        part = replace(part, runs=tuple(run for runs in part.methods.values() for run in runs))
         methods, keys = list(part.styles), ["", *(run.key for run in part.runs)]
 
         def rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -131,6 +135,26 @@ class Results:
         return replace(
             part, iterations=rows(self.iterations), evaluations=evaluations, searches=searches, problems=tuple(left_out)
         )
+
+
+def means(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """By the columns ``by``, the ``mean`` of a column and its ``standard_error``, which is NaN for a single row."""
+    return table.groupby(list(by), sort=False)[value].agg(mean="mean", standard_error="sem").reset_index()
+
+
+def means_by_iteration(table: pd.DataFrame, value: str, window: int = 1) -> pd.DataFrame:
+    """By method and iteration the mean over runs, each of which is averaged over its last ``window`` iterations.
+
+    Only the iterations in which all runs of a method have a finite number are counted.
+    """
+    runs = table.groupby("method").run.transform("nunique")
+    table = table.assign(runs=runs, value=table.get(value, math.nan))[["method", "run", "iteration", "runs", "value"]]
+    table = table[np.isfinite(table.value.astype(float))]
+    if table.empty:
+        return table.assign(mean=0.0, standard_error=0.0)
+    table = table[table.groupby(["method", "iteration"]).run.transform("nunique") == table.runs]
+    rolling = table.groupby("run").value.transform(lambda values: values.rolling(window, min_periods=1).mean())
+    return means(table.assign(value=rolling), ["method", "iteration"], "value")
 
 
 def slug(text: str) -> str:
@@ -240,7 +264,7 @@ def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: li
 def _run_of(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int | None:
     """The place of the run that has a trial of the first name that is any's."""
     # Tune's names of trials are unique, wherever they were moved.
-    by_trial = {trial.name: i for i, run in enumerate(runs) for trial in run["trials"]}
+    by_trial = {trial.name: i for i, run in reversed(list(enumerate(runs))) for trial in run["trials"]}
     return next((by_trial[name] for name in names if name in by_trial), None)
 
 

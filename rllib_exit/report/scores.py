@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from rllib_exit.report import figures
-from rllib_exit.report.page import Cell, Content, Gap, Source, Sources, unique
-from rllib_exit.report.results import BASE, Results, place, slug
+from rllib_exit.report.page import GapError, Piece, Source, Sources, cells, unique
+from rllib_exit.report.results import BASE, LINE, Results, means, place, slug
 
 NO_EVALUATION = "no evaluation.json is there; run `rllib evaluate DIR --baseline`"
 NO_SHARED_SPLIT = "the evaluations have no split in common; they have"
@@ -41,8 +41,7 @@ class Comparison:
 
     def means(self, score: str) -> pd.DataFrame:
         """By method and step, the ``mean`` of a score and its ``standard_error``; NaN for a single replicate."""
-        by_step = self.scores.groupby(["method", "over", "step"], sort=False)[score].agg(["mean", "sem"])
-        return by_step.rename(columns={"sem": "standard_error"}).reset_index()
+        return means(self.scores, ["method", "over", "step"], score)
 
     def files(self, sources: Sources) -> dict[str, tuple[Source, ...]]:
         """By method, the files that its scores come from."""
@@ -93,15 +92,15 @@ def evaluated(domain: Results) -> tuple[Comparison | None, list[Comparison]]:
     """The tasks together of the splits that all evaluations have, if there are any; then every other split.
 
     Raises:
-        Gap: If nothing was evaluated.
+        GapError: If nothing was evaluated.
     """
     if domain.evaluations.empty:
-        raise Gap(NO_EVALUATION)
+        raise GapError(NO_EVALUATION)
     rows = domain.evaluations.assign(of=domain.evaluations.split)
     trained = rows[rows.method != BASE]
     having = trained.groupby("of", sort=False).file.nunique()
     common = tuple(having.index[having == trained.file.nunique()])
-    scores = ["accuracy", "net_corrections", *(name for name in rows if name.startswith("metrics/"))]
+    scores = ["accuracy", "net_corrections", *rows.filter(regex="^metrics/")]
     together = _comparison(common, rows, scores) if common else None
     return together, [_comparison((split,), rows, scores) for split in having.index if common != (split,)]
 
@@ -110,10 +109,10 @@ def searched(domain: Results) -> tuple[dict[str, Comparison], dict[str, Comparis
     """By title: the competitions trained on and those held out, of those that all runs have; then each competition.
 
     Raises:
-        Gap: If there was no search.
+        GapError: If there was no search.
     """
     if domain.searches.empty:
-        raise Gap("no search.jsonl is there; run `rllib search RUN --competition DIR`")
+        raise GapError("no search.jsonl is there; run `rllib search RUN --competition DIR`")
     rows = domain.searches.assign(of=domain.searches.competition, tasks=1)
     shared = set.intersection(*rows.groupby("run").competition.agg(set))
     directories = [run.env_config.get("competitions") or () for run in domain.runs]
@@ -127,52 +126,42 @@ def searched(domain: Results) -> tuple[dict[str, Comparison], dict[str, Comparis
     return together, each
 
 
-def table_1(domains: Sequence[Results], sources: Sources) -> Content:
+def table_1(domains: Sequence[Results], sources: Sources) -> Piece:
     """Initial score and gain by method and domain."""
-    scores, notes = [], []
+    tables, rows, notes = [], [], []
     for domain in domains:
-        if not domain.searches.empty:
-            comparison, note, score, factor = *_search_column(domain), "best", 100
-        elif not domain.evaluations.empty:
-            comparison, note, score, factor = *_evaluation_column(domain), "accuracy", 1
-        else:
+        if domain.searches.empty and domain.evaluations.empty:
             continue
+        searches = not domain.searches.empty
+        comparison, note = _search_column(domain) if searches else _evaluation_column(domain)
         notes.append(note)
-        if comparison is not None:
-            means = comparison.means(score)
-            ends = means.groupby(["method", "over"], sort=False).agg(
-                initial=("mean", "first"), standard_error=("standard_error", "first"), final=("mean", "last")
-            )
-            of_domain = (factor * ends).reset_index()
-            of_domain["files"] = of_domain.method.map(comparison.files(sources))
-            split = "all" if len(comparison.of) > 1 and score == "accuracy" else " ".join(comparison.of)
-            scores.append(
-                of_domain.assign(domain=domain.name, split=split, steps=comparison.steps, tasks=comparison.tasks)
-            )
-    if not scores:
-        raise Gap(" ".join(notes) or NO_EVALUATION)
-    rows = pd.concat(scores, ignore_index=True)
-    rows["gain"] = rows.final - rows.initial
-    columns = ["domain", "method", "initial", "standard_error", "final", "gain", "split", "steps", "tasks", "over"]
+        header = {f"{domain.name} (%)": ("initial", "{:.1f}", "standard_error"), "gain": ("gain", "{:+.1f}")}
+        if comparison is None:
+            tables.append(pd.DataFrame(columns=list(header), dtype=object))
+            continue
+        by_step = comparison.means("best" if searches else "accuracy")
+        ends = by_step.groupby(["method", "over"], sort=False).agg(
+            initial=("mean", "first"), standard_error=("standard_error", "first"), final=("mean", "last")
+        )
+        ends = (ends * (100 if searches else 1)).reset_index()
+        split = "all" if len(comparison.of) > 1 and not searches else " ".join(comparison.of)
+        about = {"domain": domain.name, "split": split, "steps": comparison.steps, "tasks": comparison.tasks}
+        rows.append(
+            ends.assign(gain=ends.final - ends.initial, files=ends.method.map(comparison.files(sources)), **about)
+        )
+        tables.append(cells(rows[-1], header, index="method", name="Method"))
+    if not rows:
+        raise GapError(" ".join(notes) or NO_EVALUATION)
+    numbers = pd.concat(rows)
     places = {BASE: -1} | {run.method: place(run.strategy) for domain in domains for run in domain.runs}
-    methods, names = sorted(rows.method.unique(), key=places.__getitem__), rows.domain.unique()
-    cells = {
-        (row.method, row.domain): [
-            Cell(row.initial, row.files, "{:.1f}", row.standard_error),
-            Cell(row.gain, row.files, "{:+.1f}"),
-        ]
-        for row in rows.itertuples()
-    }
-    table = pd.DataFrame(
-        [[cell for name in names for cell in cells.get((method, name), 2 * [Cell("—")])] for method in methods],
-        pd.Index(methods, name="Method"),
-        [text for name in names for text in (f"{name} (%)", "gain")],
-    )
+    order = pd.Index(sorted(numbers.method.unique(), key=places.__getitem__), name="Method")
     caption = (
         "The score before self-improvement in percent, ± one standard error where there are several seeds, and the "
         f"points gained by the last step. {' '.join(notes)}"
     )
-    return Content(caption, rows[[*columns, "files"]], unique(rows.files), table=table)
+    columns = ["domain", "method", "initial", "standard_error", "final", "gain", "split", "steps", "tasks", "over"]
+    table = pd.concat([table.reindex(order) for table in tables], axis="columns")
+    return Piece(caption, numbers[[*columns, "files"]], unique(numbers.files), table=table)
 
 
 def _evaluation_column(domain: Results) -> tuple[Comparison | None, str]:
@@ -226,42 +215,39 @@ def _over(comparisons: Sequence[Comparison]) -> str:
     return f"{most} ({others})" if others else str(most)
 
 
-def self_improvement(domain: Results, sources: Sources) -> Content:
+def self_improvement(domain: Results, sources: Sources) -> Piece:
     """Accuracy and net corrections by step, on the splits that all evaluations have."""
     together, each = evaluated(domain)
     if together is None:
-        raise Gap(f"{NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}, shown below")
+        raise GapError(f"{NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}, shown below")
     content = _by_step(domain, [together], sources)
     return replace(content, caption=content.caption + _not_shared(together, each))
 
 
-def per_split(domain: Results, sources: Sources) -> Content:
+def per_split(domain: Results, sources: Sources) -> Piece:
     """Accuracy and net corrections by step, on every other split."""
     together, each = evaluated(domain)
     if not each and together:
-        raise Gap(
+        raise GapError(
             f"the evaluations have one split, {together.of[0]}, shown above; run `rllib evaluate DIR --split ...`"
         )
     return _by_step(domain, each, sources)
 
 
-def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Sources) -> Content:
-    panels, lines, rows = {}, [], []
+def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Sources) -> Piece:
+    y_labels, lines, rows = {}, [], []
     for comparison in comparisons:
-        name, files = " + ".join(comparison.of), comparison.files(sources)
-        both = [comparison.means("accuracy"), comparison.means("net_corrections")]
-        titles = {f"{name} ({comparison.tasks} tasks)": "accuracy (%)", f"{name}: net corrections": "problems"}
-        panels |= titles
-        lines += [line.assign(panel=title) for title, line in zip(titles, both, strict=True)]
-        named = [
-            line.rename(columns={"mean": score, "standard_error": f"{score}_standard_error"})
-            for score, line in zip(("accuracy", "net_corrections"), both, strict=True)
-        ]
-        split = "all" if len(comparison.of) > 1 else name
-        merged = named[0].merge(named[1]).assign(split=split, tasks=comparison.tasks)
-        rows.append(merged.assign(files=merged.method.map(files)))
-    table = pd.concat(rows, ignore_index=True)
-    scores = [f"{score}{suffix}" for score in ("accuracy", "net_corrections") for suffix in ("", "_standard_error")]
+        name, split = " + ".join(comparison.of), "all" if len(comparison.of) > 1 else comparison.of[0]
+        accuracy, corrections = comparison.means("accuracy"), comparison.means("net_corrections")
+        titles = f"{name} ({comparison.tasks} tasks)", f"{name}: net corrections"
+        y_labels |= dict(zip(titles, ("accuracy (%)", "problems"), strict=True))
+        lines += [accuracy.assign(panel=titles[0]), corrections.assign(panel=titles[1])]
+        table = accuracy.merge(corrections, on=["method", "over", "step"], suffixes=("_accuracy", "_net_corrections"))
+        files = table.method.map(comparison.files(sources))
+        rows.append(table.assign(split=split, tasks=comparison.tasks, files=files))
+    names = {f"mean_{score}": score for score in ("accuracy", "net_corrections")}
+    names |= {f"standard_error_{score}": f"{score}_standard_error" for score in names.values()}
+    numbers = pd.concat(rows).rename(columns=names)
     settings = sorted({text for comparison in comparisons for text in comparison.rows.settings})
     caption = (
         "Net corrections: problems that are right after step k and were wrong at step 0, less those the other way "
@@ -269,19 +255,20 @@ def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Source
         f"Settings: {' | '.join(settings)}; up to the step that all evaluations have."
     )
     caption += " The evaluations differ in their settings: compare with care." if len(settings) > 1 else ""
-    figure = figures.panels(pd.concat(lines), domain.styles, panels, x="step", x_label="self-improvement step k")
-    columns = ["split", "method", "step", *scores, "tasks", "over", "files"]
-    return Content(caption, table[columns], unique(table.files), figure)
+    figure = figures.panels(pd.concat(lines), domain.styles, y_labels, x="step", x_label="self-improvement step k")
+    columns = ["accuracy", "accuracy_standard_error", "net_corrections", "net_corrections_standard_error"]
+    columns = ["split", "method", "step", *columns, "tasks", "over", "files"]
+    return Piece(caption, numbers[columns], unique(numbers.files), figure)
 
 
 FIRST_TURN = "metrics/first_turn_accuracy"
 
 
-def first_turn(domain: Results, sources: Sources) -> Content:
+def first_turn(domain: Results, sources: Sources) -> Piece:
     """The first request solved, and the share of requests solved, by step."""
     together, _ = evaluated(domain)
     if together is None:
-        raise Gap("the evaluations have no split in common")
+        raise GapError("the evaluations have no split in common")
     titles = {"First request solved": FIRST_TURN, "Requests solved": "metrics/requests_solved_fraction"}
     lines = pd.concat(
         [together.means(name).assign(panel=title) for title, name in titles.items() if name in together.scores]
@@ -293,23 +280,23 @@ def first_turn(domain: Results, sources: Sources) -> Content:
     caption = (
         "The first user request solved, and the share of all of a task's requests; all of them is the accuracy above."
     )
-    return Content(caption, lines[["panel", "method", "step", "mean", "standard_error"]], files, figure)
+    return Piece(caption, lines[["panel", "method", "step", *LINE]], files, figure)
 
 
-def search(domain: Results, sources: Sources) -> Content:
+def search(domain: Results, sources: Sources) -> Piece:
     """The best score so far of greedy search by step, over training and held-out competitions."""
     together, _ = searched(domain)
     if not together:
-        raise Gap(f"{NO_SHARED_COMPETITION}; each is shown below")
+        raise GapError(f"{NO_SHARED_COMPETITION}; each is shown below")
     return _best_so_far(domain, together, sources)
 
 
-def search_each(domain: Results, sources: Sources) -> Content:
+def search_each(domain: Results, sources: Sources) -> Piece:
     """The best score so far of greedy search by step, per competition."""
     return _best_so_far(domain, searched(domain)[1], sources)
 
 
-def _best_so_far(domain: Results, shown: Mapping[str, Comparison], sources: Sources) -> Content:
+def _best_so_far(domain: Results, shown: Mapping[str, Comparison], sources: Sources) -> Piece:
     lines = pd.concat([comparison.means("best").assign(panel=title) for title, comparison in shown.items()])
     caption = (
         "The best score up to each step, in [0, 1]; a script without a score counts 0. Bands are one standard error "
@@ -319,4 +306,4 @@ def _best_so_far(domain: Results, shown: Mapping[str, Comparison], sources: Sour
     y_labels = dict.fromkeys(shown, "best normalised score")
     figure = figures.panels(lines, domain.styles, y_labels, x="step", x_label="search step", steps=True)
     files = unique(of for comparison in searched(domain)[1].values() for of in comparison.files(sources).values())
-    return Content(caption, lines[["panel", "method", "step", "mean", "standard_error"]], files, figure)
+    return Piece(caption, lines[["panel", "method", "step", *LINE]], files, figure)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rllib_exit.metrics import METRICS
 from rllib_exit.report import figures
-from rllib_exit.report.page import Cell, Content, Gap, Sources
-from rllib_exit.report.results import Results
+from rllib_exit.report.page import Cell, GapError, Piece, Sources, cells
+from rllib_exit.report.results import LINE, Results, means, means_by_iteration
 from rllib_exit.run_identity import HYPER_PARAMETERS
 
 NO_TRAINING = "no training run's result.json is there; name the directory that `rllib train file` wrote"
 
 
-def learning_curves(domain: Results, sources: Sources) -> Content:
+def learning_curves(domain: Results, sources: Sources) -> Piece:
     """Quality of the rollouts and held-out accuracy while training."""
-    steps = [name.rpartition("_")[2] for name in domain.iterations if name.startswith("evaluation/accuracy/step_")]
-    last = max(map(int, steps), default=0)
+    steps = domain.iterations.filter(regex="^evaluation/accuracy/step_")
+    last = max((int(name.rpartition("_")[2]) for name in steps), default=0)
     return _curves(
         domain,
         sources,
@@ -35,14 +34,13 @@ def learning_curves(domain: Results, sources: Sources) -> Content:
     )
 
 
-def curriculum(domain: Results, sources: Sources) -> Content:
+def curriculum(domain: Results, sources: Sources) -> Piece:
     """How hard the selected task instances are, and what the buffer holds."""
     listed = {metric.path for metric in METRICS}
     # The numbers of the tasks themselves, such as the ground truth's steps (Figure 5).
+    own = [path for path in domain.iterations.filter(regex="^curriculum/.*_mean$") if path not in listed]
     difficulty = {
-        path.removeprefix("curriculum/").removesuffix("_mean").replace("_", " ").capitalize(): (path, "mean")
-        for path in domain.iterations
-        if path.startswith("curriculum/") and path.endswith("_mean") and path not in listed
+        path[len("curriculum/") : -len("_mean")].replace("_", " ").capitalize(): (path, "mean") for path in own
     }
     return _curves(
         domain,
@@ -62,14 +60,14 @@ def curriculum(domain: Results, sources: Sources) -> Content:
     )
 
 
-def _curves(domain: Results, sources: Sources, asked: Mapping[str, tuple[str, str]], caption: str) -> Content:
+def _curves(domain: Results, sources: Sources, asked: Mapping[str, tuple[str, str]], caption: str) -> Piece:
     if not domain.trained:
-        raise Gap(NO_TRAINING)
+        raise GapError(NO_TRAINING)
     window = max(1, domain.iterations.groupby("run").size().max() // 20)
     lines, y_labels, constant, missing = [], {}, [], []
     for panel, (path, y_label) in asked.items():
         # What is evaluated every so often is not averaged.
-        of_panel = _means(domain.iterations, path, 1 if path.startswith("evaluation/") else window)
+        of_panel = means_by_iteration(domain.iterations, path, 1 if path.startswith("evaluation/") else window)
         if of_panel.empty:
             missing.append(panel.lower())
         elif of_panel["mean"].nunique() == 1:
@@ -80,7 +78,7 @@ def _curves(domain: Results, sources: Sources, asked: Mapping[str, tuple[str, st
             y_labels[panel] = y_label
             lines.append(of_panel.assign(panel=panel))
     if not lines:
-        raise Gap("; ".join([*constant, *(f"no run has {panel}" for panel in missing)]))
+        raise GapError("; ".join([*constant, *(f"no run has {panel}" for panel in missing)]))
     table = pd.concat(lines)
     few = table.groupby(["panel", "method"]).size().max() == 1
     figure = figures.panels(table, domain.styles, y_labels, x="iteration", x_label="iteration", markers=bool(few))
@@ -91,101 +89,80 @@ def _curves(domain: Results, sources: Sources, asked: Mapping[str, tuple[str, st
     caption += f"; averaged over the last {window} iterations." if window > 1 else "."
     caption += f" Not drawn: {'; '.join(constant)}." if constant else ""
     caption += f" No run has: {', '.join(missing)}." if missing else ""
-    rows = table[["panel", "method", "iteration", "mean", "standard_error"]]
-    return Content(caption, rows, sources.results(domain.trained), figure)
+    rows = table[["panel", "method", "iteration", *LINE]]
+    return Piece(caption, rows, sources.results(domain.trained), figure)
 
 
-def _means(iterations: pd.DataFrame, path: str, window: int) -> pd.DataFrame:
-    """A number by method, over the iterations that all of its runs have, each averaged over the last ``window``."""
-    lines = [pd.DataFrame(columns=["method", "iteration", "mean", "standard_error"])]
-    for method, rows in iterations.groupby("method", sort=False) if path in iterations else ():
-        by_run = rows.pivot(index="iteration", columns="run", values=path).apply(pd.to_numeric, errors="coerce")
-        by_run = by_run.replace([np.inf, -np.inf], np.nan).dropna().rolling(window, min_periods=1).mean()
-        means = pd.DataFrame({"mean": by_run.mean(axis=1), "standard_error": by_run.sem(axis=1)})
-        lines.append(means.reset_index().assign(method=method))
-    lines = [line for line in lines if not line.empty] or lines[:1]
-    return pd.concat(lines)
-
-
-def distinct_instances(domain: Results, sources: Sources) -> Content:
+def distinct_instances(domain: Results, sources: Sources) -> Piece:
     """How many distinct task instances each strategy trained on."""
     if not domain.trained:
-        raise Gap(NO_TRAINING)
+        raise GapError(NO_TRAINING)
     columns = {"instances": "curriculum/distinct_instances_total", "base_tasks": "curriculum/distinct_tasks_total"}
     counts = domain.iterations.reindex(columns=["method", "run", "iteration", *columns.values()]).dropna()
     runs = counts.groupby("iteration").run.nunique()
     shared = runs.index[runs == len(domain.trained)]
     if shared.empty:
-        raise Gap(f"the runs have no iteration in common whose results have {' and '.join(columns.values())}")
+        raise GapError(f"the runs have no iteration in common whose results have {' and '.join(columns.values())}")
     last = shared.max()
     counts = counts[counts.iteration == last].rename(columns={path: name for name, path in columns.items()})
-    means = counts.groupby("method", sort=False).agg(
-        mean=("instances", "mean"), standard_error=("instances", "sem"), tasks=("base_tasks", "mean")
-    )
-    grpo = counts[counts.run.isin([run.key for run in domain.runs if run.strategy == "grpo"])].instances.mean()
-    cells = []
-    for row in means.itertuples():
-        files = sources.results(run for run in domain.trained if run.method == row.Index)
-        relative = "—" if np.isnan(grpo) else row.mean / grpo
-        cells.append(
-            [
-                Cell(row.mean, files, "{:.0f}", row.standard_error),
-                Cell(row.tasks, files, "{:.0f}"),
-                Cell(relative, files, "{:.2f}"),
-            ]
-        )
-    header = ["Distinct instances", "Distinct base tasks", "Relative to GRPO"]
-    table = pd.DataFrame(cells, means.index.rename("Method"), header)
+    by_method = means(counts, ["method"], "instances")
+    by_method["tasks"] = counts.groupby("method", sort=False).base_tasks.mean().to_numpy()
+    grpo = [run.key for run in domain.runs if run.strategy == "grpo"]
+    by_method["relative"] = by_method["mean"] / counts[counts.run.isin(grpo)].instances.mean() if grpo else "—"
+    trained = domain.trained
+    files = {name: sources.results(run for run in trained if run.method == name) for name in by_method.method}
+    header = {
+        "Distinct instances": ("mean", "{:.0f}", "standard_error"),
+        "Distinct base tasks": ("tasks", "{:.0f}"),
+        "Relative to GRPO": ("relative", "{:.2f}"),
+    }
+    table = cells(by_method.assign(files=by_method.method.map(files)), header, index="method", name="Method")
     caption = (
         f"Task instances that were rolled out by iteration {last}, the last that all runs have: a base task, or one "
         "with its own history and iterate."
     )
-    figure = figures.bars(means.reset_index(), domain.styles, y_label=f"distinct instances by iteration {last}")
+    figure = figures.bars(by_method, domain.styles, y_label=f"distinct instances by iteration {last}")
     rows = counts.assign(run=counts.run.str.partition("/")[2])[["method", "run", "iteration", *columns]]
-    return Content(caption, rows, sources.results(domain.trained), figure, table)
+    return Piece(caption, rows, sources.results(domain.trained), figure, table)
 
 
-def runs(domain: Results, sources: Sources) -> Content:
+def runs(domain: Results, sources: Sources) -> Piece:
     """The runs: how long they are and where they lie."""
     if not domain.trained:
-        raise Gap(NO_TRAINING)
-    rows, cells = [], {}
-    for run in domain.trained:
-        results = domain.iterations[domain.iterations.run == run.key]
-        files = sources.results([run])
-        iterations = int(results.iteration.max())
-        rollouts = iterations * run.params.get("prompts_per_batch", 0) * run.params.get("rollouts_per_prompt", 0)
-        hours = results.get("time_this_iter_s", pd.Series(0.0)).sum() / 3600
-        quality = results.get("rollouts/quality_mean", pd.Series(dtype=float)).dropna().tail(10).mean()
-        rows.append(
-            {
-                "method": run.method,
-                "seed": run.params.get("seed"),
-                "iterations": iterations,
-                "rollouts": rollouts,
-                "hours": hours,
-                "quality_of_the_last_10_iterations": quality,
-                "directories": " ".join(source.original for source in files),
-            }
-        )
-        cells[run.key] = [
-            Cell(iterations, files),
-            Cell(rollouts, files),
-            Cell(hours, files, "{:.2f}"),
-            Cell(quality, files, "{:.3f}"),
-        ]
-    header = ["Iterations", "Rollouts", "Hours", "Quality, last 10 iterations"]
-    names = [f"{run.method}, seed {run.params.get('seed')}" for run in domain.trained]
-    table = pd.DataFrame(list(cells.values()), pd.Index(names, name="Run"), header)
-    caption = "Quality: of the rollouts trained on."
-    return Content(caption, pd.DataFrame(rows), sources.results(domain.trained), table=table)
+        raise GapError(NO_TRAINING)
+    quality = "quality_of_the_last_10_iterations"
+    by_run = domain.iterations.reindex(columns=["run", "iteration", "time_this_iter_s", "rollouts/quality_mean"])
+    by_run = by_run.groupby("run", sort=False).agg(
+        iterations=("iteration", "max"),
+        hours=("time_this_iter_s", lambda seconds: seconds.sum() / 3600),
+        last=("rollouts/quality_mean", lambda values: values.dropna().tail(10).mean()),
+    )
+    of_run = [sources.results([run]) for run in domain.trained]
+    params = [run.params for run in domain.trained]
+    rollouts = [of.get("prompts_per_batch", 0) * of.get("rollouts_per_prompt", 0) for of in params]
+    rows = by_run.rename(columns={"last": quality}).assign(
+        method=[run.method for run in domain.trained],
+        seed=[of.get("seed") for of in params],
+        rollouts=by_run.iterations * rollouts,
+        directories=[" ".join(source.original for source in files) for files in of_run],
+    )
+    header = {
+        "Iterations": ("iterations", "{}"),
+        "Rollouts": ("rollouts", "{}"),
+        "Hours": ("hours", "{:.2f}"),
+        "Quality, last 10 iterations": (quality, "{:.3f}"),
+    }
+    names = [f"{method}, seed {seed}" for method, seed in zip(rows.method, rows.seed, strict=True)]
+    table = cells(rows.assign(files=of_run, name=names), header, index="name", name="Run")
+    rows = rows[["method", "seed", "iterations", "rollouts", "hours", quality, "directories"]]
+    return Piece("Quality: of the rollouts trained on.", rows, sources.results(domain.trained), table=table)
 
 
-def hyper_parameters(domain: Results, sources: Sources) -> Content:
+def hyper_parameters(domain: Results, sources: Sources) -> Piece:
     """What the runs were made with."""
     methods = {name: runs for name, runs in domain.methods.items() if "prompts_per_batch" in runs[0].params}
     if not methods:
-        raise Gap(NO_TRAINING)
+        raise GapError(NO_TRAINING)
     first = {method: runs[0] for method, runs in methods.items()}
     rows = {"Seeds": [", ".join(str(run.params.get("seed")) for run in runs) for runs in methods.values()]}
     for name, label in HYPER_PARAMETERS.items():
@@ -207,7 +184,7 @@ def hyper_parameters(domain: Results, sources: Sources) -> Content:
     numbers = pd.DataFrame(rows.values(), pd.Index(rows, name="name"), methods).reset_index()
     caption = "What is the same for all is in the middle. None: the feature is off."
     table = pd.DataFrame(cells, pd.Index(rows), methods)
-    return Content(caption, numbers, sources.params(domain.runs), table=table, centred=True)
+    return Piece(caption, numbers, sources.params(domain.runs), table=table, centred=True)
 
 
 def _text(value: Any) -> str:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,10 +17,7 @@ import pytest
 from envs.bfcl.env import BFCLEnv
 from envs.mle_bench.env import MLEBenchEnv
 from rllib_exit.report import report
-from rllib_exit.report.groups import domains, improvements
-from rllib_exit.report.instances import mean_distances, sample
 from rllib_exit.report.page import printable, with_code
-from rllib_exit.report.runs import find
 from tests.cli.helpers import message, run
 from tests.report.runs_on_disk import evaluate, search, train
 
@@ -81,11 +80,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class FirstTwo:
+    """In the place of UMAP, which takes half a minute to compile: test_instances.py has the true one."""
+
+    def __init__(self, **settings: Any) -> None:
+        assert settings["metric"] == "cosine"
+
+    def fit_transform(self, embeddings: np.ndarray) -> np.ndarray:
+        return embeddings[:, :2]
+
+
 @pytest.fixture(scope="module")
 def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("report")
     embedder: Any = Hashed()
-    assert report.write_report([runs], output, embedder=embedder) == output / "report.html"
+    umap: Any = SimpleNamespace(UMAP=FirstTwo)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "umap", umap)
+        assert report.write_report([runs], output, embedder=embedder) == output / "report.html"
     return output
 
 
@@ -221,42 +233,11 @@ def test_gaps_say_why(written: Path, tmp_path: Path):
     assert not list((tmp_path / "report" / "figures").glob("*self-improvement*"))
 
 
-def test_settings_tell_groups_apart(tmp_path: Path):
-    for lr in (1e-5, 1e-6):
-        train(tmp_path, "exit", 0, trial=f"lr{lr}", iterations=1, params={"lr": lr})
-    (domain,) = domains(find([tmp_path]))
-    assert sorted(group.label for group in domain.groups) == [
-        "+ diversity (ExIt) (lr 1e-05)",
-        "+ diversity (ExIt) (lr 1e-06)",
-    ]
-    assert len({group.style for group in domain.groups}) == 2
-
-
 def test_a_seed_that_comes_twice_is_named(tmp_path: Path):
     for experiment in ("a", "b"):
         train(tmp_path / "runs" / experiment, "grpo", 7, iterations=1)
     report.write_report([tmp_path / "runs"], tmp_path / "report")
     assert "GRPO: several runs have seed 7" in Page(tmp_path / "report" / "report.html").text
-
-
-def test_evaluations_without_their_runs_are_reported(tmp_path: Path):
-    trial = train(tmp_path / "runs", "improve", 3, iterations=1)
-    evaluate(trial, output=tmp_path / "evaluation")
-    shutil.rmtree(tmp_path / "runs")
-    (domain,) = domains(find([tmp_path]))
-    assert [improvement.label for improvement in improvements(domain)["all"]] == ["Base model", "+ improve"]
-    report.write_report([tmp_path], tmp_path / "report")
-
-
-def test_what_cannot_be_read_is_named(tmp_path: Path):
-    trial = train(tmp_path / "runs", "grpo", 0, iterations=1)
-    (tmp_path / "runs" / "old").mkdir()
-    (tmp_path / "runs" / "old" / "evaluation.json").write_text('{"results": {}}')
-    (tmp_path / "runs" / "begun").mkdir()
-    shutil.copy(trial / "params.json", tmp_path / "runs" / "begun")
-    (tmp_path / "runs" / "begun" / "result.json").write_text('{"training_iteration": 1')
-    old, begun = sorted(find([tmp_path]).problems, reverse=True)
-    assert "is no evaluation of this version" in old and "no iteration has ended yet" in begun
 
 
 def test_the_copies_of_a_report_among_the_runs_do_not_count(tmp_path: Path):
@@ -276,19 +257,27 @@ def test_the_command_writes_the_page(tmp_path: Path):
     assert "is no directory" in message(run("report", tmp_path / "none", "--output", tmp_path / "r"))
 
 
-def test_mean_distances():
-    cosine, l2 = mean_distances(np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]))
-    assert cosine == pytest.approx(2 / 3) and l2 == pytest.approx(2 * np.sqrt(2) / 3)
-    with pytest.raises(ValueError, match="two embeddings"):
-        mean_distances(np.ones((1, 2)))
-
-
-def test_sample_keeps_the_order():
-    chosen: Any = sample(list(range(100)), 10)  # type: ignore[arg-type]
-    assert len(chosen) == 10 and chosen == sorted(chosen)
-
-
 def test_texts_are_safe_in_the_page():
     assert printable("a\x00\x1b[0m\ud800") == "a��[0m�"
     assert with_code("run `a <b>` now") == "run <code>a &lt;b&gt;</code> now"
     assert not re.search("<b>", with_code("<b>"))
+
+
+def test_the_report_imports_nothing_that_trains():
+    heavy = ("ray", "torch", "transformers", "vllm")
+    trains = ("grpo", "learner", "connectors", "weight_sync")
+    code = f"""
+import sys
+import rllib_exit.report.report
+wrong = {{*{heavy}, *(f"rllib_exit.{{name}}" for name in {trains})}} & set(sys.modules)
+assert not wrong, wrong
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train(tmp_path / "runs", "grpo", 0, iterations=1)
+    monkeypatch.setitem(sys.modules, "umap", None)
+    error = message(run("report", tmp_path / "runs", "--output", tmp_path / "report"))
+    assert "umap" in error and "pip install 'rllib-exit[report]'" in error
+    assert not (tmp_path / "report").exists()
