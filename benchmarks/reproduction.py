@@ -26,8 +26,8 @@ import pyarrow.dataset as ds
 
 from rllib_exit import checkpoints
 from rllib_exit.cli.runs import load_iteration
-from rllib_exit.report import runs
-from rllib_exit.self_improvement.results import BASELINE, TRAINED
+from rllib_exit.report.results import Results, find
+from rllib_exit.report.runs import BASE, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("grpo", "curriculum", "improve", "diverge", "exit")
@@ -42,6 +42,7 @@ DOMAINS: dict[str, tuple[str, list[str], list[str]]] = {
         ["--set", "env_config.classes=[TradingBot]"],
     ),
 }
+HELD_OUT = "evaluation/accuracy/step_0"
 SMOOTHED = 5  # iterations: one has few episodes that start where a task does
 
 
@@ -81,7 +82,7 @@ def train(file: str, seed: int, iterations: int, run: Path, options: Sequence[st
     rllib(run / "train.log", "train", "file", file, *options, *resume, "--results-dir", str(run), cores=cores)
 
 
-def first_answers(run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
+def first_answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """By iteration, the mean quality in % of the training episodes that start where a task does, smoothed."""
     assert run.log is not None
     at_start = (ds.field("kind") == "base") & (ds.field("starting_turn") == 0)
@@ -93,12 +94,23 @@ def first_answers(run: runs.Run) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.array([100 * qualities[window].mean() if window.any() else np.nan for window in windows])
 
 
+def accuracies(results: Results, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(K+1,) accuracy in % by step of the model before training and of the run, every task counting the same."""
+    rows = results.evaluations[results.evaluations.run == run.key]
+    rows = rows.assign(right=rows.accuracy * rows.tasks, base=rows.method == BASE)
+    sums = rows.groupby(["base", "step"])[["right", "tasks"]].sum()
+    by_step = sums.right / sums.tasks
+    return by_step[True].to_numpy(), by_step[False].to_numpy()
+
+
 def summarise(title: str, output: Path) -> None:
     """Prints and writes the table of all runs, and draws their curves."""
     from matplotlib.figure import Figure
 
-    found = [run for run in runs.find([output]).runs if run.results and run.evaluations]
-    held_out = any(run.series("evaluation/accuracy/step_0") for run in found)
+    (results,) = find([output]).domains()
+    found = [run for run in results.trained if (results.evaluations.run == run.key).any()]
+    numbers = results.iterations.reindex(columns=["run", "iteration", "time_this_iter_s", HELD_OUT])
+    held_out = bool(numbers[HELD_OUT].notna().any())
     figure = Figure(figsize=(15 if held_out else 10, 4.2), layout="constrained")
     axes = list(figure.subplots(1, 3 if held_out else 2))
     over_iterations, over_steps, over_time = axes[0], axes[-1], axes[1] if held_out else None
@@ -110,22 +122,19 @@ def summarise(title: str, output: Path) -> None:
         trained = []
         for i, run in enumerate(run for run in found if run.strategy == strategy):
             label = None if i else strategy
-            evaluated = run.evaluation()
-            assert evaluated is not None
-            curves = evaluated[1].pooled()
-            untrained = 100 * curves[BASELINE].accuracy
-            trained.append(100 * curves[TRAINED].accuracy)
+            untrained, of_run = accuracies(results, run)
+            trained.append(of_run)
             over_iterations.plot(*first_answers(run), lw=1, color=color, label=label)
-            seconds = run.series("time_this_iter_s")
-            minutes = dict(zip(seconds, itertools.accumulate(s / 60 for s in seconds.values()), strict=True))
+            own = numbers[numbers.run == run.key]
+            own = own.assign(minutes=own.time_this_iter_s.cumsum() / 60)
             if over_time is not None:
-                accuracy = run.series("evaluation/accuracy/step_0")
-                x, y = [0.0, *map(minutes.__getitem__, accuracy)], [untrained[0], *(100 * a for a in accuracy.values())]
+                measured = own.dropna(subset=HELD_OUT)
+                x, y = [0.0, *measured.minutes], [untrained[0], *(100 * measured[HELD_OUT])]
                 over_time.plot(x, y, "o-", ms=3, lw=1, color=color, label=label)
-            first, last = trained[-1][0], trained[-1][-1]
+            first, last = of_run[0], of_run[-1]
             table.append(
-                f"{strategy:10}  {run.seed:4}  {untrained[0]:11.1f}  {first:9.1f}  {first - untrained[0]:+6.1f}  "
-                f"{last:15.1f}  {last - untrained[-1]:+6.1f}  {max(minutes.values()):13.1f}"
+                f"{strategy:10}  {run.params['seed']:4}  {untrained[0]:11.1f}  {first:9.1f}  "
+                f"{first - untrained[0]:+6.1f}  {last:15.1f}  {last - untrained[-1]:+6.1f}  {own.minutes.max():13.1f}"
             )
         over_steps.plot(np.mean(trained, axis=0), color=color, label=strategy)
     over_steps.plot(untrained, ":", color="black", label="untrained")

@@ -7,6 +7,7 @@ can be read.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,10 +105,10 @@ def panels(
 def bars(means: pd.DataFrame, styles: Mapping[str, Style], *, y_label: str) -> Figure:
     """A bar per row of ``method``, ``mean`` and ``standard_error`` (NaN for a single run)."""
     figure, (axis,) = _grid(1, 1, width=min(WIDTH, 2.5 + 1.2 * len(means)))
-    for i, row in enumerate(means.itertuples()):
-        error: Any = None if pd.isna(row.standard_error) else row.standard_error
-        color = styles[str(row.method)].color
-        axis.bar(i, row.mean, yerr=error, color=color, width=0.65, capsize=4, error_kw={"linewidth": 1.2})
+    for i, row in enumerate(means.to_dict("records")):
+        error = None if math.isnan(row["standard_error"]) else row["standard_error"]
+        color = styles[row["method"]].color
+        axis.bar(i, row["mean"], yerr=error, color=color, width=0.65, capsize=4, error_kw={"linewidth": 1.2})
     axis.set_xticks(range(len(means)), [label.replace(" (", "\n(") for label in means.method], fontsize=8.5)
     axis.set_ylabel(y_label)
     _plain(axis)

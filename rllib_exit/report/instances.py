@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
+from rllib_exit.env_runners.environments import make_env
 from rllib_exit.report import figures
 from rllib_exit.report.page import Cell, GapError, Piece, Source, Sources, cells, unique
-from rllib_exit.report.results import LABELS, LINE, Results, Run, means, means_by_iteration
+from rllib_exit.report.results import LINE, Results, means, means_by_iteration
+from rllib_exit.report.runs import LABELS, Run
 from rllib_exit.report.training import NO_TRAINING
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ class Instances:
         """
         if self.embedder is None:
             raise GapError("embeddings were not asked for (--embedding-model none)")
-        written = texts(self.logs[run], drawn.id, self.prompts[run.method])
+        written = texts(self.logs[run], list(drawn.id), self.prompts[run.method])
         unknown = list(dict.fromkeys(text for text in written if text not in self._embeddings))
         self._embeddings.update(zip(unknown, self.embedder.embed(unknown), strict=True))
         table = pd.DataFrame({"instance": drawn.id, "task_id": drawn.task_id, "text": written})
@@ -110,8 +112,6 @@ def task_prompts(run: Run) -> dict[str, str]:
     Raises:
         GapError: If the environment cannot be made here.
     """
-    from rllib_exit.env_runners.environments import make_env
-
     try:
         config = pickle.loads((run.trials[0] / "params.pkl").read_bytes())
         env = make_env(config["env"], config["env_config"])
@@ -156,7 +156,8 @@ def distances(instances: Instances, *, new: bool) -> Piece:
             numbers = dict(zip(("cosine", "l2"), mean_distances(embeddings), strict=True))
             sizes = {"instances": len(chosen), "embedded": len(drawn), "file": source.href}
             rows.append({"method": run.method, "run": run.name, **numbers, **sizes})
-            files.append([source, instances.summary(run)])
+            files.append([source])
+        files.append([instances.summary(run)])  # also of a run without such instances
     if not rows:
         raise GapError("no run has two instances that the curriculum made")
     table = pd.DataFrame(rows)
@@ -166,8 +167,8 @@ def distances(instances: Instances, *, new: bool) -> Piece:
         "Cosine distance": ("mean_x", "{:.3f}", "standard_error_x"),
         "L2 distance": ("mean_y", "{:.3f}", "standard_error_y"),
     }
-    shown = cells(by_method.assign(files=len(by_method) * [csv]), header, index="method", name="Method")
-    shown = shown.reindex(methods).where(lambda of_method: of_method.notna(), Cell("N/A"))
+    shown = cells(by_method.assign(files=pd.Series(len(by_method) * [csv])), header, index="method", name="Method")
+    shown = shown.reindex(methods).map(lambda cell: cell if isinstance(cell, Cell) else Cell("N/A"))
     which = "instances that the curriculum made" if new else "instances, base tasks included"
     caption = (
         f"Mean over all pairs of distinct {which}, at most {SAMPLE} of a run drawn at random, embedded by "
@@ -280,7 +281,7 @@ def chains(instances: Instances) -> Piece:
     table = pd.DataFrame(rows)
     source = instances.sources.from_log(run, "chains", table)
     shown = [
-        (f"{why}: {task}", prompts.get(task, ""), source, steps.to_dict("records"))
+        (f"{why}: {task}", prompts.get(str(task), ""), source, steps.to_dict("records"))
         for (why, task), steps in table.groupby(["chain", "task_id"], sort=False)
     ]
     caption = (

@@ -20,7 +20,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from rllib_exit.report.figures import rendered
-from rllib_exit.report.results import Run, read_lines
+from rllib_exit.report.results import read_lines
+from rllib_exit.report.runs import Run
 from rllib_exit.run_identity import PARAMS, RESULTS
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class GapError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A result file that numbers come from: its label and link, where it was read, and its SHA-256 (not a directory's)."""
+    """A result file that numbers come from: a label and a link, where it was read, and its SHA-256 if it is a file."""
 
     label: str
     href: str

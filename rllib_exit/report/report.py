@@ -11,7 +11,8 @@ from typing import Any
 from rllib_exit.embeddings import Embedder
 from rllib_exit.report import instances, scores, training
 from rllib_exit.report.page import Piece, Sources, write_page
-from rllib_exit.report.results import ML_ENGINEERING, Results, find
+from rllib_exit.report.results import Results, find
+from rllib_exit.report.runs import ML_ENGINEERING
 
 
 def write_report(
@@ -106,10 +107,13 @@ def _pieces(domain: Results, sources: Sources, embedder: Embedder | None) -> lis
     ]
     seen = instances.Instances(domain, sources, embedder)
     before = [*(by_step if improved else []), *(search if searched else []), *trained]
-    pieces = [(piece, (domain, sources)) for piece in before]
+    pieces: list[tuple[Any, tuple[Any, ...]]] = [(piece, (domain, sources)) for piece in before]
     pieces += [(piece, (seen,)) for piece in logged]
     pieces += [(piece, (domain, sources)) for piece in made]
-    return [Piece.make(f"{domain.slug}-{key}", *rest, *arguments) for (key, *rest), arguments in pieces]
+    return [
+        Piece.make(f"{domain.slug}-{key}", title, paper, content, *arguments)
+        for (key, title, paper, content), arguments in pieces
+    ]
 
 
 def _same_seeds(domains: Sequence[Results]) -> list[str]:

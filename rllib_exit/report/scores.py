@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from rllib_exit.report import figures
 from rllib_exit.report.page import GapError, Piece, Source, Sources, cells, unique
-from rllib_exit.report.results import BASE, LINE, Results, means, place, slug
+from rllib_exit.report.results import LINE, Results, means
+from rllib_exit.report.runs import BASE, place, slug
 
 NO_EVALUATION = "no evaluation.json is there; run `rllib evaluate DIR --baseline`"
 NO_SHARED_SPLIT = "the evaluations have no split in common; they have"
@@ -51,7 +53,7 @@ class Comparison:
         }
 
 
-def _source(sources: Sources, row: Mapping[str, str]) -> Source:
+def _source(sources: Sources, row: Mapping[Any, Any]) -> Source:
     if "competition" not in row:
         return sources.add(row["file"], f"{row['run']}/{row['file'].name}", row["run"].partition("/")[2])
     run = row["run"].partition("/")[2] or "base"
@@ -237,7 +239,8 @@ def per_split(domain: Results, sources: Sources) -> Piece:
 def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Sources) -> Piece:
     y_labels, lines, rows = {}, [], []
     for comparison in comparisons:
-        name, split = " + ".join(comparison.of), "all" if len(comparison.of) > 1 else comparison.of[0]
+        name = " + ".join(comparison.of)
+        split = "all" if len(comparison.of) > 1 else name
         accuracy, corrections = comparison.means("accuracy"), comparison.means("net_corrections")
         titles = f"{name} ({comparison.tasks} tasks)", f"{name}: net corrections"
         y_labels |= dict(zip(titles, ("accuracy (%)", "problems"), strict=True))

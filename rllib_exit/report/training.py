@@ -19,7 +19,7 @@ NO_TRAINING = "no training run's result.json is there; name the directory that `
 def learning_curves(domain: Results, sources: Sources) -> Piece:
     """Quality of the rollouts and held-out accuracy while training."""
     steps = domain.iterations.filter(regex="^evaluation/accuracy/step_")
-    last = max((int(name.rpartition("_")[2]) for name in steps), default=0)
+    last = max((int(name.rpartition("_")[2]) for name in map(str, steps)), default=0)
     return _curves(
         domain,
         sources,
@@ -38,7 +38,7 @@ def curriculum(domain: Results, sources: Sources) -> Piece:
     """How hard the selected task instances are, and what the buffer holds."""
     listed = {metric.path for metric in METRICS}
     # The numbers of the tasks themselves, such as the ground truth's steps (Figure 5).
-    own = [path for path in domain.iterations.filter(regex="^curriculum/.*_mean$") if path not in listed]
+    own = [path for path in map(str, domain.iterations.filter(regex="^curriculum/.*_mean$")) if path not in listed]
     difficulty = {
         path[len("curriculum/") : -len("_mean")].replace("_", " ").capitalize(): (path, "mean") for path in own
     }
@@ -142,7 +142,7 @@ def runs(domain: Results, sources: Sources) -> Piece:
     rollouts = [of.get("prompts_per_batch", 0) * of.get("rollouts_per_prompt", 0) for of in params]
     rows = by_run.rename(columns={"last": quality}).assign(
         method=[run.method for run in domain.trained],
-        seed=[of.get("seed") for of in params],
+        seed=pd.Series([of.get("seed") for of in params], by_run.index, object),
         rollouts=by_run.iterations * rollouts,
         directories=[" ".join(source.original for source in files) for files in of_run],
     )
@@ -153,7 +153,7 @@ def runs(domain: Results, sources: Sources) -> Piece:
         "Quality, last 10 iterations": (quality, "{:.3f}"),
     }
     names = [f"{method}, seed {seed}" for method, seed in zip(rows.method, rows.seed, strict=True)]
-    table = cells(rows.assign(files=of_run, name=names), header, index="name", name="Run")
+    table = cells(rows.assign(files=pd.Series(of_run, rows.index), name=names), header, index="name", name="Run")
     rows = rows[["method", "seed", "iterations", "rollouts", "hours", quality, "directories"]]
     return Piece("Quality: of the rollouts trained on.", rows, sources.results(domain.trained), table=table)
 
@@ -172,7 +172,7 @@ def hyper_parameters(domain: Results, sources: Sources) -> Piece:
     for option in dict.fromkeys(option for run in first.values() for option in run.env_config):
         rows[f"Environment: {option}"] = [_text(run.env_config.get(option)) for run in first.values()]
     files = {name: [sources.params(runs)[:1] for runs in methods.values()] for name in rows}
-    packages = [name for name in domain.iterations if name.startswith("versions/")]
+    packages = list(map(str, domain.iterations.filter(regex="^versions/")))
     for package in packages or ["Versions"]:
         # Of several versions within a method, all.
         made_with = [domain.iterations[domain.iterations.method == method].get(package) for method in methods]
@@ -181,9 +181,10 @@ def hyper_parameters(domain: Results, sources: Sources) -> Piece:
         rows[name] = [text or "not recorded by these runs" for text in found]
         files[name] = [sources.results(runs)[:1] for runs in methods.values()]
     cells = [[Cell(*pair) for pair in zip(values, files[name], strict=True)] for name, values in rows.items()]
-    numbers = pd.DataFrame(rows.values(), pd.Index(rows, name="name"), methods).reset_index()
+    names, header = list(rows), pd.Index(methods)
+    numbers = pd.DataFrame(list(rows.values()), pd.Index(names, name="name"), header).reset_index()
     caption = "What is the same for all is in the middle. None: the feature is off."
-    table = pd.DataFrame(cells, pd.Index(rows), methods)
+    table = pd.DataFrame(cells, pd.Index(names), header)
     return Piece(caption, numbers, sources.params(domain.runs), table=table, centred=True)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -16,7 +17,8 @@ import pytest
 
 from envs.bfcl.env import BFCLEnv
 from envs.mle_bench.env import MLEBenchEnv
-from rllib_exit.report import report
+from rllib_exit.report import page, report
+from rllib_exit.report.figures import rendered
 from rllib_exit.report.page import printable, with_code
 from tests.cli.helpers import message, run
 from tests.report.runs_on_disk import evaluate, search, train
@@ -102,16 +104,27 @@ def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_every_link_leads_somewhere(written: Path):
-    page = Page(written / "report.html")
-    assert page.images and all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
-    assert len(set(page.ids)) == len(page.ids)
-    for link in set(page.links):
+    html = Page(written / "report.html")
+    assert html.images and all(image.startswith("data:image/svg+xml;base64,") for image in html.images)
+    assert len(set(html.ids)) == len(html.ids)
+    for link in set(html.links):
         if link.startswith("#"):
-            assert link[1:] in page.ids
+            assert link[1:] in html.ids
         else:
             assert (written / unquote(link)).is_file(), link
-    for figure in (written / "figures").iterdir():
-        assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(page, "rendered", rendered)
+    evaluate(train(tmp_path / "runs", "exit", 0, log=False), splits=["add1"], steps=2)
+    html = Page(report.write_report([tmp_path / "runs"], tmp_path / "report"))
+    drawn = list((tmp_path / "report" / "figures").iterdir())
+    assert {file.stem for file in drawn} == {
+        f"arithmetic-{name}" for name in ("self-improvement", "training", "curriculum", "distinct")
+    }
+    assert len(html.images) == len(drawn)
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
+    assert all(b"<svg" in base64.b64decode(image.partition(",")[2]) for image in html.images)
 
 
 def test_nothing_of_the_machine_is_copied(written: Path):
