@@ -65,7 +65,6 @@ def iterations(prompts: int, group_size: int, response: int, number: int) -> dic
             ),
         )  # fmt: skip
         timed(times, "curriculum update", lambda g=groups: exit_.update(g))
-        timed(times, "metrics", exit_.metrics)
     return times
 
 
@@ -77,13 +76,13 @@ def buffer_operations(size: int, operations: int = 2000) -> dict[str, Any]:
         return TaskInstance(f"task {i % 1280}", (), Turn(f"answer {i}"), "improve")
 
     for i in range(size):
-        buffer.insert(instance(i), float(rng.random()) / 4)
+        buffer.insert(instance(i), score=float(rng.random()) / 4)
     times: dict[str, list[float]] = {}
     drawn = timed(times, "sample", lambda: [buffer.sample(rng) for _ in range(operations)])
     scores = rng.random(operations) / 4
     timed(times, "update", lambda: [buffer.update(d, float(s)) for d, s in zip(drawn, scores, strict=True)])
     new = [instance(size + i) for i in range(operations)]
-    timed(times, "insert", lambda: [buffer.insert(n, 0.25) for n in new])
+    timed(times, "insert", lambda: [buffer.insert(n, score=0.25) for n in new])
     state = timed(times, "get_state", buffer.get_state)
     saved = timed(times, "pickle", lambda: pickle.dumps(state))
     per_operation = {f"{n} µs": 1e6 * times[n][0] / operations for n in ("sample", "update", "insert")}

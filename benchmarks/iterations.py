@@ -60,7 +60,9 @@ def full_buffer(config: Any, task_ids: list[str]) -> ExItReplay:
     rng = np.random.default_rng(0)
     exit_ = ExIt(CurriculumConfig.of(config), task_ids, rng)
     for i in range(config.buffer_size):
-        exit_.buffer.insert(TaskInstance(task_ids[i % len(task_ids)], (), Turn(f"{i}"), "improve"), rng.random() / 4)
+        exit_.buffer.insert(
+            TaskInstance(task_ids[i % len(task_ids)], (), Turn(f"{i}"), "improve"), score=rng.random() / 4
+        )
     return ExItReplay(exit_)
 
 

@@ -58,19 +58,26 @@ class Task:
 class Turn:
     """The last iterate y_t^k of a turn, with the environment's answer to it.
 
-    Two turns are equal if their responses are: the rest follows from the response and the turns before.
+    Two turns are equal if their solutions are: the rest follows from the solution and the turns before.
 
     Attributes:
         response: The text of the iterate.
         feedback: The environment's answer: tool results, an error trace, the next user request.
         quality: The quality of the trajectory up to this turn, in [0, 1].
         depth: k, the number of self-iteration steps behind the response.
+        solution: What of the response counts as the solution, see :meth:`SelfImprovementEnv.solution`; by default all
+            of it.
     """
 
-    response: str
+    response: str = field(compare=False)
     feedback: str | None = field(default=None, compare=False)
     quality: float | None = field(default=None, compare=False)
     depth: int = field(default=0, compare=False)
+    solution: str = None  # type: ignore[assignment]  # until __post_init__
+
+    def __post_init__(self) -> None:
+        if self.solution is None:
+            object.__setattr__(self, "solution", self.response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +107,10 @@ class TaskInstance:
 
     @property
     def digest(self) -> str:
-        """64 bits, in hexadecimal, that name the task and the responses that the episode starts from.
+        """64 bits, in hexadecimal, that name the task and the solutions that the episode starts from.
 
         They are the same in every process. The kind is no part of them: ``improve`` and ``diverge`` start from the same
-        responses, and so does a ``base`` instance whose history ends where theirs does.
+        solutions, and so does a ``base`` instance whose history ends where theirs does.
         """
         turns = (*self.history, self.iterate) if self.iterate else self.history
         return prefix_digests(self.task_id, turns)[-1]
@@ -125,7 +132,7 @@ def prefix_digests(task_id: str, turns: Iterable[Turn]) -> list[str]:
     digest = hashlib.blake2b(json.dumps(task_id).encode(), digest_size=8)
     digests = [digest.hexdigest()]
     for turn in turns:
-        digest.update(json.dumps(turn.response).encode())
+        digest.update(json.dumps(turn.solution).encode())
         digests.append(digest.hexdigest())
     return digests
 
@@ -220,7 +227,10 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         return quality
 
     def solution(self, response: str) -> str:
-        """What of a response is compared with others by the diversity bonus; by default all of it."""
+        """What of a response makes it differ from others; by default all of it.
+
+        The task buffer tells instances apart by it, and the diversity bonus compares it.
+        """
         return response
 
     def next_iterate(self, iterates: Sequence[Turn]) -> Turn | None:
@@ -282,7 +292,7 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
             outcome = self._respond(turn.response)
             if outcome.done:
                 raise ValueError(f"task {instance.task_id!r}: turn {len(self._turns)} of the history ends the episode")
-            self._turns.append(Turn(turn.response, outcome.feedback, outcome.quality, turn.depth))
+            self._turns.append(self._turn(turn.response, outcome, turn.depth))
         return self.messages()[-1]["content"], {}
 
     def messages(self, iterate: Turn | None = None, kind: Kind | None = None) -> list[Message]:
@@ -322,10 +332,13 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         first = len(self._turns) == instance.starting_turn
         outcome = self._respond(action)
         depth = instance.depth + 1 if first and instance.iterate else 0
-        self._turns.append(Turn(action, outcome.feedback, outcome.quality, depth))
+        self._turns.append(self._turn(action, outcome, depth))
         reward = self.episode_return(outcome.quality) if outcome.done else 0.0
         observation = outcome.feedback or ""
         return observation, reward, outcome.done, False, {"outcome": outcome}
+
+    def _turn(self, response: str, outcome: Outcome, depth: int) -> Turn:
+        return Turn(response, outcome.feedback, outcome.quality, depth, self.solution(response))
 
     def episode_return(self, quality: float) -> float:
         """The return of the current episode if it ends with this quality.

@@ -46,20 +46,20 @@ async def exit_loop(
     normalize_std: bool = True,
     diversity: Diversity = edit_diversity_coefficients,
     num_envs: int = 256,
-) -> AsyncIterator[list[ScoredGroup]]:
+) -> AsyncIterator[tuple[list[ScoredGroup], dict[str, float]]]:
     """Trains a policy with ExIt.
 
-    Between two iterations, ``curriculum.metrics()`` says what the curriculum does, and ``curriculum.get_state()`` is
-    all that has to be saved beside the policy for training to go on later as if it had not stopped.
+    Between two iterations, ``curriculum.get_state()`` is all that has to be saved beside the policy for training to go
+    on later as if it had not stopped.
 
     Example:
         >>> env = FirstLetterEnv()
         >>> curriculum = ExIt(STRATEGIES["exit"], list(env.tasks), np.random.default_rng(0))
         >>> sampling = SamplingParams(max_tokens=16)
-        >>> async for groups in exit_loop(
+        >>> async for groups, metrics in exit_loop(
         ...     curriculum, FirstLetterEnv, policy, policy.chat, policy.update, sampling=sampling, num_iterations=100
         ... ):
-        ...     print(np.mean([scored.group.returns_G.mean() for scored in groups]), curriculum.metrics())
+        ...     print(np.mean([scored.group.returns_G.mean() for scored in groups]), metrics["buffer_size"])
 
     Args:
         curriculum: Selects task instances and learns from their groups. Its config is the strategy (Table 1), its
@@ -80,7 +80,8 @@ async def exit_loop(
         num_envs: The most episodes that run at once.
 
     Yields:
-        After each iteration, the groups that the policy was trained on, in the order of selection.
+        After each iteration, the groups that the policy was trained on, in the order of selection, and what
+        :meth:`ExIt.update` says of them.
 
     Raises:
         ValueError: If there would be nothing to train on: no prompts, or groups without two rollouts to compare.
@@ -91,7 +92,6 @@ async def exit_loop(
         raise ValueError(f"prompts_per_batch is {prompts_per_batch}: use an integer of 1 or more")
     if rollouts_per_prompt < 2:
         raise ValueError(f"rollouts_per_prompt is {rollouts_per_prompt}: use an integer of 2 or more")
-    solution = make_env().solution
     player = Player(make_env, num_envs, generator=generator, chat=chat, sampling=sampling)
 
     for iteration in range(num_iterations):
@@ -109,9 +109,8 @@ async def exit_loop(
             )
         # Score.
         bonus = diversity if curriculum.config.diversity_bonus else None
-        scored_groups = [score(group, solution, bonus, normalize_std=normalize_std) for group in rolled_out]
+        scored_groups = [score(group, bonus, normalize_std=normalize_std) for group in rolled_out]
         # Update the policy.
         await update_policy(scored_groups)
         # Update the curriculum. Groups that were skipped count too: their instances leave the task buffer.
-        curriculum.update(groups)
-        yield scored_groups
+        yield scored_groups, curriculum.update(groups)

@@ -101,9 +101,9 @@ async def train(
     """Trains the policy; ``options`` are those of ``exit_loop``. Returns the mean return of each iteration."""
     curriculum = ExIt(config, list(make_env().tasks), np.random.default_rng(seed))
     returns: list[float] = []
-    async for groups in exit_loop(curriculum, make_env, policy, policy.chat, policy.update, **options):
+    async for groups, metrics in exit_loop(curriculum, make_env, policy, policy.chat, policy.update, **options):
         returns.append(float(np.mean([scored.group.returns_G.mean() for scored in groups])))
-        buffer, selected = (curriculum.metrics()[name] for name in ("buffer_size", "selected_fraction"))
+        buffer, selected = metrics["buffer_size"], metrics["selected_fraction"]
         print(f"iteration {len(returns)}: return {returns[-1]:.3f}, buffer {buffer:.0f}, selected {selected:.0%}")
     return returns
 

@@ -34,8 +34,7 @@ class ExItReplay(ConnectorV2):
 
     def __call__(self, *, batch: Sequence[RolloutGroup], metrics: Any = None, **kwargs: Any) -> Sequence[RolloutGroup]:
         """Updates the task buffer with an iteration's groups (paper section 4, expansion)."""
-        self.curriculum.update(batch)
-        values = self.curriculum.metrics()
+        values = self.curriculum.update(batch)
         # Of replayed instances: how many base tasks there are, at turn 0, is what self_iteration_prob says.
         if values["selected_fraction"]:
             self._starting_turns.append(values["starting_turn_mean"] / values["selected_fraction"])

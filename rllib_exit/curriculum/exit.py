@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveInt, WithJsonSchema, model_validator
+from pydantic import Field, PositiveInt, WithJsonSchema, model_validator
 
 from envs.base import TaskInstance
 from rllib_exit.curriculum.learnability import SCORES
@@ -30,8 +30,9 @@ class CurriculumConfig(Settings):
     """The most instances that the task buffer holds."""
     min_buffer_size: PositiveInt = 128
     """Nothing is selected while the task buffer holds fewer instances."""
-    inverse_temperature: NonNegativeFloat = 1.0
-    """α: an instance with score S is selected with a probability in proportion to S to the power of α."""
+    inverse_temperature: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 1.0
+    """α: an instance with score S is selected with a probability in proportion to S to the power of α. Infinity selects
+    one of the highest score."""
     expansions_per_group: PositiveInt = 1
     """How many rollouts of a group enter the buffer."""
     self_iteration: bool = True
@@ -101,32 +102,36 @@ class ExIt:
         self._num_requests = 0
         self._seen_tasks: set[str] = set()
         self._seen_instances: set[str] = set()
-        self._selected: list[RolloutRequest] = []
-        self._scores: list[float] = []
-        self._num_skipped = 0
 
     def select(self, num_prompts: int) -> list[RolloutRequest]:
         """The iteration's prompts, each from the task buffer or from the base tasks."""
-        self._selected = [self._request() for _ in range(num_prompts)]
-        return list(self._selected)
+        return [self._request() for _ in range(num_prompts)]
 
-    def update(self, groups: Sequence[RolloutGroup]) -> None:
-        """Scores the instances that were rolled out, and expands the task buffer with the new histories."""
-        self._scores, self._num_skipped = [], 0
+    def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """Scores the instances that were rolled out, and expands the task buffer with the new histories.
+
+        Returns:
+            What the groups were, averaged over them, what the buffer holds now, and the totals of the run.
+            ``depth_mean`` and ``starting_turn_mean`` count a base task as 0. A group whose prompt did not fit the
+            context counts in ``skipped_fraction``, but has no variance.
+        """
+        scores: list[float] = []
         # The order of the requests, not of arrival: a resumed run takes the same decisions.
         for group in sorted(groups, key=lambda group: group.request.group_id):
             source = group.request.source
+            self._seen_tasks.add(group.request.instance.task_id)
+            self._seen_instances.add(group.request.instance.digest)
             if group.skipped:  # its prompt does not fit the context, and never will
-                self._num_skipped += 1
                 if source:
                     self.buffer.remove(source)
                 continue
             score = SCORES[self.config.learnability](group)
-            self._scores.append(score)
+            scores.append(score)
             if source:
                 self.buffer.update(source, score)
             if self.config.self_iteration_prob > 0:
                 self._expand(group, score)
+        return self._metrics([group.request for group in groups], scores)
 
     def _request(self) -> RolloutRequest:
         source = None
@@ -135,15 +140,13 @@ class ExIt:
             instance = self._self_iteration(source)
         else:
             instance = TaskInstance(self._next_base_task())
-        self._seen_tasks.add(instance.task_id)
-        self._seen_instances.add(instance.digest)
         group_id, seed = f"{self._num_requests:08d}", int(self._rng.integers(2**31))
         self._num_requests += 1
         return RolloutRequest(group_id, instance, source, seed)
 
     def _self_iteration(self, source: TaskInstance) -> TaskInstance:
         if not self.config.self_iteration:
-            return TaskInstance(source.task_id, source.history)
+            return source
         kind = "diverge" if self._rng.random() < self.config.divergence_prob else "improve"
         return replace(source, kind=kind)
 
@@ -159,32 +162,33 @@ class ExIt:
         eligible = [rollout for rollout in group.rollouts if rollout.valid and not rollout.truncated]
         num = min(self.config.expansions_per_group, len(eligible))
         for i in self._rng.choice(len(eligible), size=num, replace=False) if num else ():
-            for instance in _prefixes(group.request.instance.task_id, eligible[i]):
-                self.buffer.insert(instance, score)
+            self.buffer.insert(*self._prefixes(group.request.instance.task_id, eligible[i]), score=score)
 
-    def metrics(self) -> dict[str, float]:
-        """The last selection and update, averaged over prompts and groups; the totals of the run.
+    def _prefixes(self, task_id: str, rollout: Rollout) -> list[TaskInstance]:
+        """For every turn, the instance that ends in its last iterate; without self-iteration, in the history before."""
+        turns = rollout.turns
+        if not self.config.self_iteration:
+            return [TaskInstance(task_id, turns[:t]) for t in range(len(turns))]
+        return [TaskInstance(task_id, turns[:t], turn, "improve") for t, turn in enumerate(turns)]
 
-        ``depth_mean`` and ``starting_turn_mean`` count a base task as 0. A group whose prompt did not fit the
-        context counts in ``skipped_fraction``, but has no variance.
-        """
-        instances = [request.instance for request in self._selected]
+    def _metrics(self, requests: Sequence[RolloutRequest], scores: Sequence[float]) -> dict[str, float]:
+        instances = [request.instance for request in requests]
         buffer_scores = self.buffer.scores if len(self.buffer) else np.zeros(1)
         return {
             "buffer_size": float(len(self.buffer)),
             "buffer_score_min": float(buffer_scores.min()),
             "buffer_score_mean": float(buffer_scores.mean()),
             "buffer_score_max": float(buffer_scores.max()),
-            "selected_fraction": _mean([request.source is not None for request in self._selected]),
+            "selected_fraction": _mean([request.source is not None for request in requests]),
             "improve_fraction": _mean([instance.kind == "improve" for instance in instances]),
             "diverge_fraction": _mean([instance.kind == "diverge" for instance in instances]),
             "depth_mean": _mean([instance.depth for instance in instances]),
             "starting_turn_mean": _mean([instance.starting_turn for instance in instances]),
             "distinct_tasks_total": float(len(self._seen_tasks)),
             "distinct_instances_total": float(len(self._seen_instances)),
-            "group_variance_mean": _mean(self._scores),
-            "zero_variance_fraction": _mean([score == 0 for score in self._scores]),
-            "skipped_fraction": self._num_skipped / max(self._num_skipped + len(self._scores), 1),
+            "group_variance_mean": _mean(scores),
+            "zero_variance_fraction": _mean([score == 0 for score in scores]),
+            "skipped_fraction": 1 - len(scores) / max(len(requests), 1),
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -213,12 +217,6 @@ class ExIt:
         self._epoch, self._position = state["epoch"].copy(), state["position"]
         self._num_requests = state["num_requests"]
         self._seen_tasks, self._seen_instances = set(state["seen_tasks"]), set(state["seen_instances"])
-
-
-def _prefixes(task_id: str, rollout: Rollout) -> list[TaskInstance]:
-    """For every turn, the instance that ends in its last iterate."""
-    turns = rollout.turns
-    return [TaskInstance(task_id, turns[:t], turn, "improve") for t, turn in enumerate(turns)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -24,33 +24,38 @@ class TaskBuffer:
     C_i counts the draws since instance i was last drawn, or inserted (Prioritized Level Replay, Jiang et al. 2021b);
     in the paper, ρ is 0.
 
-    Instances lie in slots 0..n-1. Over the slots stand two complete binary trees in arrays (root at 1, the
-    children of node i at 2i and 2i+1): one of sums of S^α to draw from, one whose nodes name the slot of the
-    lowest score below. A change recomputes the parents from their children, so that no rounding error
-    accumulates; every operation but a draw by staleness takes O(log n).
+    A score is *inherited* until a group was rolled out from the instance itself; from then on it is *measured*. Section
+    4.1 of the paper defines the score by the instance's own group, so an inherited score never replaces a measured one.
+
+    Every operation takes O(n): for the thousands of instances that a buffer holds, microseconds.
 
     Args:
         capacity: The most instances kept.
-        inverse_temperature: α; 0 draws uniformly.
+        inverse_temperature: α; 0 draws uniformly, infinity draws one of the highest score.
         staleness_coeff: ρ.
 
     Raises:
-        ValueError: If the capacity is not positive, α not finite and non-negative, or ρ not in [0, 1].
+        ValueError: If the capacity is not positive, α not a number of 0 or more, or ρ not in [0, 1].
     """
 
     def __init__(self, capacity: int, inverse_temperature: float = 1.0, staleness_coeff: float = 0.0) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}: it must be at least 1")
-        if not (math.isfinite(inverse_temperature) and inverse_temperature >= 0):
-            raise ValueError(f"inverse_temperature is {inverse_temperature}: it must be finite and at least 0")
+        if not inverse_temperature >= 0:  # NaN too
+            raise ValueError(f"inverse_temperature is {inverse_temperature}: it must be at least 0")
         if not 0 <= staleness_coeff <= 1:
             raise ValueError(f"staleness_coeff is {staleness_coeff}: it must be in [0, 1]")
         self.capacity = capacity
         self.inverse_temperature = inverse_temperature
         self.staleness_coeff = staleness_coeff
-        self._leaves = 1 << (capacity - 1).bit_length()
-        none = np.empty(0, dtype=np.int64)
-        self._restore([], np.empty(0), none, next_age=0, drawn_at=none, num_draws=0)
+        self._instances: list[TaskInstance] = []
+        self._slots: dict[Identity, int] = {}
+        self._scores = np.zeros(capacity)
+        self._measured = np.zeros(capacity, dtype=bool)
+        self._ages = np.zeros(capacity, dtype=np.int64)
+        self._drawn_at = np.zeros(capacity, dtype=np.int64)
+        self._next_age = 0
+        self._num_draws = 0
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -68,47 +73,55 @@ class TaskBuffer:
         """(n,) float64, the instances' scores, in the order of their slots."""
         return self._scores[: len(self)].copy()
 
-    def insert(self, instance: TaskInstance, score: float) -> bool:
-        """Inserts an instance, or updates the score of one that is there already.
+    def insert(self, *instances: TaskInstance, score: float) -> None:
+        """Inserts instances of one episode with the score that they inherit.
 
-        A full buffer takes it only if its score is at least the lowest, in the place of the lowest; of the
-        oldest, if several are lowest. An instance with an iterate is kept as ``improve``; whoever draws it
-        decides on its kind.
-
-        Returns:
-            Whether the buffer holds the instance now.
-        """
-        if self.update(instance, score):
-            return True
-        if instance.kind == "diverge":
-            instance = replace(instance, kind="improve")
-        slot = len(self)
-        if slot < self.capacity:
-            self._instances.append(instance)
-        else:
-            slot = int(self._lowest[1])
-            if score < self._scores[slot]:
-                return False
-            del self._slots[identity(self._instances[slot])]
-            self._instances[slot] = instance
-        self._slots[identity(instance)] = slot
-        self._ages[slot] = self._next_age
-        self._next_age += 1
-        self._drawn_at[slot] = self._num_draws
-        self._set_score(slot, score)
-        return True
-
-    def update(self, instance: TaskInstance, score: float) -> bool:
-        """Sets the score of an instance; False if it is gone.
+        If an instance is there already, it takes the score, unless its own was measured. A full buffer takes an
+        instance only if its score is at least the lowest, in the place of the lowest; of the oldest, if several are
+        lowest. But instances of one episode do not displace each other. An instance with an iterate is kept as
+        ``improve``; whoever draws it decides on its kind.
 
         Raises:
             ValueError: If the score is negative or not finite.
         """
-        if not (math.isfinite(score) and score >= 0):
-            raise ValueError(f"score is {score}: it must be finite and at least 0")
+        _check(score)
+        first_age = self._next_age
+        for instance in instances:
+            slot = self._slots.get(identity(instance))
+            if slot is not None:
+                if not self._measured[slot]:
+                    self._scores[slot] = score
+                continue
+            slot = len(self)
+            if slot == self.capacity:
+                slot = self._lowest()
+                if score < self._scores[slot] or self._ages[slot] >= first_age:
+                    continue
+                del self._slots[identity(self._instances.pop(slot))]
+            if instance.kind == "diverge":
+                instance = replace(instance, kind="improve")
+            self._instances.insert(slot, instance)
+            self._slots[identity(instance)] = slot
+            self._scores[slot], self._measured[slot] = score, False
+            self._ages[slot], self._drawn_at[slot] = self._next_age, self._num_draws
+            self._next_age += 1
+
+    def _lowest(self) -> int:
+        """The slot of the lowest score, of the oldest if several are lowest."""
+        scores = self._scores[: len(self)]
+        lowest = np.flatnonzero(scores == scores.min())
+        return int(lowest[self._ages[lowest].argmin()])
+
+    def update(self, instance: TaskInstance, score: float) -> bool:
+        """Sets the measured score of an instance; False if it is gone.
+
+        Raises:
+            ValueError: If the score is negative or not finite.
+        """
+        _check(score)
         slot = self._slots.get(identity(instance))
         if slot is not None:
-            self._set_score(slot, score)
+            self._scores[slot], self._measured[slot] = score, True
         return slot is not None
 
     def remove(self, instance: TaskInstance) -> bool:
@@ -120,9 +133,8 @@ class TaskBuffer:
         if slot != last:
             self._instances[slot] = last_instance
             self._slots[identity(last_instance)] = slot
-            self._ages[slot], self._drawn_at[slot] = self._ages[last], self._drawn_at[last]
-            self._set_score(slot, self._scores[last])
-        self._set_score(last, None)
+            for values in (self._scores, self._measured, self._ages, self._drawn_at):
+                values[slot] = values[last]
         return True
 
     def sample(self, rng: np.random.Generator) -> TaskInstance:
@@ -146,28 +158,27 @@ class TaskBuffer:
         return int(np.searchsorted(staleness, rng.integers(staleness[-1]), side="right"))
 
     def _draw_by_score(self, rng: np.random.Generator) -> int:
-        sums = self._sums
-        if sums[1] == 0:
+        scores = self._scores[: len(self)]
+        highest = scores.max()
+        if highest == 0:
             return int(rng.integers(len(self)))
-        mass = rng.random() * float(sums[1])
-        node = 1
-        while node < self._leaves:
-            node *= 2
-            left = float(sums[node])
-            # Rounding may leave a mass beyond the last positive leaf: never walk into an empty subtree.
-            if mass >= left and sums[node + 1] > 0:
-                mass -= left
-                node += 1
-        return node - self._leaves
+        # Relative to the highest score no α underflows as a whole: the highest has the weight 1, whatever α is.
+        cumulative = np.cumsum((scores / highest) ** self.inverse_temperature)
+        total = cumulative[-1]
+        # Rounding may give the total itself, which lies behind the last instance that has a weight.
+        mass = min(rng.random() * total, np.nextafter(total, 0))
+        return int(np.searchsorted(cumulative, mass, side="right"))
 
     def get_state(self) -> dict[str, Any]:
         """Everything that later draws and insertions depend on."""
+        n = len(self)
         return {
             "instances": list(self._instances),
             "scores": self.scores,
-            "ages": self._ages[: len(self)].copy(),
+            "measured": self._measured[:n].copy(),
+            "ages": self._ages[:n].copy(),
             "next_age": self._next_age,
-            "drawn_at": self._drawn_at[: len(self)].copy(),
+            "drawn_at": self._drawn_at[:n].copy(),
             "num_draws": self._num_draws,
         }
 
@@ -182,55 +193,13 @@ class TaskBuffer:
             raise ValueError(
                 f"the saved task buffer holds {n} instances: capacity {self.capacity} must be at least {n}"
             )
-        self._restore(**state)
+        self._instances = list(state["instances"])
+        self._slots = {identity(instance): slot for slot, instance in enumerate(self._instances)}
+        self._scores[:n], self._measured[:n] = state["scores"], state["measured"]
+        self._ages[:n], self._drawn_at[:n] = state["ages"], state["drawn_at"]
+        self._next_age, self._num_draws = state["next_age"], state["num_draws"]
 
-    def _restore(
-        self,
-        instances: list[TaskInstance],
-        scores: np.ndarray,
-        ages: np.ndarray,
-        next_age: int,
-        drawn_at: np.ndarray,
-        num_draws: int,
-    ) -> None:
-        n, leaves = len(instances), self._leaves
-        self._instances = list(instances)
-        self._slots: dict[Identity, int] = {identity(instance): slot for slot, instance in enumerate(instances)}
-        self._scores = np.full(leaves, np.inf)  # a free slot is never the lowest
-        self._scores[:n] = scores
-        self._ages = np.zeros(leaves, dtype=np.int64)
-        self._ages[:n] = ages
-        self._next_age = next_age
-        self._drawn_at = np.zeros(leaves, dtype=np.int64)
-        self._drawn_at[:n] = drawn_at
-        self._num_draws = num_draws
-        self._sums = np.zeros(2 * leaves)
-        self._sums[leaves : leaves + n] = [self._weight(score) for score in scores.tolist()]
-        self._lowest = np.zeros(2 * leaves, dtype=np.int32)
-        self._lowest[leaves:] = np.arange(leaves)
-        level = leaves // 2
-        while level:  # level by level, from the leaves' parents to the root
-            children = slice(2 * level, 4 * level)
-            self._sums[level : 2 * level] = self._sums[children].reshape(-1, 2).sum(axis=1)
-            left, right = self._lowest[children].reshape(-1, 2).T
-            left_scores, right_scores = self._scores[left], self._scores[right]
-            older = (right_scores == left_scores) & (self._ages[right] < self._ages[left])
-            self._lowest[level : 2 * level] = np.where((right_scores < left_scores) | older, right, left)
-            level //= 2
 
-    def _weight(self, score: float) -> float:
-        return score**self.inverse_temperature
-
-    def _set_score(self, slot: int, score: float | None) -> None:
-        """Sets a slot's score, None to free it, and recomputes the path to the root."""
-        scores, ages, sums, lowest = self._scores, self._ages, self._sums, self._lowest
-        scores[slot] = np.inf if score is None else score
-        node = slot + self._leaves
-        sums[node] = 0.0 if score is None else self._weight(float(score))
-        while node > 1:
-            node //= 2
-            left, right = 2 * node, 2 * node + 1
-            sums[node] = sums[left] + sums[right]
-            a, b = lowest[left], lowest[right]
-            score_a, score_b = scores[a], scores[b]
-            lowest[node] = b if score_b < score_a or (score_b == score_a and ages[b] < ages[a]) else a
+def _check(score: float) -> None:
+    if not (math.isfinite(score) and score >= 0):
+        raise ValueError(f"score is {score}: it must be finite and at least 0")

@@ -107,7 +107,7 @@ class GRPO(CheckpointedAlgorithm):
         self._report(rolled_out)
 
     def _score(self, group: RolloutGroup) -> ScoredGroup:
-        return score(group, self._env.solution, self.diversity, normalize_std=self.config.normalize_std)
+        return score(group, self.diversity, normalize_std=self.config.normalize_std)
 
     def _update(self, groups: Sequence[ScoredGroup]) -> None:
         """Trains the learners on the groups (Eqs. 4 and 5)."""

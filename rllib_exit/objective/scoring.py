@@ -14,14 +14,11 @@ from rllib_exit.rollouts import RolloutGroup, ScoredGroup
 Diversity = Callable[[Sequence[str]], np.ndarray]
 
 
-def score(
-    group: RolloutGroup, solution: Callable[[str], str], diversity: Diversity | None, *, normalize_std: bool = True
-) -> ScoredGroup:
+def score(group: RolloutGroup, diversity: Diversity | None, *, normalize_std: bool = True) -> ScoredGroup:
     """Gives each rollout its advantage: A_i of Eq. 3, or D_i · A_i with the diversity bonus (section 4.2).
 
     Args:
         group: The G rollouts of one instance. A group that was skipped has no advantages.
-        solution: What of a response is compared with others.
         diversity: The diversity bonus; None for none.
         normalize_std: Whether Eq. 3 divides by the standard deviation.
     """
@@ -31,8 +28,8 @@ def score(
     advantages_G = group_advantages(group.returns_G, normalize_std=normalize_std)
     # Where every advantage is 0 there is nothing to scale.
     if diversity is not None and advantages_G.any():
-        # A solution is what the policy wrote in this rollout, without the history that the rollout started from.
+        # Only what the policy wrote in this rollout is compared, without the history that the rollout started from.
         t = group.request.instance.starting_turn
-        solutions = ["\n".join(solution(turn.response) for turn in rollout.turns[t:]) for rollout in group.rollouts]
+        solutions = ["\n".join(turn.solution for turn in rollout.turns[t:]) for rollout in group.rollouts]
         advantages_G = advantages_G * diversity(solutions)
     return ScoredGroup(group, advantages_G, time.perf_counter() - start)

@@ -85,7 +85,7 @@ def train(
     for iteration in range(first, first + iterations):
         skill = min(0.95, 0.1 + 0.6 * iteration / 30 + SKILL[strategy])
         groups = [_group(request, skill, TURNS[env], rng) for request in curriculum.select(8)]
-        curriculum.update(groups)
+        metrics = curriculum.update(groups)
         if rollout_log is not None:
             rollout_log.write(iteration, [ScoredGroup(group, group_advantages(group.returns_G)) for group in groups])
         qualities = np.concatenate([group.qualities_G for group in groups])
@@ -101,7 +101,7 @@ def train(
                 "return_mean": qualities.mean(),
                 "response_tokens_mean": 9.0,
             },
-            "curriculum": {**curriculum.metrics(), "solution_steps_mean": 1 + skill, "level_mean": 1.0},
+            "curriculum": {**metrics, "solution_steps_mean": 1 + skill, "level_mean": 1.0},
             "config": config,
         }
         if iteration % 5 == 0:
