@@ -34,7 +34,8 @@ def make_batches(
 ) -> list[TrainBatch]:
     """Makes one batch for each learner.
 
-    A minibatch holds whole groups, so it may be larger than ``minibatch_size`` by less than a group. Without a KL term
+    Minibatches hold whole groups and about as many rollouts each: a small one would have as large an optimizer step as
+    the others. Their number is that for which they come closest to ``minibatch_size``. Without a KL term
     the gradient of a row whose advantage is 0 is 0: such rows are left out, but count in the loss's denominators.
 
     Args:
@@ -71,14 +72,10 @@ def make_batches(
 
 
 def _chunks(groups: Sequence[ScoredGroup], minibatch_size: int | None) -> list[list[ScoredGroup]]:
-    if minibatch_size is None:
-        return [list(groups)]
-    chunks: list[list[ScoredGroup]] = [[]]
-    size = 0
-    for scored in groups:
-        if size >= minibatch_size:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(scored)
-        size += len(scored.group.rollouts)
-    return chunks
+    """The groups in their order, cut where the parts come closest to equal numbers of rollouts."""
+    sizes = np.array([len(scored.group.rollouts) for scored in groups])
+    total = sizes.sum()
+    number = 1 if minibatch_size is None else min(max(1, round(total / minibatch_size)), len(groups))
+    # A group goes to the part in which its middle lies.
+    parts = ((np.cumsum(sizes) - sizes / 2) * number / total).astype(int)
+    return [[scored for scored, part in zip(groups, parts, strict=True) if part == i] for i in range(number)]

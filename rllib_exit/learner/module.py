@@ -27,11 +27,13 @@ PACK = "pack"
 class CausalLMRLModule(TorchRLModule):
     """The policy and, if there is a KL term, the reference policy.
 
-    Weights are fp32 masters; with ``dtype`` bfloat16 the forward pass is in bfloat16 and so are the weights that
-    are not trained. ``model_config`` has the keys ``model`` (a name), ``dtype``, ``temperature``,
-    ``attn_implementation``, ``gradient_checkpointing``, ``reference`` and, for adapters, ``lora``: the
-    arguments of :func:`rllib_exit.learner.lora.add_adapters`. With adapters, the model without them is the
-    reference policy.
+    Weights are fp32 masters, those of the reference policy too. With ``dtype`` bfloat16 the forward pass is in bfloat16
+    and, with adapters, so are the weights that are not trained. Dropout is off, whatever the model's config says: the
+    learner's log-probabilities must be those of the policy that the engine samples from.
+
+    ``model_config`` has the keys ``model`` (a name), ``dtype``, ``temperature``, ``attn_implementation``,
+    ``gradient_checkpointing``, ``reference`` and, for adapters, ``lora``: the arguments of
+    :func:`rllib_exit.learner.lora.add_adapters`. With adapters, the model without them is the reference policy.
 
     Attributes:
         model: The policy: a Hugging Face model; in a learner a :class:`ShardedModel` around it.
@@ -61,6 +63,7 @@ class CausalLMRLModule(TorchRLModule):
         self._lora = lora is not None
         self.model: Any = _load_model(resolve_model(model), attn_implementation)
         self.model.config.use_cache = False
+        self.language_config = self.model.config
         linear = self.model.get_output_embeddings()
         if type(linear) is not nn.Linear:
             raise ValueError(f"model {model!r} has {linear!r} as its output layer: use one with a torch.nn.Linear")
@@ -72,8 +75,9 @@ class CausalLMRLModule(TorchRLModule):
             cast_parameters(self.model, self.compute_dtype)
             self.model = adapters.add_adapters(self.model, **lora)
         elif reference:
+            # Its weights are float32 as the policy's are: the passes of both round alike, and small steps of the
+            # moving average are not lost.
             self.reference = copy.deepcopy(self.model).requires_grad_(False)
-            cast_parameters(self.reference, self.compute_dtype)
 
     def shard(self, make: Callable[[nn.Module, bool], ShardedModel]) -> None:
         """Spreads the models over the learners with ``make(model, trained)``."""
@@ -89,6 +93,11 @@ class CausalLMRLModule(TorchRLModule):
         return self._score(self.model, batch[PACK])
 
     @torch.no_grad()
+    def plain_logprobs(self, pack: Pack) -> torch.Tensor:
+        """Log-probabilities (N,) of a pack of one row, with no mask of ours: as the model itself has them."""
+        return self._score(self.model, pack, masked=False)[LOGPROBS]
+
+    @torch.no_grad()
     def reference_logprobs(self, packs: Sequence[Pack]) -> list[torch.Tensor]:
         """Log-probabilities (N,) of each pack's targets under the reference policy.
 
@@ -100,7 +109,7 @@ class CausalLMRLModule(TorchRLModule):
         with self.reference.on_device():
             return [self._score(self.reference, pack)[LOGPROBS] for pack in packs]
 
-    def _score(self, model: Any, pack: Pack) -> dict[str, torch.Tensor]:
+    def _score(self, model: Any, pack: Pack, masked: bool = True) -> dict[str, torch.Tensor]:
         mixed = any(p.dtype != self.compute_dtype for p in model.parameters())
         [output_layer] = (m for m in model.modules() if isinstance(m, OutputLayer))
         with (
@@ -110,7 +119,7 @@ class CausalLMRLModule(TorchRLModule):
             scores = model(
                 input_ids=pack.token_ids_T[None],
                 position_ids=pack.position_ids_T[None],
-                attention_mask=self._attention_mask(pack),
+                attention_mask=self._attention_mask(pack) if masked else None,
                 # Only the positions that predict a generated token go through the output layer.
                 logits_to_keep=pack.sources_N,
             ).logits
@@ -134,9 +143,8 @@ class CausalLMRLModule(TorchRLModule):
         if self.reference is None:
             return
         for names in self.reference.buckets(list(self.reference.shapes)):
-            theta, ref = self.model.gather("weights", names), self.reference.gather("weights", names)
-            new = {name: old.lerp(theta[name].to(old), rate) for name, old in ref.items()}
-            self.reference.scatter("weights", new)
+            theta, ref = self.model.gather("master", names), self.reference.gather("master", names)
+            self.reference.scatter("master", {name: old.lerp(theta[name], rate) for name, old in ref.items()})
 
     def get_state(
         self, components: Any = None, *, not_components: Any = None, inference_only: bool = False, **kwargs: Any
@@ -156,9 +164,12 @@ def _load_model(path: str, attn_implementation: str) -> Any:
     """The model with its weights, float32, on rank 0; without memory for them on the other learners."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(path)
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attn_implementation}
     if rank() == 0:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attn_implementation)
+        return AutoModelForCausalLM.from_pretrained(path, config=config, **options)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(path), dtype=torch.float32, attn_implementation=attn_implementation
-        )
+        return AutoModelForCausalLM.from_config(config, **options)

@@ -25,6 +25,7 @@ from envs.workers import usable_cpus
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.learner.learner_group import POLICY
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
+from rllib_exit.learner.packing_check import can_share_prefixes
 from rllib_exit.learner.sharding.collectives import all_reduce, rank, start_process_group
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, Part, ShardedModel
@@ -70,6 +71,13 @@ class GRPOTorchLearner(TorchLearner):
         self._lr = self._training.lr
         self._sender: NCCLSender | None = None
         super().build()
+        self._share_prefixes = can_share_prefixes(
+            self.language_model,
+            self._torch_device,
+            max_model_len=self._language_model.max_model_len,
+            # Flash attention finds a pack's rows by their positions, and knows no trees.
+            share=not self._language_model.attn_implementation.startswith("flash"),
+        )
 
     @property
     def language_model(self) -> CausalLMRLModule:
@@ -96,12 +104,7 @@ class GRPOTorchLearner(TorchLearner):
             max_norm = training.grad_clip if training.grad_clip is not None else math.inf
             optimizer = OptimizerConfig(training.adam_betas, training.weight_decay, max_norm)
         dtype = getattr(torch, self._language_model.dtype)
-        if sharding.sharding == "fsdp2":
-            from rllib_exit.learner.sharding.fsdp2 import FSDP2Model
-
-            return FSDP2Model(module, device, optimizer, dtype)
-        # Below stage 3 ZeRO leaves parameters whole: it has nothing to do for a model that is not trained.
-        if sharding.sharding == "deepspeed" and (trained or sharding.zero_stage == 3):
+        if sharding.sharding == "deepspeed" and trained:
             from rllib_exit.learner.sharding.deepspeed import DeepSpeedModel
 
             return DeepSpeedModel(
@@ -113,6 +116,11 @@ class GRPOTorchLearner(TorchLearner):
                 offload_optimizer=sharding.offload_optimizer,
                 zero_optimization=sharding.zero_optimization,
             )
+        # FSDP2 shards DeepSpeed's reference policy, too: it computes in the same precision and keeps float32 weights.
+        if sharding.sharding != "ddp":
+            from rllib_exit.learner.sharding.fsdp2 import FSDP2Model
+
+            return FSDP2Model(module, device, optimizer, dtype)
         return DDPModel(module, device, optimizer)
 
     @property
@@ -166,8 +174,7 @@ class GRPOTorchLearner(TorchLearner):
         return self.metrics.reduce()
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
-        share = not self._language_model.attn_implementation.startswith("flash")
-        packs = packing.pack(rows, self._training.max_tokens_per_micro_batch, share_prefixes=share)
+        packs = packing.pack(rows, self._training.max_tokens_per_micro_batch, self._share_prefixes)
         return [pack.to(self._torch_device) for pack in packs]
 
     def _equalise(self, minibatches: list[list[Pack]]) -> list[list[Pack]]:
@@ -252,19 +259,22 @@ class GRPOTorchLearner(TorchLearner):
         *totals, tokens_total = all_reduce([*(sums[name] for name in SUMMED), tokens], self._torch_device, ReduceOp.SUM)
         total = dict(zip(SUMMED, totals, strict=True))
         worst, slowest = all_reduce([sums["logprob_abs_diff_max"], seconds], self._torch_device, ReduceOp.MAX)
-        num_tokens = max(total["num_tokens"], 1.0)
         values = {
-            "loss": total["loss"] / max(sums["minibatches"], 1.0),
-            "kl": total["kl"] / num_tokens,
-            "clip_fraction": total["clipped"] / num_tokens,
-            "entropy": total["entropy"] / num_tokens,
-            "grad_norm": sums["grad_norm"] / max(sums["minibatches"] - sums["skipped_updates"], 1.0),
-            "logprob_abs_diff_mean": total["logprob_abs_diff"] / num_tokens,
-            "logprob_abs_diff_max": worst,
             "skipped_updates": sums["skipped_updates"],
             "lr": self._lr,
             "tokens_per_s": tokens_total / slowest,
         }
+        # Where nothing was trained there is no loss: 0 would be a value like any other.
+        if num_tokens := total["num_tokens"]:
+            values |= {
+                "loss": total["loss"] / sums["minibatches"],
+                "kl": total["kl"] / num_tokens,
+                "clip_fraction": total["clipped"] / num_tokens,
+                "entropy": total["entropy"] / num_tokens,
+                "grad_norm": sums["grad_norm"] / max(sums["minibatches"] - sums["skipped_updates"], 1.0),
+                "logprob_abs_diff_mean": total["logprob_abs_diff"] / num_tokens,
+                "logprob_abs_diff_max": worst,
+            }
         for name, value in values.items():
             self.metrics.log_value(name, value, reduce="mean", window=1)
 
@@ -369,5 +379,5 @@ class GRPOTorchLearner(TorchLearner):
             "exp_avg_sq": (model, "exp_avg_sq", model.trainable),
         }
         if reference is not None:
-            state["reference"] = (reference, "weights", list(reference.shapes))
+            state["reference"] = (reference, "master", list(reference.shapes))
         return state

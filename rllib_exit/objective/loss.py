@@ -91,7 +91,8 @@ def grpo_loss(
 
     Returns:
         The loss, and detached statistics over the N tokens: the sums ``kl``, ``clipped`` and
-        ``logprob_abs_diff`` (learner against engine), ``logprob_abs_diff_max``, and ``num_tokens``.
+        ``logprob_abs_diff`` (π_old, the learner's policy before the update, against the engine's),
+        ``logprob_abs_diff_max``, and ``num_tokens``.
 
     Raises:
         ValueError: If ``kl_coeff`` is not 0 and there is no reference.
@@ -114,7 +115,7 @@ def grpo_loss(
         kl_N = torch.zeros_like(loss_N)
 
     with torch.no_grad():
-        diff_N = (logprobs_N - rollout_logprobs_N).abs()
+        diff_N = (old_logprobs_N - rollout_logprobs_N).abs()
         stats = {
             "kl": kl_N.detach().sum(),
             "clipped": (unclipped_N > clipped_N).sum(),

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from rllib_exit.learner.batch import TrainBatch
+from rllib_exit.objective.packing import pack
 from rllib_exit.rollouts import Rollout, RolloutGroup
 from rllib_exit.settings import TrainingSettings
 from tests.learner.helpers import batch, make_groups, make_learner, update, weights
+from tests.tiny_models import make_tiny_model
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
@@ -77,7 +81,8 @@ def test_several_epochs_and_minibatches_use_the_first_policy_as_the_old_one(tiny
 def test_an_iteration_without_any_signal_is_no_error(tiny_model: str) -> None:
     learner = make_learner(tiny_model)
     before = weights(learner)
-    assert update(learner, TrainBatch(((),)))["loss"] == 0
+    reported = update(learner, TrainBatch(((),)))
+    assert reported["skipped_updates"] == 0 and not {"loss", "kl", "entropy", "logprob_abs_diff_mean"} & set(reported)
     np.testing.assert_array_equal(before, weights(learner))
 
 
@@ -104,3 +109,51 @@ def test_an_episode_that_outgrows_its_context_has_no_response_to_filter() -> Non
     [group] = make_groups(np.random.default_rng(6), num_groups=1)
     group = RolloutGroup(group.request, tuple(replace(rollout, truncated=True) for rollout in group.rollouts))
     assert len(batch([group], overlong_filtering=True)[0].minibatches[0]) == 4
+
+
+def test_the_mismatch_is_of_the_policy_before_the_update(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, num_epochs=4, kl_coeff=0.0)
+    train_batch = batch(make_groups(np.random.default_rng(0)))[0]
+    rows = train_batch.minibatches[0]
+    for packed in pack(rows, 10**6):  # an engine that agrees with the learner
+        with torch.no_grad():
+            logprobs_N = learner.language_model.forward_train({"pack": packed})["logprobs"]
+        for i in packed.rows_N.unique().tolist():
+            rows[i].logprobs[rows[i].loss_mask] = logprobs_N[packed.rows_N == i].numpy()
+    assert update(learner, train_batch)["logprob_abs_diff_max"] < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_at_the_start_the_reference_is_the_policy(dtype: str, tiny_model: str) -> None:
+    learner = make_learner(tiny_model, dtype=dtype, kl_coeff=0.1, lr=0.0)
+    assert abs(update(learner, batch(make_groups(np.random.default_rng(0)))[0])["kl"]) < 1e-6
+
+
+def test_the_moving_average_of_a_bfloat16_run_takes_small_steps(tiny_model: str) -> None:
+    learner = make_learner(
+        tiny_model, dtype="bfloat16", kl_coeff=0.1, ref_update_interval=1, ref_update_rate=1e-3, lr=0.0
+    )
+    parameter = next(iter(learner.language_model.reference.module.parameters()))
+    with torch.no_grad():
+        parameter.add_(1e-2)
+    before = parameter.detach().clone()
+    learner.language_model.update_reference(1e-3)
+    torch.testing.assert_close(before - parameter.detach(), torch.full_like(before, 1e-5), rtol=1e-2, atol=1e-8)
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    model = Path(make_tiny_model(tmp_path))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    learner = make_learner(str(model), num_epochs=2, lr=0.0, kl_coeff=0.1)
+    stats = update(learner, batch(make_groups(np.random.default_rng(0)))[0])
+    assert stats["clip_fraction"] == 0 and abs(stats["kl"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "minibatch_size", "sizes"), [(5, 8, [12, 8]), (9, 8, [12, 8, 8, 8]), (3, 100, [12])]
+)
+def test_minibatches_are_about_equally_large(num_groups: int, minibatch_size: int, sizes: list[int]) -> None:
+    groups = make_groups(np.random.default_rng(0), num_groups=num_groups)
+    [train_batch] = batch(groups, minibatch_size=minibatch_size)
+    assert sorted(map(len, train_batch.minibatches), reverse=True) == sizes
