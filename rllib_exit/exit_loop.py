@@ -101,8 +101,8 @@ async def exit_loop(
         groups = await asyncio.gather(
             *(player.roll_out(request, rollouts_per_prompt, policy_version=iteration) for request in requests)
         )
-        rolled_out = [group for group in groups if not group.skipped]
-        if not rolled_out:
+        rolled_out = [group for group in groups if group.trainable]
+        if all(group.skipped for group in groups):
             raise PromptTooLongError(
                 f"no prompt of this iteration fits the context: max_model_len is {generator.max_model_len} and "
                 f"max_tokens {sampling.max_tokens}; raise the one or lower the other"

@@ -66,6 +66,7 @@ METRICS = (
     Metric("curriculum/group_variance_mean", "Learnability: variance of the quality within a group."),
     Metric("curriculum/zero_variance_fraction", "Groups that teach nothing: all of one quality.", FRACTION),
     Metric("curriculum/skipped_fraction", "Groups whose prompt does not fit the context.", FRACTION),
+    Metric("curriculum/unjudged_fraction", "Groups of which fewer than two rollouts could be judged.", FRACTION),
     Metric("rollouts/return_mean", "Mean return; what advantages are made of."),
     Metric("rollouts/quality_mean", "Mean final quality; what learnability is made of.", FRACTION),
     Metric("rollouts/response_tokens_mean", "Tokens that the policy generated per rollout."),

@@ -98,16 +98,23 @@ class RolloutGroup:
         request: What was asked for.
         rollouts: G episodes, without those that could not be judged; empty if the prompt did not fit the context.
         policy_version: The oldest version of the weights that generated them.
+        num_dropped: The number of episodes that could not be judged.
     """
 
     request: RolloutRequest
     rollouts: tuple[Rollout, ...]
     policy_version: int = 0
+    num_dropped: int = 0
 
     @property
     def skipped(self) -> bool:
         """Whether nothing was rolled out, because the prompt did not fit the context."""
-        return not self.rollouts
+        return not self.rollouts and not self.num_dropped
+
+    @property
+    def trainable(self) -> bool:
+        """Whether there are two rollouts at least, which can be compared."""
+        return len(self.rollouts) > 1
 
     @property
     def returns_G(self) -> np.ndarray:

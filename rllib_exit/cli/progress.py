@@ -23,6 +23,8 @@ ACCURACY = "evaluation/accuracy/"
 class Progress(Callback):
     """Shows the iterations as a live line in a terminal, else as one line each.
 
+    ``signal`` is the share of the groups whose rollouts differ in quality: those from which something can be learned.
+
     Args:
         total: The number of iterations, if it is known.
     """
@@ -59,6 +61,8 @@ class Progress(Callback):
         parts = [text.format(flat[key]) for key, text in SHOWN.items() if key in flat]
         if accuracies := [value for key, value in flat.items() if key.startswith(ACCURACY)]:
             parts.append(f"evaluation {accuracies[0]:.3f} → {accuracies[-1]:.3f}")
+        if "curriculum/zero_variance_fraction" in flat:
+            parts.insert(1, f"signal {1 - flat['curriculum/zero_variance_fraction']:.0%}")
         done = flat["training_iteration"]
         if self._total:
             recent = [earlier["time_this_iter_s"] for earlier in self._results[-5:]]
@@ -67,6 +71,8 @@ class Progress(Callback):
         self._bar.update(self._task, description="iteration", completed=done, numbers=numbers)
         if self._bar.disable:
             self.say(f"iteration {done}{f'/{self._total}' if self._total else ''}  {numbers}")
+        if "warning" in flat:
+            self.say(f"warning: {flat['warning']}")
 
     @property
     def seconds(self) -> float:

@@ -113,7 +113,8 @@ class ExIt:
         Returns:
             What the groups were, averaged over them, what the buffer holds now, and the totals of the run.
             ``depth_mean`` and ``starting_turn_mean`` count a base task as 0. A group whose prompt did not fit the
-            context counts in ``skipped_fraction``, but has no variance.
+            context counts in ``skipped_fraction``, and one of which fewer than two rollouts could be judged in
+            ``unjudged_fraction``. Neither has a variance.
         """
         scores: list[float] = []
         # The order of the requests, not of arrival: a resumed run takes the same decisions.
@@ -121,9 +122,9 @@ class ExIt:
             source = group.request.source
             self._seen_tasks.add(group.request.instance.task_id)
             self._seen_instances.add(group.request.instance.digest)
-            if group.skipped:  # its prompt does not fit the context, and never will
-                if source:
-                    self.buffer.remove(source)
+            if group.skipped and source:  # its prompt does not fit the context, and never will
+                self.buffer.remove(source)
+            if not group.trainable:
                 continue
             score = SCORES[self.config.learnability](group)
             scores.append(score)
@@ -131,7 +132,7 @@ class ExIt:
                 self.buffer.update(source, score)
             if self.config.self_iteration_prob > 0:
                 self._expand(group, score)
-        return self._metrics([group.request for group in groups], scores)
+        return self._metrics(groups, scores)
 
     def _request(self) -> RolloutRequest:
         source = None
@@ -171,7 +172,8 @@ class ExIt:
             return [TaskInstance(task_id, turns[:t]) for t in range(len(turns))]
         return [TaskInstance(task_id, turns[:t], turn, "improve") for t, turn in enumerate(turns)]
 
-    def _metrics(self, requests: Sequence[RolloutRequest], scores: Sequence[float]) -> dict[str, float]:
+    def _metrics(self, groups: Sequence[RolloutGroup], scores: Sequence[float]) -> dict[str, float]:
+        requests = [group.request for group in groups]
         instances = [request.instance for request in requests]
         buffer_scores = self.buffer.scores if len(self.buffer) else np.zeros(1)
         return {
@@ -188,7 +190,8 @@ class ExIt:
             "distinct_instances_total": float(len(self._seen_instances)),
             "group_variance_mean": _mean(scores),
             "zero_variance_fraction": _mean([score == 0 for score in scores]),
-            "skipped_fraction": 1 - len(scores) / max(len(requests), 1),
+            "skipped_fraction": _mean([group.skipped for group in groups]),
+            "unjudged_fraction": _mean([not group.trainable and not group.skipped for group in groups]),
         }
 
     def get_state(self) -> dict[str, Any]:

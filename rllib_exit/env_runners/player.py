@@ -152,7 +152,7 @@ class Player:
     async def roll_out(self, request: RolloutRequest, group_size: int, *, policy_version: int = 0) -> RolloutGroup:
         """Plays G episodes for a request. If the prompt does not fit the context, the group is empty.
 
-        An episode that could not be judged is left out, if two others are there to be compared.
+        An episode that could not be judged is left out.
 
         Args:
             request: Where the episodes start.
@@ -161,7 +161,7 @@ class Player:
                 under way.
 
         Raises:
-            EpisodeError: If one of the episodes failed twice for another reason, or all but one could not be judged.
+            EpisodeError: If one of the episodes failed twice for another reason.
             EngineError: If the engine died, or hangs.
         """
         # Turns of one rollout take consecutive seeds: leave room between rollouts.
@@ -172,11 +172,11 @@ class Player:
             return RolloutGroup(request, (), policy_version)
         rollouts = tuple(result for result in results if isinstance(result, Rollout))
         failures = [error for error in errors if not isinstance(error, NotJudgedError)]
-        if failures or len(rollouts) < 2:
-            raise next((error for error in failures if isinstance(error, EngineError)), (failures or errors)[0])
+        if failures:
+            raise next((error for error in failures if isinstance(error, EngineError)), failures[0])
         for error in errors:
             logger.warning("left out of its group: %s", error)
-        return RolloutGroup(request, rollouts, policy_version)
+        return RolloutGroup(request, rollouts, policy_version, num_dropped=len(errors))
 
     async def play(self, instance: TaskInstance, *, seed: int, steps: int = 0) -> Rollout:
         """Plays one episode; see :meth:`play_once`.

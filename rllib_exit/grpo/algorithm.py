@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ from rllib_exit.grpo.checkpointing import CheckpointedAlgorithm
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.rollout_metrics import rollout_metrics
 from rllib_exit.grpo.rollout_queue import RolledOut, RolloutQueue
+from rllib_exit.grpo.signal_watch import SignalWatch
 from rllib_exit.grpo.stopping import StoppedError
 from rllib_exit.grpo.waiting import RolloutError, as_completed
 from rllib_exit.learner.batch import make_batches
@@ -37,6 +39,8 @@ from rllib_exit.self_improvement.evaluator import start_chains
 from rllib_exit.settings import TrainingSettings
 from rllib_exit.versions import versions
 from rllib_exit.weight_sync.transfers import WeightSync
+
+logger = logging.getLogger(__name__)
 
 
 class GRPO(CheckpointedAlgorithm):
@@ -64,6 +68,7 @@ class GRPO(CheckpointedAlgorithm):
         self.replay = ExItReplay(ExIt(CurriculumConfig.of(self.config), list(self._env.tasks), rng))
         self.diversity = make_diversity(self.config)
         self.policy_version = 0
+        self._signal_watch = SignalWatch()
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
         self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage) if self.config.log_rollouts else None
@@ -86,6 +91,9 @@ class GRPO(CheckpointedAlgorithm):
             checkpoint: Any = self.save()
             raise type(error)(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
         self._gauges.set(result)
+        if warning := self._signal_watch.look(result):
+            logger.warning(warning)
+            result["warning"] = warning
         return {**result, "versions": versions()}
 
     def training_step(self) -> None:
@@ -112,11 +120,6 @@ class GRPO(CheckpointedAlgorithm):
     def _update(self, groups: Sequence[ScoredGroup]) -> None:
         """Trains the learners on the groups (Eqs. 4 and 5)."""
         config = self.config
-        if not groups:
-            raise RolloutError(
-                f"no prompt of this iteration fits the context: max_model_len is {config.max_model_len} and "
-                f"max_response_tokens {config.max_response_tokens}; raise the one or lower the other"
-            )
         batches: Any = make_batches(
             groups,
             TrainingSettings.of(config),
@@ -144,8 +147,7 @@ class GRPO(CheckpointedAlgorithm):
         )
 
     def _report(self, rolled_out: RolledOut) -> None:
-        group_size, version = self.config.rollouts_per_prompt, self.policy_version
-        self._log(rollout_metrics(rolled_out, self._env.tasks, group_size=group_size, policy_version=version))
+        self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))
         if self._rollout_log is not None:
             self._rollout_log.write(self.iteration + 1, rolled_out.trainable)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,14 +14,13 @@ from rllib_exit.rollouts import means
 
 
 def rollout_metrics(
-    rolled_out: RolledOut, tasks: Mapping[str, Task], *, group_size: int, policy_version: int
+    rolled_out: RolledOut, tasks: Mapping[str, Task], *, policy_version: int
 ) -> dict[tuple[str, ...], float]:
     """The numbers to report, by their keys in the result.
 
     Args:
         rolled_out: The iteration's rollouts.
         tasks: The base tasks. Their own numbers say how hard what was selected is (paper section 5.4).
-        group_size: G.
         policy_version: The version after the update, which is one more than that before it. The policy's lag is how
             many updates the oldest rollouts were behind the policy that was trained on them; 0 is on-policy.
     """
@@ -36,7 +36,7 @@ def rollout_metrics(
         "skipped_prompts": sum(group.skipped for group in groups),
         "tokens_per_s": sum(tokens) / rolled_out.seconds,
         "retried_episodes": sum(rollout.attempts - 1 for rollout in rollouts),
-        "dropped_episodes": sum(group_size - len(group.rollouts) for group in groups if not group.skipped),
+        "dropped_episodes": sum(group.num_dropped for group in groups),
         "lost_env_runners": rolled_out.num_lost,
         **means([rollout.metrics for rollout in rollouts]),
     }
@@ -51,4 +51,4 @@ def rollout_metrics(
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
+    return float(np.mean(values)) if values else math.nan

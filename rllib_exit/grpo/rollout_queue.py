@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.llm_env_runner import remote_call
-from rllib_exit.grpo.waiting import as_completed
+from rllib_exit.grpo.waiting import RolloutError, as_completed
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest, ScoredGroup
+
+# If most groups of so many iterations in a row cannot be judged, something other than the policy is broken.
+MAX_UNJUDGED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,11 @@ class RolledOut:
 
     @property
     def trainable(self) -> list[ScoredGroup]:
-        """The groups that have rollouts; the prompts of the others do not fit the context."""
-        return [scored for scored in self.groups if not scored.group.skipped]
+        """The groups that have rollouts to be compared.
+
+        The prompts of the others do not fit the context, or their episodes could not be judged.
+        """
+        return [scored for scored in self.groups if scored.group.trainable]
 
 
 class RolloutQueue:
@@ -61,6 +67,7 @@ class RolloutQueue:
         self._under_way: dict[str, Future[RolloutGroup]] = {}  # by group_id
         self._last_in: float | None = None
         self._num_lost_before = 0
+        self._num_unjudged = 0
 
     def select(self, select: Callable[[], Sequence[RolloutRequest]]) -> Sequence[RolloutRequest]:
         """Selects what is missing, begins the rollouts of what is new, and returns this iteration's requests."""
@@ -78,7 +85,8 @@ class RolloutQueue:
         All are waited for: to train on those that end first would prefer short responses.
 
         Raises:
-            RolloutError: At the first failure. All rollouts are then cancelled, and begin anew with the next iteration.
+            RolloutError: At the first failure; if no prompt fits the context; or if most groups of several iterations
+                in a row could not be judged. All rollouts are then cancelled, and begin anew with the next iteration.
             StoppedError: If the run is asked to stop. The same holds.
         """
         # If they were begun earlier, they have been under way since those of the last iteration were in.
@@ -86,6 +94,7 @@ class RolloutQueue:
         futures = [self._under_way[request.group_id] for request in requests]
         try:
             scored = [score(group) for group in as_completed(futures, self._meanwhile)]
+            self._check([of.group for of in scored])
         except Exception:
             self.cancel()
             raise
@@ -97,6 +106,20 @@ class RolloutQueue:
         self._num_lost_before += num_lost
         groups = tuple(by_id[request.group_id] for request in requests)
         return RolledOut(groups, self._last_in - begun, num_lost)
+
+    def _check(self, groups: Sequence[RolloutGroup]) -> None:
+        if all(group.skipped for group in groups):
+            raise RolloutError(
+                "no prompt of this iteration fits the context: raise max_model_len, or lower max_response_tokens"
+            )
+        unjudged = sum(not group.trainable and not group.skipped for group in groups)
+        self._num_unjudged = self._num_unjudged + 1 if 2 * unjudged > len(groups) else 0
+        if self._num_unjudged == MAX_UNJUDGED:
+            raise RolloutError(
+                f"most groups of {MAX_UNJUDGED} iterations in a row could not be judged, {unjudged} of {len(groups)} "
+                "in the last one: the grader or the sandbox of the environment is broken; the env runners' log says why "
+                "each episode was left out"
+            )
 
     def trained(self) -> None:
         """Forgets the oldest requests: they were trained on."""

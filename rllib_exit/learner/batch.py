@@ -39,7 +39,7 @@ def make_batches(
     the gradient of a row whose advantage is 0 is 0: such rows are left out, but count in the loss's denominators.
 
     Args:
-        groups: The groups, none of them empty.
+        groups: The groups, each with rollouts. Without any there is nothing to train on.
         settings: ``minibatch_size``, ``loss_aggregation``, ``overlong_filtering`` and ``kl_coeff``.
         max_response_tokens: The most tokens of one response.
         num_learners: How many learners share the work.
@@ -75,7 +75,7 @@ def _chunks(groups: Sequence[ScoredGroup], minibatch_size: int | None) -> list[l
     """The groups in their order, cut where the parts come closest to equal numbers of rollouts."""
     sizes = np.array([len(scored.group.rollouts) for scored in groups])
     total = sizes.sum()
-    number = 1 if minibatch_size is None else min(max(1, round(total / minibatch_size)), len(groups))
+    number = 1 if minibatch_size is None else max(1, min(round(total / minibatch_size), len(groups)))
     # A group goes to the part in which its middle lies.
-    parts = ((np.cumsum(sizes) - sizes / 2) * number / total).astype(int)
+    parts = ((np.cumsum(sizes) - sizes / 2) * number / max(total, 1)).astype(int)
     return [[scored for scored, part in zip(groups, parts, strict=True) if part == i] for i in range(number)]

@@ -18,13 +18,13 @@ def score(group: RolloutGroup, diversity: Diversity | None, *, normalize_std: bo
     """Gives each rollout its advantage: A_i of Eq. 3, or D_i · A_i with the diversity bonus (section 4.2).
 
     Args:
-        group: The G rollouts of one instance. A group that was skipped has no advantages.
+        group: The G rollouts of one instance. Where there are no two to be compared, advantages are 0.
         diversity: The diversity bonus; None for none.
         normalize_std: Whether Eq. 3 divides by the standard deviation.
     """
     start = time.perf_counter()
-    if group.skipped:
-        return ScoredGroup(group, np.empty(0))
+    if not group.trainable:
+        return ScoredGroup(group, np.zeros(len(group.rollouts)))
     advantages_G = group_advantages(group.returns_G, normalize_std=normalize_std)
     # Where every advantage is 0 there is nothing to scale.
     if diversity is not None and advantages_G.any():

@@ -15,15 +15,20 @@ def result(iteration: int, **rollouts: float) -> dict[str, Any]:
 def test_every_iteration_is_a_line_and_the_summary_names_the_best(capsys: pytest.CaptureFixture[str]):
     with Progress(total=4) as progress:
         progress.on_trial_result(
-            1, [], None, result(1, return_mean=0.5, tokens_per_s=12.3) | {"curriculum": {"buffer_size": 7}}
+            1,
+            [],
+            None,
+            result(1, return_mean=0.5, tokens_per_s=12.3)
+            | {"curriculum": {"buffer_size": 7, "zero_variance_fraction": 0.25}},
         )
         accuracy = {"accuracy": {"step_0": 0.25, "step_1": 0.5}}
         progress.on_trial_result(2, [], None, result(2, return_mean=0.75) | {"evaluation": accuracy})
-        progress.on_trial_result(3, [], None, result(3, return_mean=0.25))
+        progress.on_trial_result(3, [], None, result(3, return_mean=0.25) | {"warning": "nothing was learned"})
     assert capsys.readouterr().out.splitlines() == [
-        "iteration 1/4  return 0.500  buffer 7  12 tokens/s  1 min 30 s left",
+        "iteration 1/4  return 0.500  signal 75%  buffer 7  12 tokens/s  1 min 30 s left",
         "iteration 2/4  return 0.750  evaluation 0.250 → 0.500  1 min 00 s left",
         "iteration 3/4  return 0.250  30 s left",
+        "warning: nothing was learned",
     ]
     assert progress.seconds == 90
     out.print(progress.summary())

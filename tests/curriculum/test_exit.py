@@ -313,3 +313,12 @@ def test_a_measured_score_stays_until_it_is_measured_again():
     exit_.update([RolloutGroup(replace(exit_.select(1)[0], instance=child, source=child), rollouts)])
     scores = dict(zip(exit_.buffer.instances, exit_.buffer.scores.tolist(), strict=True))
     assert scores[parent] == 0.0 and scores[child] == 0.25
+
+
+def test_a_group_that_could_not_be_judged_says_nothing_of_its_instance():
+    exit_ = make(EXIT.replace(self_iteration_prob=1.0, min_buffer_size=1))
+    exit_.update([group(exit_.select(1)[0], num_turns=1)])
+    request = exit_.select(1)[0]
+    metrics = exit_.update([RolloutGroup(request, (rollout(request, 0, 1.0),), num_dropped=3)])
+    assert request.source in exit_.buffer and exit_.buffer.scores.tolist() == [0.25]
+    assert metrics["unjudged_fraction"] == 1 and metrics["skipped_fraction"] == 0

@@ -260,11 +260,17 @@ def test_an_episode_that_cannot_be_judged_is_left_out_of_its_group(
     [group] = groups(model, [request], answer_by_seed, BrokenGraderEnv)
     assert [rollout.turns[0].response for rollout in group.rollouts] == [answers[0], *answers[2:]]
     assert "left out of its group: an episode of task 'count' failed twice: InfrastructureError" in caplog.text
-    # One rollout alone has nothing to be compared with; another error is no matter of luck.
-    for broken in (dict.fromkeys(answers[:3], lost), {answers[0]: lost, answers[1]: KeyError("a bug")}):
-        monkeypatch.setattr(BrokenGraderEnv, "broken", broken)
-        with pytest.raises(EpisodeError, match="gone" if len(broken) == 3 else "a bug"):
-            groups(model, [request], answer_by_seed, BrokenGraderEnv)
+    assert group.trainable and group.num_dropped == 1
+    # One rollout alone has nothing to be compared with.
+    for judged in (1, 0):
+        monkeypatch.setattr(BrokenGraderEnv, "broken", dict.fromkeys(answers[judged:], lost))
+        [group] = groups(model, [request], answer_by_seed, BrokenGraderEnv)
+        assert not group.trainable and not group.skipped
+        assert (len(group.rollouts), group.num_dropped) == (judged, 4 - judged)
+    # Another error is no matter of luck.
+    monkeypatch.setattr(BrokenGraderEnv, "broken", {answers[0]: lost, answers[1]: KeyError("a bug")})
+    with pytest.raises(EpisodeError, match="a bug"):
+        groups(model, [request], answer_by_seed, BrokenGraderEnv)
 
 
 def test_an_env_that_raises_stop_iteration_fails_as_any_other(model: str) -> None:
