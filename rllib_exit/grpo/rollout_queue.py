@@ -117,7 +117,7 @@ class RolloutQueue:
         if self._num_unjudged == MAX_UNJUDGED:
             raise RolloutError(
                 f"most groups of {MAX_UNJUDGED} iterations in a row could not be judged, {unjudged} of {len(groups)} "
-                "in the last one: the grader or the sandbox of the environment is broken; the env runners' log says why "
+                "in the last one: the environment's grader or sandbox is broken; the log of the env runners says why "
                 "each episode was left out"
             )
 
