@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rllib_exit import checkpoints
+from tests.cli.test_rollouts import listed
 from tests.processes import children, wait_for_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -82,16 +83,21 @@ def results(directory: Path) -> dict[int, dict[str, Any]]:
 
 
 @pytest.mark.vllm
-def test_train_evaluate_and_export_with_a_real_engine(tiny_model: str, tmp_path: Path) -> None:
+def test_train_rollouts_evaluate_and_export_with_a_real_engine(tiny_model: str, tmp_path: Path) -> None:
     file = tmp_path / "example.py"
     file.write_text(CONFIG.format(model=tiny_model))
-    rllib("train", "file", file, "--scale", "cpu", "--results-dir", tmp_path / "results")
+    rllib("train", "file", file, "--scale", "cpu", "--results-dir", tmp_path / "results", "--log-rollouts")
     assert list(results(tmp_path / "results")) == [1, 2]
     for result in results(tmp_path / "results").values():
         # Both run in fp32: the learner's and the engine's policy are the same one.
         assert 0 < result["learner"]["logprob_abs_diff_mean"] < 0.02
     assert list((tmp_path / "results").rglob("progress.csv"))
     assert list((tmp_path / "results").rglob("events.out.tfevents.*"))
+
+    [rollouts] = tmp_path.glob("results/*/*/rollouts")
+    assert (rollouts.parent / "progress.csv").is_file()
+    assert listed(tmp_path / "results", "--iteration", "1") == [f"0000000{i}/{g}" for i in range(4) for g in range(4)]
+    assert "response, depth 0" in rllib("rollouts", tmp_path / "results", "--show", "00000000/1")
 
     rllib("evaluate", tmp_path / "results", "--limit", "4", "--baseline", "--output", tmp_path / "evaluation")
     json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())

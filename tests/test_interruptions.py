@@ -17,7 +17,7 @@ from tests.test_end_to_end import CONFIG, RLLIB, environment, results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# Where the file `slow` lies beside the config, a response takes a minute.
+# Where the file `slow` lies beside the config, a response takes a minute, and `waiting` says so.
 SLOW = (
     CONFIG
     + """
@@ -30,7 +30,10 @@ from tests.fakes import ScriptedGenerator
 
 class SlowGenerator(ScriptedGenerator):
     async def generate(self, prompt_ids, sampling, seed):
-        await asyncio.sleep(60 if Path({slow!r}).exists() else 0.2)
+        if Path({slow!r}).exists():
+            Path({waiting!r}).touch()
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.2)
         return await super().generate(prompt_ids, sampling, seed)
 
 
@@ -43,7 +46,7 @@ config.generation(generator_class=partial(SlowGenerator, script=lambda prompt, s
 def train(tiny_model: str, tmp_path: Path) -> list[str]:
     """The command; results go to ``results``."""
     file = tmp_path / "example.py"
-    file.write_text(SLOW.format(model=tiny_model, slow=str(tmp_path / "slow")))
+    file.write_text(SLOW.format(model=tiny_model, slow=str(tmp_path / "slow"), waiting=str(tmp_path / "waiting")))
     options = ["--scale", "cpu", "--checkpoint-freq", "1", "--results-dir", str(tmp_path / "results")]
     return [*RLLIB, "train", "file", str(file), *options]
 
@@ -63,7 +66,7 @@ def test_sigterm_saves_what_is_under_way_at_once_and_it_can_be_resumed(train: li
     try:
         wait_for_checkpoints(process, tmp_path / "results", 1)
         (tmp_path / "slow").touch()
-        time.sleep(5)  # now an iteration waits for its rollouts
+        wait_until((tmp_path / "waiting").exists)  # now an iteration waits for its rollouts
         below = children(process.pid, "ray::")
         process.send_signal(signal.SIGTERM)
         start = time.monotonic()

@@ -151,19 +151,3 @@ def test_a_terminal_gets_a_pager_with_colours_of_ours_alone(log: Path, tmp_path:
     text = output.decode()
     assert text.startswith("paged -RFX") and "\x1b[1mlineage" in text and "\\x1b]0;owned\\x07" in text
     assert "\x1b]" not in text and "\x1b[2J" not in text and "\x07" not in text
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_train_logs_the_rollouts_beside_its_results(file: Path, tmp_path: Path):
-    results = tmp_path / "results"
-    settings = ["prompts_per_batch=2", "rollouts_per_prompt=3", "min_buffer_size=1", "learner_threads=1"]
-    sets = [word for setting in settings for word in ("--set", setting)]
-    options = ["--stop-iters", "2", "--results-dir", str(results), "--log-rollouts", *sets]
-    # A process of its own, with a Ray of its own; the workers import the tests.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", RLLIB, "train", "file", str(file), *options], env=environment, check=True)
-    [directory] = results.glob("*/*/rollouts")
-    assert (directory.parent / "progress.csv").is_file()
-    assert listed(results, "--iteration", "1") == [f"0000000{i}/{g}" for i in (0, 1) for g in (0, 1, 2)]
-    assert "response, depth 0" in run("rollouts", results, "--show", "00000000/1").output

@@ -37,9 +37,9 @@ PROMPT = list(range(10, 110))
 class Engine:
     """A generator with its event loop."""
 
-    def __init__(self, model: str, max_model_len: int = 512, **engine_args: Any) -> None:
+    def __init__(self, model: str, **engine_args: Any) -> None:
         self.loop = asyncio.Runner()
-        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=max_model_len, engine_args=engine_args)
+        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=8192, engine_args=engine_args)
 
     def generate(self, *prompts: list[int], seed: int = 0, **sampling: Any) -> list[Generation]:
         async def run() -> list[Generation]:
@@ -53,8 +53,15 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: str) -> Iterator[Engine]:
-    engine = Engine(tiny_model)
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model that takes prompts of thousands of tokens."""
+    return make_tiny_model(tmp_path_factory.mktemp("long-model"), vocab_size=2048, max_positions=8192)
+
+
+@pytest.fixture(scope="module")
+def engine(long_model: str) -> Iterator[Engine]:
+    """One engine for all tests, the last of which kills it."""
+    engine = Engine(long_model)
     yield engine
     engine.loop.run(engine.generator.close())
     engine.loop.close()
@@ -87,8 +94,8 @@ def learner_logprobs(module: CausalLMRLModule, prompt: list[int], generation: Ge
         return module.forward_train({PACK: packed})["logprobs"].numpy()
 
 
-def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, tiny_model: str) -> None:
-    module = make_module(tiny_model)
+def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, long_model: str) -> None:
+    module = make_module(long_model)
     [before] = engine.generate(PROMPT)
     np.testing.assert_allclose(before.logprobs, learner_logprobs(module, PROMPT, before), atol=2e-4)
     with torch.no_grad():
@@ -102,15 +109,16 @@ def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, tiny_mod
     [after] = engine.generate(PROMPT)
     np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
 
-    engine.update_weights(make_module(tiny_model))
+    engine.update_weights(make_module(long_model))
     [again] = engine.generate(PROMPT)
     assert again.token_ids == before.token_ids
     np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
 
 
-def test_an_engine_of_two_workers_takes_the_learners_weights(tiny_model: str) -> None:
-    engine = Engine(tiny_model, tensor_parallel_size=2, distributed_executor_backend="mp")
-    module = make_module(tiny_model)
+@pytest.mark.full
+def test_an_engine_of_two_workers_takes_the_learners_weights(long_model: str) -> None:
+    engine = Engine(long_model, tensor_parallel_size=2, distributed_executor_backend="mp")
+    module = make_module(long_model)
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter *= 1.5
@@ -123,9 +131,9 @@ def test_an_engine_of_two_workers_takes_the_learners_weights(tiny_model: str) ->
     engine.loop.close()
 
 
-def test_responses_under_way_go_on_under_new_weights(engine: Engine, tiny_model: str) -> None:
+def test_responses_under_way_go_on_under_new_weights(engine: Engine, long_model: str) -> None:
     """Up to the update they have the old weights' probabilities, after it those of the new weights alone."""
-    old, new = make_module(tiny_model), make_module(tiny_model)
+    old, new = make_module(long_model), make_module(long_model)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(2)
         for parameter in new.model.parameters():
@@ -162,8 +170,8 @@ def test_seeds_repeat_and_differ(engine: Engine) -> None:
     assert first[0].token_ids != first[1].token_ids
 
 
-def test_log_probabilities_are_those_of_the_tempered_distribution(engine: Engine, tiny_model: str) -> None:
-    module = make_module(tiny_model)
+def test_log_probabilities_are_those_of_the_tempered_distribution(engine: Engine, long_model: str) -> None:
+    module = make_module(long_model)
     module.temperature = 0.5
     [generation] = engine.generate(PROMPT, temperature=0.5)
     np.testing.assert_allclose(generation.logprobs, learner_logprobs(module, PROMPT, generation), atol=5e-4)
@@ -200,9 +208,9 @@ class NoisyCounterEnv(CounterEnv):
         return replace(outcome, feedback=f" <|im_end|>\n<|im_start|>assistant\n {response[::-1]} é\u2003🙂\n\n")
 
 
-def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engine: Engine, tiny_model: str) -> None:
+def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engine: Engine, long_model: str) -> None:
     """No token drifts over the turns of an episode: what the learner sees is what the engine saw."""
-    chat = ChatTokenizer(tiny_model)
+    chat = ChatTokenizer(long_model)
     task = "count/1"
     starts = [
         TaskInstance(task),
@@ -224,7 +232,7 @@ def test_segments_scored_by_the_learner_have_the_engines_log_probabilities(engin
     rollouts = engine.loop.run(play())
     # One more after a self-iteration step.
     assert [len(rollout.segments) for rollout in rollouts] == [2 if starts[i % 4].iterate else 1 for i in range(50)]
-    assert num_rescored(rollouts, tiny_model) > 50 * 3 * 4
+    assert num_rescored(rollouts, long_model) > 50 * 3 * 4
 
 
 def num_rescored(rollouts: list[Rollout], model: str) -> int:
@@ -245,11 +253,9 @@ class GuidedBFCLEnv(BFCLEnv):
         return super().respond(task, self.demonstration(task)[self._responses])
 
 
-def test_segments_of_tool_use_have_the_engines_log_probabilities(tmp_path: Path) -> None:
+def test_segments_of_tool_use_have_the_engines_log_probabilities(engine: Engine, long_model: str) -> None:
     """The same over real tool results, in prompts of thousands of tokens."""
-    model = make_tiny_model(tmp_path, vocab_size=2048, max_positions=8192)
-    engine = Engine(model, max_model_len=8192)
-    chat = ChatTokenizer(model)
+    chat = ChatTokenizer(long_model)
     options = {"requests": "all", "trim_schemas": True, "classes": ["GorillaFileSystem"], "max_turns": 6}
     env = GuidedBFCLEnv(options)
     iterate = Turn("<tool>[]</tool> <|im_end|>", depth=1)
@@ -275,36 +281,10 @@ def test_segments_of_tool_use_have_the_engines_log_probabilities(tmp_path: Path)
         return await asyncio.gather(*(player.play(starts[i % len(starts)], seed=1000 * i) for i in range(50)))
 
     rollouts = engine.loop.run(play())
-    engine.loop.run(engine.generator.close())
-    engine.loop.close()
     assert all(len(rollout.turns) >= 4 for rollout in rollouts)
     for i, rollout in enumerate(rollouts):
         assert len(rollout.segments) == (2 if starts[i % len(starts)].iterate else 1)
-    assert num_rescored(rollouts, model) > 50 * 3 * 12
-
-
-def test_an_engine_whose_process_is_killed_says_so(tiny_model: str) -> None:
-    before = children(os.getpid(), "EngineCore")
-    engine = Engine(tiny_model)
-    engine.generate(PROMPT)
-    [core] = [pid for pid in children(os.getpid(), "EngineCore") if pid not in before]
-
-    async def run() -> None:
-        os.kill(core, signal.SIGSTOP)  # so that it does not answer first
-        task = asyncio.create_task(engine.generator.generate(PROMPT, SamplingParams(max_tokens=16), 0))
-        await asyncio.sleep(0.2)
-        os.kill(core, signal.SIGKILL)
-        async with asyncio.timeout(30):
-            await task
-
-    with pytest.raises(EngineError, match="engine process died"):
-        engine.loop.run(run())
-    with pytest.raises(EngineError):
-        engine.generate(PROMPT)
-    with pytest.raises(EngineError):
-        engine.update_weights(make_module(tiny_model))
-    engine.loop.run(engine.generator.close())
-    engine.loop.close()
+    assert num_rescored(rollouts, long_model) > 50 * 3 * 12
 
 
 OWNER = """
@@ -320,12 +300,13 @@ if __name__ == "__main__":
 """
 
 
-def test_an_engine_ends_with_the_process_that_started_it(tiny_model: str, tmp_path: Path) -> None:
+@pytest.mark.full
+def test_an_engine_ends_with_the_process_that_started_it(long_model: str, tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
     script.write_text(OWNER)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     owner = subprocess.Popen(
-        [sys.executable, str(script), tiny_model], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script), long_model], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert owner.stdout is not None
     while "started" not in (line := owner.stdout.readline()):
@@ -336,3 +317,23 @@ def test_an_engine_ends_with_the_process_that_started_it(tiny_model: str, tmp_pa
     owner.kill()
     owner.wait()
     wait_for_end(engine, 5)
+
+
+def test_an_engine_whose_process_is_killed_says_so(engine: Engine, long_model: str) -> None:
+    engine.generate(PROMPT)
+    [core] = children(os.getpid(), "EngineCore")
+
+    async def run() -> None:
+        os.kill(core, signal.SIGSTOP)  # so that it does not answer first
+        task = asyncio.create_task(engine.generator.generate(PROMPT, SamplingParams(max_tokens=16), 0))
+        await asyncio.sleep(0.2)
+        os.kill(core, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            await task
+
+    with pytest.raises(EngineError, match="engine process died"):
+        engine.loop.run(run())
+    with pytest.raises(EngineError):
+        engine.generate(PROMPT)
+    with pytest.raises(EngineError):
+        engine.update_weights(make_module(long_model))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,160 +74,6 @@ def record_updates(algo: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[Roll
     return seen
 
 
-@pytest.fixture
-def algo(tiny_model: str, ray_session: None) -> Any:
-    algo: Any = make_config(tiny_model).build_algo()
-    yield algo
-    algo.stop()
-
-
-def test_an_iteration_reports_every_metric_of_the_design(algo: Any) -> None:
-    algo.train()
-    result = algo.train()
-    assert set(result["curriculum"]) >= {
-        "buffer_size", "buffer_score_min", "buffer_score_mean", "buffer_score_max", "selected_fraction",
-        "starting_turn_plateau",
-        "improve_fraction", "diverge_fraction", "depth_mean", "starting_turn_mean", "distinct_tasks_total",
-        "distinct_instances_total", "group_variance_mean", "zero_variance_fraction",
-    }  # fmt: skip
-    assert set(result["rollouts"]) >= {
-        "return_mean", "quality_mean", "response_tokens_mean", "truncated_fraction", "invalid_fraction", "tokens_per_s",
-    }  # fmt: skip
-    assert set(result["learner"]) >= {
-        "loss", "kl", "clip_fraction", "entropy", "grad_norm", "logprob_abs_diff_mean", "logprob_abs_diff_max",
-        "tokens_per_s",
-    }  # fmt: skip
-    assert set(result["timers"]) >= {"select", "rollout", "embed", "update", "sync"}
-    assert result["policy_version"] == 2 and result["policy_lag_max"] == 0
-    assert result["curriculum"]["selected_fraction"] > 0 and result["learner"]["grad_norm"] > 0
-    assert all(np.isfinite(value) for part in ("curriculum", "rollouts", "learner") for value in result[part].values())
-
-
-def test_a_restored_run_selects_what_the_uninterrupted_one_does(
-    algo: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    algo.train()
-    time_total_s = algo.train()["time_total_s"]
-    checkpoint = algo.save_to_path(tmp_path / "checkpoint")
-    expected = selections(algo, monkeypatch)
-    versions = [algo.train()["policy_version"] for _ in range(2)]
-    restored: Any = GRPO.from_checkpoint(checkpoint)
-    try:
-        seen = selections(restored, monkeypatch)
-        results = [restored.train() for _ in range(2)]
-        assert [result["policy_version"] for result in results] == versions == [3, 4]
-        assert results[0]["time_total_s"] == time_total_s + results[0]["time_this_iter_s"]
-        assert seen == expected
-        assert restored.training_iteration == algo.training_iteration == 4
-        states = [a.replay.curriculum.buffer.get_state() for a in (restored, algo)]
-        assert repr(states[0]) == repr(states[1])
-        # The optimizer and the reference were restored too: the same updates gave the same weights.
-        states = [_learners_state(a, tmp_path / f"{i}") for i, a in enumerate((restored, algo))]
-        assert states[0].keys() == states[1].keys() == {"policy", "exp_avg", "exp_avg_sq", "reference"}
-        for kind in states[0]:
-            np.testing.assert_allclose(states[0][kind], states[1][kind], atol=1e-5)
-    finally:
-        restored.stop()
-
-
-def _learners_state(algo: Any, path: Path) -> dict[str, np.ndarray]:
-    """The learners' tensors, flat, by kind."""
-    from safetensors.numpy import load_file
-
-    algo.learner_group.save_to_path(path)
-    return {
-        kind.name: np.concatenate([t.ravel() for f in sorted(kind.iterdir()) for _, t in sorted(load_file(f).items())])
-        for kind in path.iterdir()
-        if kind.is_dir()
-    }
-
-
-def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: Any, tmp_path: Path) -> None:
-    checkpoint = algo.save_to_path(f"file://{tmp_path}/start")
-    before = _learners_state(algo, tmp_path / "before")
-    algo.train()
-    algo.restore_from_path(checkpoint)
-    after = _learners_state(algo, tmp_path / "after")
-    for kind in before:
-        np.testing.assert_array_equal(before[kind], after[kind])
-    assert algo.policy_version == 0
-
-
-def test_a_damaged_checkpoint_is_refused(algo: Any, tmp_path: Path) -> None:
-    checkpoint = Path(algo.save_to_path(tmp_path / "checkpoint"))
-    state = next(checkpoint.rglob("policy/*.safetensors"))
-    content = bytearray(state.read_bytes())
-    content[len(content) // 2] ^= 1
-    state.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"policy/00000\.safetensors was changed"):
-        algo.restore_from_path(checkpoint)
-
-
-def test_a_lost_env_runner_costs_no_group(algo: Any) -> None:
-    algo.train()
-    runner = algo.env_runner_group._worker_manager.actors()[1]
-    ray.kill(runner, no_restart=False)
-    result = algo.train()
-    assert result["policy_version"] == 2 and result["rollouts"]["skipped_prompts"] == 0
-
-
-def test_a_reward_that_raises_ends_training_with_the_task_the_cause_and_a_checkpoint(
-    tiny_model: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    switch = tmp_path / "broken"
-    algo: Any = make_config(tiny_model, env_config={"broken_if": str(switch)}).build_algo()
-    try:
-        algo.train()
-        switch.touch()
-        with pytest.raises(RolloutError, match=r"task 't\d' failed twice: ZeroDivisionError: in the reward") as error:
-            algo.train()
-        checkpoint = str(error.value).rsplit(" ", 1)[-1]
-        switch.unlink()
-        trained_on = record_updates(algo, monkeypatch)
-        algo.train()
-        state = algo.replay.get_state()
-        algo.restore_from_path(checkpoint)
-        assert algo.training_iteration == 1 and algo.policy_version == 1
-        # What was selected when it failed is neither lost nor selected anew.
-        algo.train()
-        assert trained_on[0] == trained_on[1] and repr(algo.replay.get_state()) == repr(state)
-    finally:
-        algo.stop()
-
-
-def test_tool_use_is_trained_on_from_partial_histories(tmp_path: Path, ray_session: None) -> None:
-    model = make_tiny_model(tmp_path, max_positions=8192)
-    config = make_config(model, max_model_len=8192, prompts_per_batch=4)
-    config.environment(BFCLEnv, env_config={"trim_schemas": True, "classes": ["GorillaFileSystem"]})
-    config.generation(max_response_tokens=512, generator_class=partial(ScriptedGenerator, script=tool_user))
-    config.curriculum(self_iteration_prob=1.0, buffer_size=40)
-    algo: Any = config.build_algo()
-    try:
-        results = [algo.train() for _ in range(5)]
-        replayed = [result["curriculum"] for result in results if result["curriculum"]["selected_fraction"]]
-        assert max(result["starting_turn_mean"] for result in replayed) > 0
-        assert max(result["depth_mean"] for result in replayed) > 0
-        # A script's log-probabilities are made up, but its tokens were trained on.
-        assert all(result["learner"]["grad_norm"] > 0 for result in results)
-        assert 0 < results[-1]["rollouts"]["first_turn_accuracy"] < 1
-    finally:
-        algo.stop()
-
-
-def test_evaluation_reports_accuracy_and_corrections_by_step(tiny_model: str, ray_session: None) -> None:
-    config = make_config(tiny_model, self_improvement_steps=2)
-    config.evaluation(evaluation_interval=1, evaluation_config=GRPOConfig.overrides(env_config={"num_tasks": 20}))
-    algo: Any = config.build_algo()
-    try:
-        evaluation = algo.train()["evaluation"]
-        assert evaluation["num_tasks"] == 20
-        assert set(evaluation["accuracy"]) == set(evaluation["net_corrections"]) == {"step_0", "step_1", "step_2"}
-        assert evaluation["net_corrections"]["step_0"] == 0
-        assert evaluation["improvement"] == evaluation["accuracy"]["step_2"] - evaluation["accuracy"]["step_0"]
-    finally:
-        algo.stop()
-
-
 class SleepyGenerator(ScriptedGenerator):
     """Generates only while it is awake; a file says what it was told."""
 
@@ -252,25 +99,176 @@ class SleepyGenerator(ScriptedGenerator):
             file.write(f"{what}\n")
 
 
-def test_colocated_engines_sleep_while_the_learners_work(
-    tiny_model: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``broken`` makes the reward raise, and ``told`` says what the engine was told."""
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def algo(tiny_model: str, ray_session: None, files: Path) -> Iterator[Any]:
+    """One algorithm for all tests: each reads where it stands, and leaves it able to go on."""
+    config = make_config(tiny_model, env_config={"broken_if": str(files / "broken")}, self_improvement_steps=2)
+    config.generation(generator_class=partial(SleepyGenerator, script=guess, told=files / "told"))
+    config.evaluation(evaluation_interval=1, evaluation_config=GRPOConfig.overrides(env_config={"num_tasks": 20}))
+    algo: Any = config.build_algo()
+    yield algo
+    algo.stop()
+
+
+def test_an_iteration_reports_every_metric_of_the_design(algo: Any) -> None:
+    version = algo.train()["policy_version"]
+    result = algo.train()
+    assert set(result["curriculum"]) >= {
+        "buffer_size", "buffer_score_min", "buffer_score_mean", "buffer_score_max", "selected_fraction",
+        "starting_turn_plateau",
+        "improve_fraction", "diverge_fraction", "depth_mean", "starting_turn_mean", "distinct_tasks_total",
+        "distinct_instances_total", "group_variance_mean", "zero_variance_fraction",
+    }  # fmt: skip
+    assert set(result["rollouts"]) >= {
+        "return_mean", "quality_mean", "response_tokens_mean", "truncated_fraction", "invalid_fraction", "tokens_per_s",
+    }  # fmt: skip
+    assert set(result["learner"]) >= {
+        "loss", "kl", "clip_fraction", "entropy", "grad_norm", "logprob_abs_diff_mean", "logprob_abs_diff_max",
+        "tokens_per_s",
+    }  # fmt: skip
+    assert set(result["timers"]) >= {"select", "rollout", "embed", "update", "sync"}
+    assert result["policy_version"] == version + 1 and result["policy_lag_max"] == 0
+    assert result["curriculum"]["selected_fraction"] > 0 and result["learner"]["grad_norm"] > 0
+    assert all(np.isfinite(value) for part in ("curriculum", "rollouts", "learner") for value in result[part].values())
+
+
+def test_a_restored_run_selects_what_the_uninterrupted_one_does(
+    algo: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(tiny_model)
-    config.generation(generator_class=partial(SleepyGenerator, script=guess, told=tmp_path / "told"))
+    algo.train()
+    before = algo.train()
+    time_total_s, version = before["time_total_s"], before["policy_version"]
+    checkpoint = algo.save_to_path(tmp_path / "checkpoint")
+    expected = selections(algo, monkeypatch)
+    versions = [algo.train()["policy_version"] for _ in range(2)]
+    restored: Any = GRPO.from_checkpoint(checkpoint)
+    try:
+        seen = selections(restored, monkeypatch)
+        results = [restored.train() for _ in range(2)]
+        assert [result["policy_version"] for result in results] == versions == [version + 1, version + 2]
+        assert results[0]["time_total_s"] == time_total_s + results[0]["time_this_iter_s"]
+        assert seen == expected
+        assert restored.training_iteration == algo.training_iteration == before["training_iteration"] + 2
+        states = [a.replay.curriculum.buffer.get_state() for a in (restored, algo)]
+        assert repr(states[0]) == repr(states[1])
+        # The optimizer and the reference were restored too: the same updates gave the same weights.
+        states = [_learners_state(a, tmp_path / f"{i}") for i, a in enumerate((restored, algo))]
+        assert states[0].keys() == states[1].keys() == {"policy", "exp_avg", "exp_avg_sq", "reference"}
+        for kind in states[0]:
+            np.testing.assert_allclose(states[0][kind], states[1][kind], atol=1e-5)
+    finally:
+        restored.stop()
+
+
+def _learners_state(algo: Any, path: Path) -> dict[str, np.ndarray]:
+    """The learners' tensors, flat, by kind."""
+    from safetensors.numpy import load_file
+
+    algo.learner_group.save_to_path(path)
+    return {
+        kind.name: np.concatenate([t.ravel() for f in sorted(kind.iterdir()) for _, t in sorted(load_file(f).items())])
+        for kind in path.iterdir()
+        if kind.is_dir()
+    }
+
+
+def test_rolling_back_to_an_older_checkpoint_loads_its_weights(algo: Any, tmp_path: Path) -> None:
+    version = algo.policy_version
+    checkpoint = algo.save_to_path(f"file://{tmp_path}/start")
+    before = _learners_state(algo, tmp_path / "before")
+    algo.train()
+    algo.restore_from_path(checkpoint)
+    after = _learners_state(algo, tmp_path / "after")
+    for kind in before:
+        np.testing.assert_array_equal(before[kind], after[kind])
+    assert algo.policy_version == version
+
+
+def test_a_damaged_checkpoint_is_refused(algo: Any, tmp_path: Path) -> None:
+    checkpoint = Path(algo.save_to_path(tmp_path / "checkpoint"))
+    state = next(checkpoint.rglob("policy/*.safetensors"))
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"policy/00000\.safetensors was changed"):
+        algo.restore_from_path(checkpoint)
+
+
+def test_a_lost_env_runner_costs_no_group(algo: Any) -> None:
+    version = algo.train()["policy_version"]
+    runner = algo.env_runner_group._worker_manager.actors()[1]
+    ray.kill(runner, no_restart=False)
+    result = algo.train()
+    assert result["policy_version"] == version + 1 and result["rollouts"]["skipped_prompts"] == 0
+
+
+def test_a_reward_that_raises_ends_training_with_the_task_the_cause_and_a_checkpoint(
+    algo: Any, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = algo.train()
+    (files / "broken").touch()
+    with pytest.raises(RolloutError, match=r"task 't\d' failed twice: ZeroDivisionError: in the reward") as error:
+        algo.train()
+    checkpoint = str(error.value).rsplit(" ", 1)[-1]
+    (files / "broken").unlink()
+    trained_on = record_updates(algo, monkeypatch)
+    algo.train()
+    state = algo.replay.get_state()
+    algo.restore_from_path(checkpoint)
+    assert algo.training_iteration == before["training_iteration"] and algo.policy_version == before["policy_version"]
+    # What was selected when it failed is neither lost nor selected anew.
+    algo.train()
+    assert trained_on[0] == trained_on[1] and repr(algo.replay.get_state()) == repr(state)
+
+
+def test_tool_use_is_trained_on_from_partial_histories(tmp_path: Path, ray_session: None) -> None:
+    model = make_tiny_model(tmp_path, max_positions=8192)
+    config = make_config(model, max_model_len=8192, prompts_per_batch=4)
+    config.environment(BFCLEnv, env_config={"trim_schemas": True, "classes": ["GorillaFileSystem"]})
+    config.generation(max_response_tokens=512, generator_class=partial(ScriptedGenerator, script=tool_user))
+    config.curriculum(self_iteration_prob=1.0, buffer_size=40)
     algo: Any = config.build_algo()
     try:
-        # What it takes to be colocated are GPUs, which is all that the config's check is about.
-        monkeypatch.setitem(vars(algo.config), "colocated", True)
-        update = algo.learner_group.update
-
-        def checked_update(**kwargs: Any) -> Any:
-            assert (tmp_path / "told").read_text().endswith("sleep\n")
-            return update(**kwargs)
-
-        monkeypatch.setattr(algo.learner_group, "update", checked_update)
-        results = [algo.train() for _ in range(2)]
-        assert [result["policy_version"] for result in results] == [1, 2]
-        assert results[0]["sync"]["bytes"] > 1e6
-        assert (tmp_path / "told").read_text().split() == ["sleep", "weights"] * 2
+        results = [algo.train() for _ in range(5)]
+        replayed = [result["curriculum"] for result in results if result["curriculum"]["selected_fraction"]]
+        assert max(result["starting_turn_mean"] for result in replayed) > 0
+        assert max(result["depth_mean"] for result in replayed) > 0
+        # A script's log-probabilities are made up, but its tokens were trained on.
+        assert all(result["learner"]["grad_norm"] > 0 for result in results)
+        assert 0 < results[-1]["rollouts"]["first_turn_accuracy"] < 1
     finally:
         algo.stop()
+
+
+def test_evaluation_reports_accuracy_and_corrections_by_step(algo: Any) -> None:
+    evaluation = algo.train()["evaluation"]
+    assert evaluation["num_tasks"] == 20
+    assert set(evaluation["accuracy"]) == set(evaluation["net_corrections"]) == {"step_0", "step_1", "step_2"}
+    assert evaluation["net_corrections"]["step_0"] == 0
+    assert evaluation["improvement"] == evaluation["accuracy"]["step_2"] - evaluation["accuracy"]["step_0"]
+
+
+def test_colocated_engines_sleep_while_the_learners_work(
+    algo: Any, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = algo.train()["policy_version"]
+    # What it takes to be colocated are GPUs, which is all that the config's check is about.
+    monkeypatch.setitem(vars(algo.config), "colocated", True)
+    (files / "told").write_text("")
+    update = algo.learner_group.update
+
+    def checked_update(**kwargs: Any) -> Any:
+        assert (files / "told").read_text().endswith("sleep\n")
+        return update(**kwargs)
+
+    monkeypatch.setattr(algo.learner_group, "update", checked_update)
+    results = [algo.train() for _ in range(2)]
+    assert [result["policy_version"] for result in results] == [version + 1, version + 2]
+    assert results[0]["sync"]["bytes"] > 1e6
+    assert (files / "told").read_text().split() == ["sleep", "weights"] * 2

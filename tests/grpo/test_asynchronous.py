@@ -62,8 +62,10 @@ def test_generation_goes_on_while_the_learner_updates(algo: Any, monkeypatch: py
     done: list[float] = []
 
     def slow_update(groups: Any) -> None:
-        time.sleep(4)
         futures = algo.rollouts._under_way.values()
+        deadline = time.monotonic() + 4
+        while not all(future.done() for future in futures) and time.monotonic() < deadline:
+            time.sleep(0.05)
         done.append(sum(future.done() for future in futures) / len(futures))
         update(groups)
 

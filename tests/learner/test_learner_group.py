@@ -18,7 +18,7 @@ def shard(config: GRPOConfig, name: str) -> GRPOConfig:
     return config.fsdp2() if name == "fsdp2" else config.deepspeed(zero_stage=3)
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("name", [pytest.param("fsdp2", marks=pytest.mark.full), "zero3"])
 def test_a_run_with_two_sharded_learners_goes_on_with_one(
     name: str, tiny_model: str, ray_session: None, tmp_path: Path
 ) -> None:
