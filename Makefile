@@ -1,7 +1,10 @@
 # make quickstart   trains a small model with ExIt on this CPU, in fewer steps than the example does by itself, and
 #                   prints its K-step accuracy
-# make test         runs every test: the fast ones, some of which measure time, by themselves; those that mostly
-#                   wait for processes to start, two at a time
+# make unit         runs the tests that start no Ray, no engine and no process group, in about a minute
+# make test         runs these and, after them, at least one test of every fault, sharding back end and command: what
+#                   CI runs
+# make test-all     runs every test, the property tests with more examples: before an issue is resolved, and nightly
+# make coverage     is `make test` with the branch coverage of what runs in the tests' own processes
 # make check        formats, lints and types
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
@@ -10,6 +13,8 @@
 #                   where pip does not find it by itself
 # EXTRA=gpu         installs the CUDA builds of torch and vLLM instead of the CPU builds
 # PYTHON=python3    the interpreter that makes the virtual environment
+# WORKERS=2         how many test processes run at once
+# OPTIONS=...       more options for pytest, as in `make unit OPTIONS="--durations 20"`
 
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -18,8 +23,11 @@ BENCH ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRA)
 SLOW := ray or vllm or deepspeed or slow
+WORKERS ?= 2
+OPTIONS ?=
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart test check bench format clean
+.PHONY: quickstart unit test test-all coverage check bench format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
@@ -41,9 +49,21 @@ quickstart: $(STAMP)
 		--stop-iters 30 --set lr=5e-5 --set lr_decay_steps=27
 	$(BIN)/rllib evaluate results/quickstart --baseline --steps 4 --limit 96
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not ($(SLOW))"
-	$(BIN)/python -m pytest -m "$(SLOW)" --numprocesses 2 --dist loadfile
+# What pytest's markers say, in pyproject.toml, decides which test is in which tier.
+unit: $(STAMP)
+	$(PYTEST) -m "not ($(SLOW) or full)"
+
+test: unit
+	$(PYTEST) -m "($(SLOW)) and not full"
+
+test-all: $(STAMP)
+	$(PYTEST) -m "not ($(SLOW))" --hypothesis-profile full
+	$(PYTEST) -m "$(SLOW)" --hypothesis-profile full
+
+coverage: $(STAMP)
+	$(BIN)/coverage erase
+	$(MAKE) test OPTIONS="--cov --cov-append --cov-report= $(OPTIONS)"
+	$(BIN)/coverage report
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -9,8 +9,9 @@ from hypothesis import settings
 
 from tests.tiny_models import make_tiny_model
 
-# Examples are slow on a busy machine, which is no fault of theirs.
-settings.register_profile("tests", deadline=None)
+# Examples are slow on a busy machine, which is no fault of theirs. `make test-all` asks for the second profile.
+settings.register_profile("tests", deadline=None, max_examples=25)
+settings.register_profile("full", deadline=None, max_examples=200)
 settings.load_profile("tests")
 
 # No test may reach for a hub.

@@ -3,7 +3,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -129,7 +129,6 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=150)
 @given(data=st.data())
 def test_the_next_prompt_begins_with_prompt_and_response(any_chat, data):
     messages = [message("user", data.draw(TEXT))]
@@ -155,7 +154,6 @@ def test_the_next_prompt_begins_with_prompt_and_response(any_chat, data):
         prompt = following
 
 
-@settings(max_examples=100)
 @given(text=TEXT)
 def test_contents_never_hold_special_tokens_and_survive(any_chat, text):
     ids = any_chat._content_ids(text)

@@ -2,7 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import Kind, TaskInstance, Turn
@@ -66,7 +66,6 @@ arguments = (
     st.integers(1, 9),
     st.sampled_from([0.0, 0.5, 1.0, 3.0, 1000.0, np.inf]),
 )
-@settings(max_examples=200)
 def test_agrees_with_the_slow_reference(operations, capacity, alpha):
     buffer, reference = TaskBuffer(capacity, alpha), ReferenceBuffer(capacity)
     for operation, numbers, score in operations:

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +45,6 @@ layouts = (st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5), st.integ
 
 
 @given(*layouts)
-@settings(max_examples=150)
 def test_every_row_sees_exactly_itself(seed, num_groups, group_size, max_tokens, share_prefixes):
     rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
     packs = pack(rows, max_tokens, share_prefixes)
@@ -129,7 +128,6 @@ def test_rejects_a_trained_first_token_and_no_room():
 
 
 @given(*layouts[:3])
-@settings(max_examples=50)
 def test_packs_are_full(seed, num_groups, group_size):
     """No two packs that follow each other would fit into one."""
     rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
@@ -138,7 +136,6 @@ def test_packs_are_full(seed, num_groups, group_size):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 8), st.integers(1, 5))
-@settings(max_examples=100)
 def test_parts_hold_every_row_once_and_about_as_many_tokens(seed, num_groups, group_size, parts):
     rows = make_rows(np.random.default_rng(seed), num_groups, group_size)
     split_rows = split(rows, parts)

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.competition_math.grading import Verdict, grade, workers
@@ -57,7 +57,6 @@ def test_warming_up_does_not_count():
     assert grade("12", "12", timeout_s=0.2) is Verdict.CORRECT
 
 
-@settings(max_examples=100)
 @given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))
 def test_integers_equal_themselves_only(gold: int, other: int):
     assert grade(str(gold), f"The answer is ${gold}$.", literal=True) is Verdict.CORRECT
@@ -65,7 +64,6 @@ def test_integers_equal_themselves_only(gold: int, other: int):
         assert grade(str(gold), f"\\boxed{{{other}}}", literal=True) is Verdict.WRONG
 
 
-@settings(max_examples=100)
 @given(st.text(max_size=200))
 def test_any_text_gets_a_verdict(response: str):
     assert grade(r"\sqrt{123456789}", response) in (Verdict.WRONG, Verdict.TIMED_OUT)

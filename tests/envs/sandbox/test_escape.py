@@ -24,6 +24,8 @@ from envs.sandbox.sandbox import Limits, Status
 from tests.envs.sandbox.callers import ROOT, SECRET
 from tests.envs.sandbox.conftest import Sandbox
 
+pytestmark = pytest.mark.slow
+
 # Prints how each attempt ends, one line each.
 ATTEMPT = """
 def attempt(function, *arguments, **keywords):
