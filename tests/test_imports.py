@@ -1,36 +1,50 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+PURE = [
+    "envs.bfcl.env",
+    "envs.competition_math.env",
+    "envs.countdown.env",
+    "envs.mle_bench.env",
+    "envs.reasoning_gym.env",
+    "envs.sandbox.sandbox",
+    "rllib_exit.curriculum.exit",
+    "rllib_exit.env_runners.player",
+    "rllib_exit.exit_loop",
+    "rllib_exit.objective.advantages",
+    "rllib_exit.rollouts",
+    "rllib_exit.settings",
+    "rllib_exit.self_improvement.chain",
+    "rllib_exit.self_improvement.curves",
+    "rllib_exit.self_improvement.greedy_search",
+    "rllib_exit.self_improvement.results",
+]
+SCRIPT = """
+import importlib, json, sys
+loaded, by_module = set(), {}
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    by_module[module] = sorted({"ray", "torch", "vllm", "transformers"} & set(sys.modules) - loaded)
+    loaded.update(by_module[module])
+print(json.dumps(by_module))
+"""
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "envs.bfcl.env",
-        "envs.competition_math.env",
-        "envs.countdown.env",
-        "envs.mle_bench.env",
-        "envs.reasoning_gym.env",
-        "envs.sandbox.sandbox",
-        "rllib_exit.curriculum.exit",
-        "rllib_exit.env_runners.player",
-        "rllib_exit.exit_loop",
-        "rllib_exit.objective.advantages",
-        "rllib_exit.rollouts",
-        "rllib_exit.settings",
-        "rllib_exit.self_improvement.chain",
-        "rllib_exit.self_improvement.curves",
-        "rllib_exit.self_improvement.greedy_search",
-        "rllib_exit.self_improvement.results",
-    ],
-)
-def test_pure_modules_load_neither_ray_nor_torch_nor_vllm(module: str) -> None:
-    script = f"import sys, {module}\nprint(*{{'ray', 'torch', 'vllm', 'transformers'}} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == []
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """What the pure modules load, one after the other in one process: each what none before it has loaded."""
+    result = subprocess.run([sys.executable, "-c", SCRIPT, *PURE], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_load_neither_ray_nor_torch_nor_vllm(loaded: dict[str, list[str]], module: str) -> None:
+    assert loaded[module] == []
 
 
 def test_learners_do_not_load_the_algorithm_or_its_config() -> None:
