@@ -9,6 +9,8 @@ import pytest
 from envs.base import Outcome, TaskInstance
 from envs.mle_bench.env import MLEBenchEnv, Result
 
+pytestmark = pytest.mark.slow
+
 READ = """\
 import numpy as np
 import pandas as pd

@@ -56,7 +56,14 @@ def callers() -> Iterator[dict[str, Caller]]:
     shutil.rmtree(base)
 
 
-@pytest.fixture(scope="session", params=[f"{tier}-{user}" for tier in get_args(Tier) for user in USERS])
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(f"{tier}-{user}", marks=[pytest.mark.full] if user == "nobody" else [])
+        for tier in get_args(Tier)
+        for user in USERS
+    ],
+)
 def sandbox(request: pytest.FixtureRequest, callers: dict[str, Caller]) -> Sandbox:
     tier, user = request.param.split("-")
     caller = callers[user]

@@ -29,6 +29,8 @@ from envs.sandbox.sandbox import (
 from tests.envs.sandbox.callers import ROOT, children, reachable_interpreter
 from tests.envs.sandbox.conftest import Sandbox
 
+pytestmark = pytest.mark.slow
+
 
 def working_tiers() -> list[Tier]:
     working = []
