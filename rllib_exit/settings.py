@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -65,6 +64,8 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numpy_to_python(cls, value: Any) -> Any:
+        import numpy as np  # not at the top: `rllib --help` needs no settings and has to be quick
+
         return value.item() if isinstance(value, np.generic) else value
 
     @classmethod
