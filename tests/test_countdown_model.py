@@ -15,6 +15,8 @@ from envs.countdown.grading import grade
 from rllib_exit.models import COUNTDOWN, resolve_model
 from tests.countdown_model import Policy, qualities
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

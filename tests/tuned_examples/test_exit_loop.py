@@ -80,8 +80,8 @@ def test_two_iterations_with_a_tiny_model(example: dict[str, Any], tiny_model: s
             config,
             0,
             num_iterations=2,
-            prompts_per_batch=4,
-            rollouts_per_prompt=8,
+            prompts_per_batch=2,
+            rollouts_per_prompt=4,
             sampling=SamplingParams(max_tokens=8),
         )
     )
