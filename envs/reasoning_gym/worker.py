@@ -228,6 +228,10 @@ def _replace_evaluators() -> None:
     for name in ("algorithmic.binary_matrix", "algorithmic.spiral_matrix", "algorithmic.string_insertion"):
         vars(importlib.import_module(f"reasoning_gym.{name}"))["eval"] = ast.literal_eval
     vars(importlib.import_module("reasoning_gym.games.n_queens"))["eval"] = ast.literal_eval
+    # Its grader asks only whether a text is empty: any other text would be right.
+    verdicts = {"true": True, "false": False}
+    halting = importlib.import_module("reasoning_gym.algorithmic.game_of_life_halting")
+    vars(halting)["bool"] = lambda text: verdicts.get(text.strip().lower())
     for name in ("sympy", "reasoning_gym.games.countdown", "reasoning_gym.games.puzzle24"):
         vars(importlib.import_module(name))["parse_expr"] = parse_arithmetic
 

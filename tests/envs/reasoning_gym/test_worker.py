@@ -142,6 +142,14 @@ def test_items_are_the_same_in_every_process():
             assert here == there[source], source.name
 
 
+def test_a_verdict_is_compared_and_not_only_there():
+    source = Source("game_of_life_halting", 4, 3)
+    for index, (_, answer) in enumerate(make(source)):
+        assert answer in ("True", "False")
+        other = str(answer == "False")
+        assert [grade(source, index, text, 5.0) for text in (answer, other, "maybe", "")] == [1.0, 0.0, 0.0, 0.0]
+
+
 def test_another_seed_makes_other_items():
     questions = [question for seed in (0, 1) for question, _ in make(Source("countdown", 50, seed))]
     assert len(set(questions)) == 100
