@@ -108,6 +108,7 @@ def refuse(_: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_every_data_set_accepts_its_own_answers_and_no_hostile_ones(trap: Trap):
     # Whether a grader evaluates its answer does not matter: all get all of these.
     expressions = {name: text for name, text in trap.expressions().items() if name in TO_ALL}
