@@ -23,8 +23,6 @@ from rllib_exit.report.page import printable, with_code
 from tests.cli.helpers import message, run
 from tests.report.runs_on_disk import evaluate, search, train
 
-pytestmark = pytest.mark.slow
-
 
 class Hashed:
     """Embeds by the letters of a text."""
