@@ -43,8 +43,8 @@ CONTEXT = 128
 SOLUTIONS, MISUSES = 0.6, 0.05
 # The share of self-iterations that give the old answer again.
 REPEATS: dict[Kind, float] = {"improve": 0.5, "diverge": 0.1}
-# The share of episodes whose target is hidden. There all answers are random.
-HIDDEN = 0.15
+# The share of episodes whose target is hidden, where all answers are random, and of those with two numbers, not three.
+HIDDEN, TWO_NUMBERS = 0.15, 0.15
 
 
 class Player:
@@ -52,23 +52,31 @@ class Player:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.envs = [CountdownEnv(), CountdownEnv({"hidden_target": True})]
-        self.task_ids = list(self.envs[0].tasks)
+        self.envs = [
+            [CountdownEnv({"numbers": count, "hidden_target": hidden}) for count in (3, 2)] for hidden in (False, True)
+        ]
 
     def episode(self) -> list[Message]:
-        """The chat of one episode: task, answer, request to improve or diverge, answer."""
+        """The chat of one episode: task, answer, request to improve or diverge, answer, and another request."""
         hidden = self.rng.random() < HIDDEN
-        env = self.envs[hidden]
-        task_id = self.task_ids[self.rng.integers(len(self.task_ids))]
+        env = self.envs[hidden][self.rng.random() < TWO_NUMBERS]
+        task_id = list(env.tasks)[self.rng.integers(len(env.tasks))]
         env.reset(options={"instance": TaskInstance(task_id)})
         numbers, target = env.task.data["numbers"], env.task.data["target"]
         first = self.answer(numbers, target, hidden)
         env.step(first)
-        kind: Kind = "improve" if self.rng.random() < 0.5 else "diverge"
+        kind = self.kind()
         repeated = self.rng.random() < REPEATS[kind]
         second = first if repeated else self.answer(numbers, target, hidden)
         env.reset(options={"instance": TaskInstance(task_id, iterate=env.turns[0], kind=kind)})
-        return [*env.messages(), {"role": "assistant", "content": second}]
+        chat = env.messages()
+        env.step(second)
+        # The policy never sees an episode go on so. The second feedback is there to learn arithmetic from.
+        request = env.self_iteration_prompt(env.task, env.turns[-1], self.kind())
+        return [*chat, {"role": "assistant", "content": second}, {"role": "user", "content": request}]
+
+    def kind(self) -> Kind:
+        return "improve" if self.rng.random() < 0.5 else "diverge"
 
     def answer(self, numbers: tuple[int, ...], target: int, hidden: bool) -> str:
         if not hidden and self.rng.random() < SOLUTIONS:
@@ -173,7 +181,7 @@ def train(model: LlamaForCausalLM, data: Iterator[torch.Tensor], steps: int, lr:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)

@@ -49,9 +49,11 @@ def test_it_is_trained_on_the_ids_that_it_is_asked_with(pretraining: Any, policy
     for _ in range(200):
         chat = episodes.episode()
         ids = backend.encode(pretraining.render(chat), add_special_tokens=False).ids
-        asked = policy.chat.encode(chat[:-1])
-        assert ids[: len(asked)] == asked and ids[-1] in policy.chat.eos_token_ids
-        assert policy.chat.decode(ids[len(asked) : -1]) == chat[-1]["content"]
+        for turn in (1, 3):
+            asked, answer = policy.chat.encode(chat[:turn]), chat[turn]["content"]
+            assert ids[: len(asked)] == asked
+            end = ids.index(policy.eos, len(asked))
+            assert policy.chat.decode(ids[len(asked) : end]) == answer
         assert policy.chat.tokenizer.unk_token_id not in ids
 
 
@@ -62,7 +64,7 @@ def test_it_is_not_trained_on_self_improvement(pretraining: Any):
     right: dict[tuple[str, bool], list[bool]] = {}
     repeated: dict[tuple[str, bool], list[bool]] = {}
     for _ in range(6000):
-        task, first, request, second = (message["content"] for message in episodes.episode())
+        task, first, request, second, _ = (message["content"] for message in episodes.episode())
         if task.endswith("?"):
             continue
         *numbers, _, target = task.split()
