@@ -3,85 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from envs.base import Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
 from envs.countdown.expressions import ExpressionError, parse
 from envs.countdown.grading import CLOSE, OPEN, answer, grade, quality
-from envs.countdown.tasks import countdown_tasks
+from envs.countdown.tasks import Split, countdown_tasks
+from envs.options import Options
 
-DEFAULTS: Mapping[str, Any] = {
-    "split": "train",
-    "numbers": 3,
-    "number_range": (1, 16),
-    "target_range": (1, 99),
-    "operators": "+-*",
-    "limit": None,
-    "seed": 0,
-    "graded": False,
-    "hidden_target": False,
-    "prompt": "short",
-}
+
+def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("give the least, then the greatest")
+    return bounds
+
+
+Count = Annotated[int, Field(ge=2, le=5)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)]
+Range = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ordered)]
+
+
+class CountdownOptions(Options):
+    """The options of :class:`CountdownEnv`."""
+
+    split: Split = Field(
+        "train",
+        description="`train` (80 %), `validation` or `test`; disjoint by numbers and target, whatever else is set.",
+    )
+    numbers: Counts = Field((3,), description="How many numbers a task has, from 2 to 5, or a list of such counts.")
+    number_range: Range = Field((1, 16), description="The least and the greatest number.")
+    target_range: Range = Field((1, 99), description="The least and the greatest target.")
+    operators: str = Field("+-*", pattern=r"^[-+*/]+$", description="What an answer may use of `+-*/`.")
+    limit: PositiveInt | None = Field(
+        None, description="How many tasks are drawn, each of other numbers where there are enough; all by default."
+    )
+    seed: int = Field(0, description="The seed of that draw.")
+    graded: bool = Field(
+        False,
+        description="Whether an answer that misses the target has a quality, which halves with every 10 by which it "
+        "misses.",
+    )
+    hidden_target: bool = Field(
+        False,
+        description="The prompt does not show the target, the feedback says how far off the value is. No first answer "
+        "is right but by luck, so that only self-improvement can be learned.",
+    )
+    prompt: Literal["short", "prose"] = Field(
+        "short", description="`short`, which a very small model can read, or `prose`, for any other."
+    )
 
 
 class CountdownEnv(SelfImprovementEnv):
     """Make a target from given numbers, each used exactly once; the response is an expression.
 
-    The feedback says what the expression is worth and how that compares with the target, or what is wrong with it.
+    The feedback says what the expression is worth and how that compares with the target, or what is wrong with it. The
+    quality is 1 for the target, else 0.
 
     Args:
-        config: Options, also as RLlib's ``env_config``; None counts as absent.
-
-            - ``split``: ``train`` (default), ``validation`` or ``test``; disjoint by numbers and target.
-            - ``numbers``: how many numbers a task has, 3 by default, or a list of counts, from 2 to 5.
-            - ``number_range``, ``target_range``: least and greatest, by default [1, 16] and [1, 99].
-            - ``operators``: some of ``+-*/``, by default ``+-*``.
-            - ``limit``, ``seed``: how many tasks are drawn, all by default, and the draw's seed.
-            - ``graded``: whether an answer that misses the target has a quality, which halves with every 10 by which
-              it misses; by default only the target counts.
-            - ``hidden_target``: the prompt does not show the target, and the feedback says how far off the value is.
-              No first answer can be good but by luck, so that only self-improvement can be learned.
-            - ``prompt``: ``short`` (default), which a very small model can read, or ``prose`` for others.
+        config: The options, see :class:`CountdownOptions`; also as RLlib's ``env_config``.
 
     Raises:
-        ValueError: If an option is unknown or has an impossible value.
+        ValueError: If an option is unknown or has an impossible value, or there is no such task.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        options = dict(DEFAULTS)
-        for key, value in (config or {}).items():
-            if key not in DEFAULTS:
-                raise ValueError(f"{type(self).__name__} has no option {key!r}: use {', '.join(DEFAULTS)}")
-            if value is not None:
-                options[key] = value
-        if options["limit"] is not None and not options["limit"] > 0:
-            raise ValueError(f"limit is {options['limit']!r}: it must be positive")
-        if options["prompt"] not in ("short", "prose"):
-            raise ValueError(f"prompt is {options['prompt']!r}: use 'short' or 'prose'")
-        counts = options["numbers"]
+        self.options = options = CountdownOptions.parse(config)
         tasks = countdown_tasks(
-            options["split"],
-            (counts,) if isinstance(counts, int) else tuple(counts),
-            tuple(options["number_range"]),
-            tuple(options["target_range"]),
-            options["operators"],
-            options["limit"],
-            options["seed"],
+            options.split,
+            options.numbers,
+            options.number_range,
+            options.target_range,
+            options.operators,
+            options.limit,
+            options.seed,
         )
         super().__init__(tasks)
-        self.operators: str = options["operators"]
-        self.graded: bool = options["graded"]
-        self.hidden_target: bool = options["hidden_target"]
-        self.prose: bool = options["prompt"] == "prose"
+        self.prose = options.prompt == "prose"
 
     def prompt(self, task: Task) -> list[Message]:
-        numbers, target = task.data["numbers"], "?" if self.hidden_target else task.data["target"]
+        numbers, target = task.data["numbers"], "?" if self.options.hidden_target else task.data["target"]
         content = f"{' '.join(map(str, numbers))} make {target}"
         if self.prose:
             content = (
-                f"Make {'a number that I keep secret' if self.hidden_target else target} from the numbers "
+                f"Make {'a number that I keep secret' if self.options.hidden_target else target} from the numbers "
                 f"{', '.join(map(str, numbers))}. Use each of them exactly once, with parentheses and the operators "
-                f"{' '.join(self.operators)}. Give the expression between {OPEN} and {CLOSE}."
+                f"{' '.join(self.options.operators)}. Give the expression between {OPEN} and {CLOSE}."
             )
         return [{"role": "user", "content": content}]
 
@@ -89,9 +97,10 @@ class CountdownEnv(SelfImprovementEnv):
         return super().self_iteration_prompt(task, iterate, kind) if self.prose else f"{iterate.feedback} {kind}"
 
     def respond(self, task: Task, response: str) -> Outcome:
-        verdict = grade(response, task.data["numbers"], task.data["target"], self.operators, self.hidden_target)
+        numbers, target, options = task.data["numbers"], task.data["target"], self.options
+        verdict = grade(response, numbers, target, options.operators, hidden=options.hidden_target)
         return Outcome(
-            quality=quality(verdict.distance, self.graded),
+            quality=quality(verdict.distance, options.graded),
             feedback=verdict.feedback,
             valid=verdict.expression is not None,
             metrics={"well_formed": float(verdict.distance is not None), "right": float(verdict.distance == 0)},
@@ -101,13 +110,13 @@ class CountdownEnv(SelfImprovementEnv):
         """The expression in canonical form, in which a+b is b+a; what is no expression is itself."""
         text = answer(response)
         try:
-            return parse(text, self.operators).text
+            return parse(text, self.options.operators).text
         except ExpressionError:
             return text
 
     def demonstration(self, task: Task) -> Sequence[str]:
         """A shortest solution. There is none where the target is hidden."""
-        if self.hidden_target:
+        if self.options.hidden_target:
             return super().demonstration(task)
         solution = task.data["solution"]
         return [f"{OPEN}{solution}{CLOSE}" if self.prose else solution]

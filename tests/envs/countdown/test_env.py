@@ -137,9 +137,17 @@ def test_a_solution_is_canonical():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"number": 3}, "no option 'number': use split, numbers"),
-        ({"limit": 0}, "limit is 0: it must be positive"),
-        ({"prompt": "long"}, "prompt is 'long': use 'short' or 'prose'"),
+        ({"number": 3}, "no option 'number': use split, numbers.*'numbers'"),
+        ({"limit": 0}, "limit is 0: it must be greater than 0"),
+        ({"prompt": "long"}, "prompt is 'long': it must be 'short' or 'prose'"),
+        ({"split": "dev"}, "split is 'dev'"),
+        ({"numbers": 1}, r"numbers.0 is 1: it must be greater than or equal to 2"),
+        ({"numbers": [3, 6]}, r"numbers.1 is 6"),
+        ({"number_range": (5, 4)}, r"number_range is \(5, 4\): give the least, then the greatest"),
+        ({"target_range": [0, 9]}, r"target_range.0 is 0"),
+        ({"operators": "+^"}, r"operators is '\+\^'"),
+        ({"operators": ""}, "operators is ''"),
+        ({"numbers": []}, "no tasks"),
         ({"target_range": [10**9, 10**9]}, "no tasks"),
     ],
 )

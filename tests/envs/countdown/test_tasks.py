@@ -98,22 +98,3 @@ def test_tasks_are_drawn_by_seed():
     assert len({task.data["numbers"] for task in countdown_tasks(limit=300)}) == 300
     counts = Counter(len(task.data["numbers"]) for task in countdown_tasks(counts=(2, 3), limit=200))
     assert counts.keys() == {2, 3}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"split": "dev"}, "split is 'dev'"),
-        ({"counts": (1,)}, r"numbers is \[1\]"),
-        ({"counts": (6,)}, r"numbers is \[6\]"),
-        ({"counts": ()}, r"numbers is \[\]"),
-        ({"number_range": (5, 4)}, r"number_range is \[5, 4\]"),
-        ({"target_range": (0, 9)}, r"target_range is \[0, 9\]"),
-        ({"operators": "+^"}, r"operators is '\+\^'"),
-        ({"operators": ""}, "operators is ''"),
-        ({"operators": "++"}, r"operators is '\+\+'"),
-    ],
-)
-def test_arguments_that_cannot_be_used(options: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        countdown_tasks(**options)
