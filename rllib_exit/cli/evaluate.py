@@ -219,14 +219,23 @@ def _evaluated_before(job: _Job) -> Evaluation | None:
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
     from rllib_exit.self_improvement import curves
-    from rllib_exit.self_improvement.results import ALL
+    from rllib_exit.self_improvement.results import ALL, BASELINE, TRAINED
 
     for evaluation in evaluations:
         title = f"{evaluation.settings['self_improvement_steps']}-step self-improvement"
         if len(evaluations) > 1:
             title = f"{evaluation.run['strategy']}, seed {evaluation.run['seed']}: {title}"
         if len(evaluations) == 1 and len(evaluation.curves) == 1:
-            out.print(curves.table(next(iter(evaluation.curves.values())), title=title))
+            [by_policy] = evaluation.curves.values()
+            out.print(curves.table(by_policy, title=title))
+            # As the last line of the command, for those who read no table.
+            policies = {BASELINE: "untrained", TRAINED: "trained"}
+            ends = [
+                f"{name} {100 * by_policy[policy].accuracy[0]:.1f} → {100 * by_policy[policy].accuracy[-1]:.1f} %"
+                for policy, name in policies.items()
+                if policy in by_policy
+            ]
+            say(f"K-step accuracy: {', '.join(ends)} (K = {evaluation.settings['self_improvement_steps']})")
             return
         together = {ALL: evaluation.pooled()} if len(evaluation.curves) > 1 else {}
         by_split = {**evaluation.curves, **together}
@@ -293,8 +302,28 @@ def _write(job: _Job, chains: Mapping[str, results.Chains]) -> Evaluation:
     results.write(job.directory, evaluation, chains)
     pooled = evaluation.pooled()
     curves.plot(pooled, job.directory / results.FIGURE, title=f"{_count(pooled[results.TRAINED].num_tasks, 'task')}")
+    for split, policies in chains.items():
+        _say_example(job.envs[split], results.fitting(policies[results.TRAINED])[0])
     say(f"written: {job.directory / results.JSON}, {results.PARQUET} and {results.FIGURE}")
     return evaluation
+
+
+def _say_example(env: SelfImprovementEnv, chains: Sequence[Chain]) -> None:
+    """Shows the first task that is wrong at first and right after some steps, with its iterates."""
+    corrected = (chain for chain in chains if chain.turns and chain.qualities[0] < 1 == max(chain.qualities))
+    if (chain := next(corrected, None)) is None:
+        return
+    say(f"for example, {chain.task_id}: {_shortened(env.tasks[chain.task_id].prompt)}")
+    for k, (turns, quality) in enumerate(zip(chain.turns, chain.qualities, strict=True)):
+        verdict = "right" if quality == 1 else "wrong" if quality == 0 else f"quality {quality:.2f}"
+        say(f"  step {k}: {_shortened(turns[0].response)} ({verdict})")
+        if quality == 1:
+            break
+
+
+def _shortened(text: str, width: int = 100) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _count(number: int, noun: str) -> str:

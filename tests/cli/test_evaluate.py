@@ -52,6 +52,10 @@ def test_evaluate_compares_with_the_baseline(checkpoint: Path):
         "responses": ["2"], "metrics": [],
     }  # fmt: skip
     assert "100.0" in result.output and "+3" in result.output
+    # One chain in words, and the numbers in one line at the end.
+    assert re.search(r"for example, t0: .*\n +step 0: \d+ \(wrong\)\n +step 1: 0 \(right\)\n", result.output)
+    last = result.output.splitlines()[-1]
+    assert re.fullmatch(r"K-step accuracy: untrained [\d.]+ → [\d.]+ %, trained 0.0 → 100.0 % \(K = 1\)", last)
 
 
 def test_evaluate_uses_the_evaluation_config(tmp_path: Path, tiny_model: str):
