@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import gymnasium as gym
 import numpy as np
@@ -73,7 +73,7 @@ class Turn:
     feedback: str | None = field(default=None, compare=False)
     quality: float | None = field(default=None, compare=False)
     depth: int = field(default=0, compare=False)
-    solution: str = None  # type: ignore[assignment]  # until __post_init__
+    solution: str = cast(str, None)  # until __post_init__
 
     def __post_init__(self) -> None:
         if self.solution is None:

@@ -320,5 +320,5 @@ def test_a_group_that_could_not_be_judged_says_nothing_of_its_instance():
     exit_.update([group(exit_.select(1)[0], num_turns=1)])
     request = exit_.select(1)[0]
     metrics = exit_.update([RolloutGroup(request, (rollout(request, 0, 1.0),), num_dropped=3)])
-    assert request.source in exit_.buffer and exit_.buffer.scores.tolist() == [0.25]
+    assert exit_.buffer.instances == (request.source,) and exit_.buffer.scores.tolist() == [0.25]
     assert metrics["unjudged_fraction"] == 1 and metrics["skipped_fraction"] == 0

@@ -95,7 +95,7 @@ def test_other_columns_and_row_orders_do_not_matter(auc: SubmissionGrader, messa
 
 def test_a_duplicate_or_missing_id_is_invalid(auc: SubmissionGrader, messages: Path):
     table = answers(messages)
-    table.loc[0, "id"] = table.loc[1, "id"]
+    table["id"] = [table["id"][1], *table["id"][1:]]
     assert "not unique" in auc.grade(submission(table)).message
     assert "ids" in auc.grade(submission(answers(messages).drop(index=0))).message
 
