@@ -260,7 +260,7 @@ def test_colocated_engines_sleep_while_the_learners_work(
     version = algo.train()["policy_version"]
     # What it takes to be colocated are GPUs, which is all that the config's check is about.
     monkeypatch.setitem(vars(algo.config), "colocated", True)
-    monkeypatch.setitem(vars(algo.config), "evaluation_interval", None)  # it, too, loads weights
+    monkeypatch.setitem(vars(algo.config), "evaluation_interval", None)  # an evaluation loads weights, too
     (files / "told").write_text("")
     update = algo.learner_group.update
 

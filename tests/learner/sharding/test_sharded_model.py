@@ -183,7 +183,7 @@ def test_a_learner_without_rows_waits_for_nobody(name: str, pair: Processes, tin
     alone = Learners(tiny_model, max_tokens_per_micro_batch=30)([whole])
     for key in alone[0].keys() - {"tokens_per_s"}:
         assert metrics[0][key] == metrics[1][key] == pytest.approx(alone[0][key], rel=1e-4, abs=1e-6), key
-    # Nothing at all is an update that says nothing of the loss: all that is left of it is the last one's name.
+    # An update without any rows reports no loss: the name that the update before has made keeps no value.
     nothing = learners([TrainBatch(((),))] * 2)[0]
     assert np.isnan(nothing["loss"]) and nothing["skipped_updates"] == 0
 
