@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,10 +103,9 @@ class Policy:
 
     def train(
         self, config: CurriculumConfig, iterations: int, *, prompts: int = 64, group_size: int = 8, seed: int = 0
-    ) -> list[float]:
-        """Trains by ExIt; returns the mean return of every iteration."""
+    ) -> Iterator[float]:
+        """Trains by ExIt; yields the mean return of every iteration."""
         curriculum = ExIt(config, list(self.env.tasks), np.random.default_rng(seed))
-        returns = []
         for _ in range(iterations):
             requests = curriculum.select(prompts)
             rollouts = self.roll_out([request.instance for request in requests for _ in range(group_size)])
@@ -123,8 +122,7 @@ class Policy:
                 ]
             self.update(groups, advantages)
             curriculum.update(groups)
-            returns.append(float(np.mean([group.returns_G.mean() for group in groups])))
-        return returns
+            yield float(np.mean([group.returns_G.mean() for group in groups]))
 
 
 def qualities(chains: Sequence[Sequence[Rollout]]) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 from envs.base import Kind
 from envs.countdown.env import CountdownEnv
 from envs.countdown.grading import grade
+from rllib_exit.curriculum.exit import STRATEGIES
 from rllib_exit.models import COUNTDOWN, resolve_model
 from tests.countdown_model import Policy, qualities
 
@@ -94,6 +95,33 @@ def test_nearly_all_its_answers_are_well_formed(hidden: bool, kind: Kind):
     for rollouts in chains:
         formed = [(rollout.turns[-1].feedback or "").startswith(("value", "guess")) for rollout in rollouts]
         assert np.mean(formed) > 0.9
+
+
+def learn_a_hidden_target(seed: int, most_iterations: int = 120) -> tuple[float, np.ndarray, int]:
+    """Trains by ExIt where the target is hidden, until self-improvement beats what a first answer can be.
+
+    Returns:
+        What part of the tasks a first answer can be right on at most, the accuracy by step, and the iterations.
+    """
+    env = CountdownEnv({"numbers": 2, "hidden_target": True})
+    # Tasks with the same numbers look the same, so that one first answer is right on one of them.
+    ceiling = len({task.data["numbers"] for task in env.tasks.values()}) / len(env.tasks)
+    policy = Policy(resolve_model(COUNTDOWN), env, seed=seed, lr=5e-4)
+    config = STRATEGIES["exit"].replace(buffer_size=512, min_buffer_size=32)
+    accuracy = np.zeros(1)
+    for iteration, _ in enumerate(policy.train(config, most_iterations, prompts=32, seed=seed), start=1):
+        if iteration % 10 == 0:
+            accuracy = qualities(policy.chains(list(env.tasks), steps=3)).mean(axis=1)
+            if accuracy[-1] > ceiling + 0.1:
+                return ceiling, accuracy, iteration
+    return ceiling, accuracy, most_iterations
+
+
+def test_exit_learns_to_self_improve():
+    """It gets right by steps what no first answer can get right."""
+    ceiling, accuracy, iterations = learn_a_hidden_target(seed=0)
+    assert accuracy[0] < ceiling + 0.05  # by luck, in one sample
+    assert accuracy[-1] > ceiling + 0.1, (ceiling, accuracy, iterations)
 
 
 def test_a_hidden_target_cannot_be_met_but_by_luck():
