@@ -72,8 +72,8 @@ class CompetitionMathEnv(SelfImprovementEnv):
         return [*chat, {"role": "user", "content": content}]
 
     def respond(self, task: Task, response: str) -> Outcome:
-        # A problem that is nothing but an expression would be its own answer: see grading.grade.
-        verdict = grade(task.data["answer"], response, self.options.grading_timeout_s, literal=self.arithmetic)
+        answer, timeout_s = task.data["answer"], self.options.grading_timeout_s
+        verdict = grade(answer, response, timeout_s, problem=task.prompt, literal=self.arithmetic)
         return Outcome(
             quality=float(verdict is Verdict.CORRECT),
             metrics={"grading_timeout": float(verdict is Verdict.TIMED_OUT)},

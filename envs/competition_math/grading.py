@@ -2,16 +2,32 @@ r"""Grades answers with math-verify, in processes that a hard limit of CPU time 
 
 An answer such as ``9^{9^{9^9}}`` keeps SymPy busy for ever, inside single calls that neither a signal handler nor a
 thread can interrupt; math-verify's own time limit therefore does not hold, and works in a main thread only.
+
+**Which text is the answer.** The last ``\boxed{}`` or ``\fbox{}`` of a response counts, as in MATH, Minerva and
+DeepScaleR, so that a response may correct itself. Empty boxes are passed over: they quote the instruction. If the last
+box is not closed, there is no answer. A response without a box is searched by math-verify: what follows "final answer
+is" comes before what follows "answer", which comes before any other formula or number; of equals the last counts. In
+such a response an arithmetic expression of the problem, such as the quoted one in ``"8 - 4" is actually 5``, is never
+the answer.
+
+**Which answers are right.** An answer is right if math-verify accepts it. Its conventions hold:
+``75\%`` answers both 3/4 and 75 (Minerva compares text, DeepScaleR drops the sign: there it answers
+75 only), and ``1, 2`` answers the point or open interval (1, 2), in this order (in DeepScaleR it does not).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import Enum
 
+from envs.competition_math.restatement import parse, parse_boxed, without_expressions
 from envs.workers import Workers
 
-Request = tuple[str, str, bool]
+Request = tuple[str, str, str, bool]
+
+# A longer text in a box is no answer. The longest gold answers of the paper's data sets have 200 characters.
+MAX_ANSWER_CHARS = 2000
 
 
 class Verdict(Enum):
@@ -22,23 +38,49 @@ class Verdict(Enum):
     TIMED_OUT = "timed_out"
 
 
-def grade(answer: str, response: str, timeout_s: float = 5.0, *, literal: bool = False) -> Verdict:
+def grade(answer: str, response: str, timeout_s: float = 5.0, *, problem: str = "", literal: bool = False) -> Verdict:
     r"""Compares the answer found in a response with the gold answer. Safe to call from many threads.
+
+    The module's description has the rules.
 
     Args:
         answer: The gold answer in LaTeX, without ``\boxed{}``.
-        response: The policy's text; the answer is what math-verify extracts by default.
+        response: The policy's text.
         timeout_s: The CPU time that grading may take.
-        literal: Whether the response must spell the answer out as a number. Without this, ``7 + 5`` is a correct
+        problem: The text of the problem, which an answer must not just restate.
+        literal: Whether the response must spell the answer out as a number. Without this, ``6 + 6`` is a correct
             answer to "What is 7 + 5?".
 
     Raises:
         WorkerError: If grading itself failed: the answer was not judged.
     """
-    answers, in_time = workers.ask((answer, response, literal), timeout_s)
+    answers, in_time = workers.ask((answer, response, problem, literal), timeout_s)
     if not in_time:
         return Verdict.TIMED_OUT
     return Verdict.CORRECT if answers[0] else Verdict.WRONG
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last ``\boxed{}`` or ``\fbox{}`` that is not empty.
+
+    Returns:
+        The content, which is empty if the box is not closed within ``MAX_ANSWER_CHARS``; None if there is no box.
+    """
+    start = None
+    for box in _BOX.finditer(text):
+        start = box.end()
+    if start is None:
+        return None
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + MAX_ANSWER_CHARS):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[start : brace.start()].strip()
+    return ""
 
 
 workers = Workers("envs.competition_math.grading:start")
@@ -49,17 +91,22 @@ def start(_: None) -> Callable[[Request], list[bool]]:
     import logging
 
     logging.disable(logging.CRITICAL)
-    _is_correct(r"\frac{1}{2}", "The answer is $0.5$.", literal=False)
+    _is_correct(r"\frac{1}{2}", "The answer is $0.5$.", "", literal=False)
     return lambda request: [_is_correct(*request)]
 
 
-def _is_correct(answer: str, response: str, literal: bool) -> bool:
-    from math_verify import parse, verify
+# What follows runs in the grading process.
+_LATEX = str.maketrans({"\N{MINUS SIGN}": "-", "\N{DEGREE SIGN}": r"^\circ"})
 
-    # Gold answers without a box often fail to parse. The process that asked keeps the time.
-    gold = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
-    found = parse(response, parsing_timeout=None)  # type: ignore[arg-type]
+
+def _is_correct(answer: str, response: str, problem: str, literal: bool) -> bool:
+    from math_verify import verify
+
+    response = response.translate(_LATEX)
+    boxed = last_boxed(response)
+    found = parse(without_expressions(problem, response, answer)) if boxed is None else parse_boxed(boxed)
     if literal:
         sides = [getattr(value, "rhs", value) for value in found]  # the 12 in 7 + 5 = 12
         found = [side for side in sides if getattr(side, "is_Number", False)]
+    gold = parse_boxed(answer)
     return verify(gold, found, timeout_seconds=None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Task
+from envs.competition_math.grading import last_boxed
 from envs.sampling import subset
 
 Row = Mapping[str, Any]
@@ -115,20 +116,6 @@ def load_split(name: str, data_dir: str | None = None) -> tuple[Task, ...]:
         )
     source = SPLITS[name]
     return subset(_tasks(source, name, _hub_rows(source)), source.size, SUBSET_SEED)
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{}``, None if there is none that is closed."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    start += len(r"\boxed{")
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return None
 
 
 def _hub_rows(source: Source) -> Iterator[tuple[int, Row]]:

@@ -15,7 +15,6 @@ from envs.competition_math import tasks as tasks_module
 from envs.competition_math.grading import Verdict, grade
 from envs.competition_math.tasks import (
     SPLITS,
-    last_boxed,
     load_split,
     load_tasks,
     solution_steps,
@@ -173,19 +172,6 @@ def test_a_subset_depends_on_the_tasks_alone(prompts: set[str], size: int, rando
 def test_subsets_of_two_seeds_differ():
     tasks = tuple(Task(str(i), str(i)) for i in range(100))
     assert subset(tasks, 10, seed=0) != subset(tasks, 10, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (r"First \boxed{1}, then $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
-        (r"\boxed{}", ""),
-        (r"\boxed{1", None),
-        ("no box", None),
-    ],
-)
-def test_last_boxed(text: str, expected: str | None):
-    assert last_boxed(text) == expected
 
 
 @pytest.mark.parametrize(
