@@ -10,9 +10,16 @@ is" comes before what follows "answer", which comes before any other formula or 
 such a response an arithmetic expression of the problem, such as the quoted one in ``"8 - 4" is actually 5``, is never
 the answer.
 
-**Which answers are right.** An answer is right if math-verify accepts it. Its conventions hold:
-``75\%`` answers both 3/4 and 75 (Minerva compares text, DeepScaleR drops the sign: there it answers
+**Which answers are right.** An answer is right if math-verify accepts it and it does not restate the problem. Its
+conventions hold: ``75\%`` answers both 3/4 and 75 (Minerva compares text, DeepScaleR drops the sign: there it answers
 75 only), and ``1, 2`` answers the point or open interval (1, 2), in this order (in DeepScaleR it does not).
+
+**What restates the problem.** An answer does, and is wrong, if all of this holds: it is a part of the problem, or a
+formula of the problem that equals the gold answer is a part of it; something is left to work out in it; and the gold
+answer has another form. Nothing is left to work out in a number, a name or a fraction in lowest terms; but a fraction
+does not answer a problem whose gold answer is a decimal or an integer. So ``7 + 5`` or ``(\sqrt{18})`` does not answer
+a problem that has this formula, unless it is the gold answer. An expression that the problem does not have, such as
+``2^{10}`` for 1024, is right. Of an equation the right side counts.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ import re
 from collections.abc import Callable
 from enum import Enum
 
-from envs.competition_math.restatement import parse, parse_boxed, without_expressions
+from envs.competition_math.restatement import parse, parse_boxed, restates, without_expressions
 from envs.workers import Workers
 
 Request = tuple[str, str, str, bool]
@@ -109,4 +116,6 @@ def _is_correct(answer: str, response: str, problem: str, literal: bool) -> bool
         sides = [getattr(value, "rhs", value) for value in found]  # the 12 in 7 + 5 = 12
         found = [side for side in sides if getattr(side, "is_Number", False)]
     gold = parse_boxed(answer)
-    return verify(gold, found, timeout_seconds=None)
+    if not verify(gold, found, timeout_seconds=None):
+        return False
+    return literal or not restates(problem, found, boxed, gold, answer)

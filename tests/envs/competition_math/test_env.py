@@ -66,6 +66,15 @@ def test_a_competition_episode():
     assert env.step(r"It is $\boxed{\sqrt{18}}$.")[1] == 1.0
 
 
+@pytest.mark.parametrize(("response", "reward"), [(r"\boxed{7 + 5}", 0.0), (r"\boxed{7 + 5}, so \boxed{12}", 1.0)])
+def test_a_response_does_not_restate_the_problem(response: str, reward: float, tmp_path: Path):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"problem": "Compute $7 + 5$.", "answer": "12"}))
+    env = CompetitionMathEnv({"tasks": str(tasks)})
+    env.reset()
+    assert env.step(response)[1] == reward
+
+
 @pytest.mark.parametrize(("response", "reward"), [("12", 1.0), ("13", 0.0)])
 def test_an_improve_step_has_the_reward_of_an_answer(response: str, reward: float):
     env = CompetitionMathEnv()
