@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -7,53 +8,21 @@ from hypothesis import strategies as st
 
 from envs.competition_math.grading import MAX_ANSWER_CHARS, Verdict, grade, last_boxed, workers
 from envs.competition_math.restatement import without_expressions
+from tests.envs.competition_math.answers import CASES, Case
 
 FOR_EVER = "$9^{9^{9^9}}$"
 
 
-@pytest.mark.parametrize(
-    ("answer", "response"),
-    [
-        (r"\frac{1}{2}", r"So it is $\boxed{0.5}$."),
-        (r"\frac{1}{2}", "The answer is 1/2"),
-        ("12", "7 + 5 = 12."),
-        (r"3\sqrt{2}", r"\boxed{\sqrt{18}}"),
-        ("2, 3", r"$\boxed{3, 2}$"),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}"),
-        (r"x^2-3x-10", r"\boxed{(x+2)(x-5)}"),
-        ("12", "\ud800 12"),
-    ],
-)
-def test_correct(answer: str, response: str):
-    assert grade(answer, response) is Verdict.CORRECT
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.kind}-{i}" for i, case in enumerate(CASES)])
+def test_the_table_of_answers(case: Case):
+    verdict = grade(case.gold, case.response, problem=case.problem, literal=case.literal)
+    assert verdict is (Verdict.CORRECT if case.right else Verdict.WRONG), case.reason
 
 
-@pytest.mark.parametrize("response", ["13", "", "I do not know.", r"\boxed{}", "twelve", "(" * 300, "12\n13"])
-def test_wrong(response: str):
-    assert grade("12", response) is Verdict.WRONG
-
-
-@pytest.mark.parametrize("response", ["7 + 5", "$7 + 5$", r"\boxed{7+5}", "$7+5=7+5$", "24/2"])
-def test_a_literal_answer_is_no_expression(response: str):
-    assert grade("12", response) is Verdict.CORRECT
-    assert grade("12", response, literal=True) is Verdict.WRONG
-
-
-@pytest.mark.parametrize(
-    "response", ["12", "12.", "7 + 5 = 12", "$7 + 5 = 12$", r"\boxed{12}", "**12**", "It is $12$."]
-)
-def test_a_literal_answer_may_come_with_words(response: str):
-    assert grade("12", response, literal=True) is Verdict.CORRECT
-
-
-def test_the_last_box_counts():
-    response = r"\boxed{1}, but the answer is \boxed{2}"
-    assert [grade(gold, response) is Verdict.CORRECT for gold in ("1", "2", "1, 2")] == [False, True, False]
-
-
-def test_the_expression_of_the_problem_is_no_answer():
-    response = 'the answer to the problem of "8 - 4" is actually 5'
-    assert grade("4", response, problem="What is 8 - 4?", literal=True) is Verdict.WRONG
+def test_the_table_is_large_and_has_no_case_twice():
+    assert len(CASES) >= 200
+    assert len({(case.problem, case.literal, case.response, case.gold) for case in CASES}) == len(CASES)
+    assert min(Counter(case.right for case in CASES).values()) >= 100
 
 
 @pytest.mark.parametrize(
@@ -122,6 +91,15 @@ def test_the_search_for_an_answer_is_linear(unit: str):
     for worst in (text, r"\boxed" + text, r"\boxed{" + text):
         assert min(cpu_s(lambda: last_boxed(worst)) for _ in range(3)) < 0.1  # noqa: B023
     assert min(cpu_s(lambda: without_expressions("What is 7 + 5 - 2?", text, "10")) for _ in range(3)) < 0.1
+
+
+LATEX = [*"12x+-=,()^{}|<", r"\frac", r"\sqrt", r"\%", r"\{", r"\}", r"\pi"]
+
+
+@given(st.lists(st.sampled_from(LATEX), max_size=12).map("".join))
+def test_an_expression_of_the_problem_gets_a_verdict(text: str):
+    for gold in (text, "12"):
+        assert grade(gold, f"\\boxed{{{text}}}", 1.0, problem=f"Simplify ${text}$.") in Verdict
 
 
 @given(st.text(max_size=200))
