@@ -27,7 +27,8 @@ class TaskBuffer:
     A score is *inherited* until a group was rolled out from the instance itself; from then on it is *measured*. Section
     4.1 of the paper defines the score by the instance's own group, so an inherited score never replaces a measured one.
 
-    Every operation takes O(n): for the thousands of instances that a buffer holds, microseconds.
+    What many draws share, the cumulative weights, is computed once after a change. Every operation takes O(n): for the
+    thousands of instances that a buffer holds, microseconds.
 
     Args:
         capacity: The most instances kept.
@@ -56,6 +57,7 @@ class TaskBuffer:
         self._drawn_at = np.zeros(capacity, dtype=np.int64)
         self._next_age = 0
         self._num_draws = 0
+        self._cumulative_weights: np.ndarray | None = None  # until the next draw after a change
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -85,6 +87,7 @@ class TaskBuffer:
             ValueError: If the score is negative or not finite.
         """
         _check(score)
+        self._cumulative_weights = None
         first_age = self._next_age
         for instance in instances:
             slot = self._slots.get(identity(instance))
@@ -119,6 +122,7 @@ class TaskBuffer:
             ValueError: If the score is negative or not finite.
         """
         _check(score)
+        self._cumulative_weights = None
         slot = self._slots.get(identity(instance))
         if slot is not None:
             self._scores[slot], self._measured[slot] = score, True
@@ -129,6 +133,7 @@ class TaskBuffer:
         slot = self._slots.pop(identity(instance), None)
         if slot is None:
             return False
+        self._cumulative_weights = None
         last, last_instance = len(self) - 1, self._instances.pop()
         if slot != last:
             self._instances[slot] = last_instance
@@ -158,12 +163,12 @@ class TaskBuffer:
         return int(np.searchsorted(staleness, rng.integers(staleness[-1]), side="right"))
 
     def _draw_by_score(self, rng: np.random.Generator) -> int:
-        scores = self._scores[: len(self)]
-        highest = scores.max()
-        if highest == 0:
-            return int(rng.integers(len(self)))
-        # Relative to the highest score no α underflows as a whole: the highest has the weight 1, whatever α is.
-        cumulative = np.cumsum((scores / highest) ** self.inverse_temperature)
+        if self._cumulative_weights is None:
+            scores = self._scores[: len(self)]
+            # Relative to the highest score no α underflows as a whole: the highest has the weight 1, whatever α is.
+            relative = scores / scores.max() if scores.any() else np.ones_like(scores)
+            self._cumulative_weights = np.cumsum(relative**self.inverse_temperature)
+        cumulative = self._cumulative_weights
         total = cumulative[-1]
         # Rounding may give the total itself, which lies behind the last instance that has a weight.
         mass = min(rng.random() * total, np.nextafter(total, 0))
@@ -188,6 +193,7 @@ class TaskBuffer:
         Raises:
             ValueError: If it holds more instances than the capacity.
         """
+        self._cumulative_weights = None
         n = len(state["instances"])
         if n > self.capacity:
             raise ValueError(
