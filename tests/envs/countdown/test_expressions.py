@@ -26,7 +26,7 @@ def trees(leaves: st.SearchStrategy[Written]) -> st.SearchStrategy[Written]:
         left, sign, right = parts
         return pair(left, "+" if sign == "/" and right[1] == 0 else sign, right)
 
-    return st.recursive(leaves, lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner).map(join), max_leaves=8)
+    return st.recursive(leaves, lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner).map(join), max_leaves=6)
 
 
 expression_texts = trees(st.integers(0, 30).map(lambda n: (str(n), Fraction(n))))
