@@ -93,6 +93,8 @@ class Policy:
             ids[row, : len(segment.token_ids)] = segment.token_ids
             weights[row, : len(segment.token_ids)] = segment.loss_mask * advantage / segment.loss_mask.sum()
         kept = weights.any(axis=1)
+        if not kept.any():
+            return
         targets = torch.from_numpy(ids[kept])
         logits = self.model(input_ids=targets[:, :-1]).logits
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), reduction="none")

