@@ -138,13 +138,8 @@ class GRPO(CheckpointedAlgorithm):
     def _sync_weights(self, env_runners: Dispatcher) -> None:
         transferred = self._weights(env_runners)
         self.policy_version = transferred.policy_version
-        self._log(
-            {
-                ("sync", "bytes"): transferred.num_bytes,
-                ("sync", "transfer_s"): transferred.transfer_s,
-                ("sync", "load_s"): transferred.load_s,
-            }
-        )
+        sync = {"bytes": transferred.num_bytes, "transfer_s": transferred.transfer_s, "load_s": transferred.load_s}
+        self._log({("sync", name): value for name, value in sync.items()})
 
     def _report(self, rolled_out: RolledOut) -> None:
         self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))
