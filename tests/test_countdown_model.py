@@ -101,7 +101,7 @@ def test_nearly_all_its_answers_are_well_formed(hidden: bool, kind: Kind):
         assert np.mean(formed) > 0.9
 
 
-def learn_a_hidden_target(seed: int, most_iterations: int = 120) -> tuple[float, np.ndarray, int]:
+def learn_a_hidden_target(seed: int, most_iterations: int = 200) -> tuple[float, np.ndarray, int]:
     """Trains by ExIt where the target is hidden, until self-improvement beats what a first answer can be.
 
     Returns:
@@ -110,7 +110,7 @@ def learn_a_hidden_target(seed: int, most_iterations: int = 120) -> tuple[float,
     env = CountdownEnv({"numbers": 2, "hidden_target": True})
     # Tasks with the same numbers look the same, so that one first answer is right on one of them.
     ceiling = len({task.data["numbers"] for task in env.tasks.values()}) / len(env.tasks)
-    policy = Policy(resolve_model(COUNTDOWN), env, seed=seed, lr=5e-4)
+    policy = Policy(resolve_model(COUNTDOWN), env, seed=seed, lr=3e-4)
     config = STRATEGIES["exit"].replace(buffer_size=512, min_buffer_size=32)
     accuracy = np.zeros(1)
     for iteration, _ in enumerate(policy.train(config, most_iterations, prompts=32, seed=seed), start=1):
