@@ -6,7 +6,8 @@ First the env runner rolls out; every request to the engine is recorded. Bare vL
 the same sampling and seeds, from the same engine: those of one episode one after the other, the episodes at once. No
 environments, no chat template, no decoding, no rollouts. Both begin with an empty prefix cache and take turns.
 
-Workloads: groups on arithmetic, K-step self-improvement on the same, and groups of tool-use episodes (BFCL).
+Workloads: groups on arithmetic, K-step self-improvement on the same, groups of tool-use episodes (BFCL), and groups of
+countdown's model of one million parameters, where the engine takes so little that all other work shows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tuned_examples"))
 
 import bfcl_common
+import countdown_common
 import math_common
 from side_by_side import alternate, arguments, medians, write
 
@@ -141,7 +143,7 @@ def chains(config: GRPOConfig, num: int) -> Workload:
 
 def main() -> None:
     parser = arguments(__doc__, "rollouts")
-    parser.add_argument("--workloads", nargs="+", default=["groups", "K steps", "BFCL groups"])
+    parser.add_argument("--workloads", nargs="+", default=["groups", "K steps", "BFCL groups", "countdown"])
     parser.add_argument("--model", help="for BFCL, a model that was warmed up (rllib sft); by default the bundled one")
     args = parser.parse_args()
     if args.quick:
@@ -154,6 +156,7 @@ def main() -> None:
             bfcl_common.cpu("grpo")[0].language_model(**({"model": args.model} if args.model else {})),
             num_bfcl,
         ),
+        "countdown": lambda: groups(countdown_common.cpu("grpo")[0], 4 if args.quick else 64),
     }
     table, runs = [], {}
     for name in args.workloads:

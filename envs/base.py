@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import gymnasium as gym
 import numpy as np
@@ -185,6 +185,10 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
     """
 
     metadata = {"render_modes": []}
+
+    instant: ClassVar[bool] = False
+    """Whether ``reset`` and ``step`` always take well below a millisecond. Episodes then call them on the thread that
+    serves all episodes, without a time-out; otherwise in a thread of their own, which costs more than such a call."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks: dict[str, Task] = {task.id: task for task in tasks}

@@ -68,6 +68,8 @@ class CountdownEnv(SelfImprovementEnv):
         ValueError: If an option is unknown or has an impossible value, or there is no such task.
     """
 
+    instant = True
+
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = CountdownOptions.parse(config)
         tasks = countdown_tasks(

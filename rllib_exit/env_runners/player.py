@@ -2,16 +2,14 @@
 
 Every episode is a coroutine, so that the engine batches whatever requests are open and no episode waits
 for another. An environment's ``reset`` and ``step`` run in threads: grading or a sandboxed script holds
-up nobody.
+up nobody. Those of an ``instant`` environment are called at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,6 +22,7 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.compaction import compactions
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import EngineError, Generation, Sampler, SamplingParams
+from rllib_exit.env_runners.threads import call_in_thread
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
 
 logger = logging.getLogger(__name__)
@@ -200,7 +199,7 @@ class Player:
             raise (NotJudgedError if isinstance(cause, InfrastructureError) else EpisodeError)(message) from cause
 
     async def _attempt(self, instance: TaskInstance, *, seed: int, steps: int) -> Rollout:
-        env = self._idle.pop() if self._idle else await _in_thread(self._make_env, self._env_timeout_s)
+        env = self._idle.pop() if self._idle else await call_in_thread(self._make_env, self._env_timeout_s)
         try:
             rollout = await self.play_once(env, instance, seed=seed, steps=steps)
         except PromptTooLongError:
@@ -227,7 +226,7 @@ class Player:
             TimeoutError: If the environment takes too long. It must not be used again.
             EngineError: If the engine died, or takes too long.
         """
-        await _in_thread(partial(env.reset, options={"instance": instance}), self._env_timeout_s)
+        await self._call(env, partial(env.reset, options={"instance": instance}))
         segments = _Segments()
         # What the engine generated enters later prompts as the same ids, whatever its text would encode to.
         ids_of: dict[str, tuple[int, ...]] = {}
@@ -259,7 +258,7 @@ class Player:
             for k in range(steps if outcome else 0):
                 answer = await respond(Turn(answer[0], depth=k)) or answer
             response, cut = answer
-            _, _, done, _, info = await _in_thread(partial(env.step, response), self._env_timeout_s)
+            _, _, done, _, info = await self._call(env, partial(env.step, response))
             outcome = info["outcome"]
             valid &= outcome.valid
             truncated |= cut
@@ -276,6 +275,9 @@ class Player:
             dict(outcome.metrics),
             files=dict(outcome.files),
         )
+
+    async def _call(self, env: SelfImprovementEnv, function: Callable[[], T]) -> T:
+        return function() if env.instant else await call_in_thread(function, self._env_timeout_s)
 
     def _prompt(self, messages: list[Message], ids_of: Mapping[str, tuple[int, ...]]) -> list[int]:
         """The tokens of a chat, with old messages cut as far as need be."""
@@ -303,29 +305,3 @@ class Player:
                 f"no response within generation_timeout_s ({timeout_s} s): the engine hangs, or it has "
                 "more to do than it can; raise generation_timeout_s or lower num_envs_per_env_runner"
             ) from None
-
-
-async def _in_thread(function: Callable[[], T], timeout_s: float | None) -> T:
-    """Calls a function of an environment in a thread of its own.
-
-    A thread cannot be killed: one that hangs is left behind, with its environment. As a daemon it does not
-    hold up the end of the process, as an executor's would.
-    """
-    future: concurrent.futures.Future[tuple[Any, BaseException | None]] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            outcome = function(), None
-        except BaseException as error:
-            outcome = None, error
-        future.set_result(outcome)
-
-    threading.Thread(target=run, name="env", daemon=True).start()
-    try:
-        result, error = await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
-    except TimeoutError:
-        raise TimeoutError(f"the environment did not answer within env_timeout_s ({timeout_s} s)") from None
-    if error is not None:
-        raise error
-    return result

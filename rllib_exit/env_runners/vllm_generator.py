@@ -126,6 +126,8 @@ class VLLMGenerator:
             top_k=sampling.top_k,
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
+            # vLLM makes text, of every log-probability's token too, where it has to find a stop string.
+            detokenize=bool(sampling.stop),
             seed=seed,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,

@@ -282,6 +282,24 @@ def test_an_env_that_raises_stop_iteration_fails_as_any_other(model: str) -> Non
         groups(model, [RolloutRequest("0", TaskInstance("count"))], lambda p, s: "1", Exhausted)
 
 
+def test_only_an_instant_environment_is_called_on_the_event_loops_thread(model: str) -> None:
+    callers: set[threading.Thread] = set()
+
+    class Env(CountEnv):
+        def respond(self, task: Task, response: str) -> Outcome:
+            callers.add(threading.current_thread())
+            return super().respond(task, response)
+
+    request = RolloutRequest("0", TaskInstance("count"))
+    threaded = groups(model, [request], answer_by_seed, Env)
+    assert threading.current_thread() not in callers
+    callers.clear()
+    Env.instant = True
+    instant = groups(model, [request], answer_by_seed, Env)
+    assert callers == {threading.current_thread()}
+    assert [r.turns for r in instant[0].rollouts] == [r.turns for r in threaded[0].rollouts]
+
+
 class HangingEnv(CountEnv):
     """Hangs so often, till the end of the test."""
 
