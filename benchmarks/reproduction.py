@@ -1,45 +1,93 @@
 """The paper's comparison at small scale, on a CPU: strategies and seeds at equal rollouts.
 
-    python benchmarks/reproduction.py --output results/reproduction
+    python benchmarks/reproduction.py --domain countdown --jobs 2 --output results/countdown
+    python benchmarks/reproduction.py --domain math --output results/reproduction
     python benchmarks/reproduction.py --domain bfcl --strategies exit --seeds 0 --output results/bfcl
 
 Trains every strategy with every seed by ``rllib train file tuned_examples/DOMAIN_STRATEGY.py --scale cpu``, measures
 K-step self-improvement before and after by ``rllib evaluate``, and draws both. Tool use starts from a model that
 ``rllib sft`` has warmed up. The script can be stopped and resumed: what is done is not done again, and a run that was
-cut off goes on from its last checkpoint. ``rllib report results/reproduction --output DIR`` makes the whole report.
+cut off goes on from its last checkpoint. ``rllib report OUTPUT/runs --output DIR`` makes the whole report.
+
+Countdown is also measured greedily and by independent samples, see ``countdown_results.py``. Its numbers go into
+``results.json``. Entries of other strategies and seeds that are there already stay: copy the file of an earlier
+experiment into the output directory to add seeds to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
+import countdown_results
 import numpy as np
+import pandas as pd
 import pyarrow.dataset as ds
 
+from envs.countdown.env import CountdownEnv
 from rllib_exit import checkpoints
 from rllib_exit.cli.runs import load_iteration
 from rllib_exit.report.results import Results, find
 from rllib_exit.report.runs import BASE, Run
+from rllib_exit.self_improvement.results import BASELINE, JSON, PARQUET, TRAINED, read
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("grpo", "curriculum", "improve", "diverge", "exit")
-ITERATIONS = 40  # which the examples' learning rates are made for
-# For each domain, what its figure is called, the options of its warm start, and those of its training after it.
-DOMAINS: dict[str, tuple[str, list[str], list[str]]] = {
-    "math": ("SmolLM2-135M on arithmetic, on a CPU", [], []),
-    "bfcl": (
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How a domain is trained and evaluated.
+
+    Attributes:
+        title: What its figure is called.
+        iterations: Of training, which the examples' learning rates are made for.
+        seeds: Of training.
+        steps: K, the self-improvement steps of the evaluation.
+        warm_start: Options of ``rllib sft``; empty for none.
+        training: Options of ``rllib train``.
+        evaluation: Options of ``rllib evaluate``.
+        more_evaluations: Those of further evaluations, by the name of the directory that they are written to.
+    """
+
+    title: str
+    iterations: int = 40
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 8
+    warm_start: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
+    more_evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+DOMAINS = {
+    "countdown": Domain(
+        "A model of one million parameters on countdown, on a CPU",
+        iterations=160,
+        seeds=(0, 1, 2, 3, 4),
+        steps=16,
+        evaluation=("--split", "test"),
+        more_evaluations={
+            "greedy": ("--split", "test", "--set", "temperature=0"),
+            "samples": ("--split", "test", "--steps", "0", "--seeds", "17"),
+        },
+    ),
+    "math": Domain("SmolLM2-135M on arithmetic, on a CPU"),
+    "bfcl": Domain(
         "SmolLM2-135M on multi-turn tool use (TradingBot) after a warm start, on a CPU",
-        ["--epochs", "4", "--lr", "1e-4", "--batch-size", "8"],
+        warm_start=("--epochs", "4", "--lr", "1e-4", "--batch-size", "8"),
         # Of the example's APIs the one with most tasks that the warm start solves now and then.
-        ["--set", "env_config.classes=[TradingBot]"],
+        training=("--set", "env_config.classes=[TradingBot]"),
     ),
 }
 HELD_OUT = "evaluation/accuracy/step_0"
@@ -107,7 +155,7 @@ def summarise(title: str, output: Path) -> None:
     """Prints and writes the table of all runs, and draws their curves."""
     from matplotlib.figure import Figure
 
-    (results,) = find([output]).domains()
+    (results,) = find([output / "runs"]).domains()
     found = [run for run in results.trained if (results.evaluations.run == run.key).any()]
     numbers = results.iterations.reindex(columns=["run", "iteration", "time_this_iter_s", HELD_OUT])
     held_out = bool(numbers[HELD_OUT].notna().any())
@@ -157,20 +205,66 @@ def summarise(title: str, output: Path) -> None:
     print("\n".join(table), flush=True)
 
 
+def countdown_entries(output: Path) -> list[dict[str, Any]]:
+    """An entry for the untrained model and for every run, as ``results.json`` has them; see ``countdown_results``."""
+    solution = CountdownEnv({"limit": 1}).solution
+    found = find([output / "runs"])
+    entropies = found.iterations.groupby("run")["learner/entropy"].apply(lambda values: values.tail(10).mean())
+    minutes = found.iterations.groupby("run").time_this_iter_s.sum() / 60
+    keys = {(run.strategy, run.params["seed"]): run.key for run in found.runs}
+    entries: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for kind in ("runs", *DOMAINS["countdown"].more_evaluations):
+        for file in sorted((output / kind).rglob(JSON)):
+            evaluation = read(file)
+            rows = pd.read_parquet(file.parent / PARQUET)
+            of_run = (evaluation.run["strategy"], evaluation.run["seed"])
+            for policy, of_policy in {TRAINED: of_run, BASELINE: ("untrained", None)}.items():
+                of = rows[rows.policy == policy]
+                entry = entries.setdefault(of_policy, dict(zip(("strategy", "seed"), of_policy, strict=True)))
+                if kind == "samples":
+                    entry |= countdown_results.of_samples(of, solution)
+                else:
+                    numbers = countdown_results.of_chains(of, solution)
+                    entry |= {
+                        f"{'greedy_' if kind == 'greedy' else ''}{name}": value for name, value in numbers.items()
+                    }
+            entries[of_run] |= {
+                "iterations": evaluation.iteration,
+                "entropy": float(entropies[keys[of_run]]),
+                "train_minutes": float(minutes[keys[of_run]]),
+            }
+    entries["untrained", None] |= {"iterations": 0, "entropy": None, "train_minutes": 0.0}
+    return list(entries.values())
+
+
+def summarise_countdown(title: str, output: Path) -> None:
+    """Adds this experiment's entries to ``results.json``, and draws and prints all that are in it."""
+    file = output / "results.json"
+    entries = {(entry["strategy"], entry["seed"]): entry for entry in countdown_results.read(file)}
+    entries |= {(entry["strategy"], entry["seed"]): entry for entry in countdown_entries(output)}
+    order = ("untrained", *STRATEGIES)
+    ordered = sorted(entries.values(), key=lambda entry: (order.index(entry["strategy"]), entry["seed"] or 0))
+    file.write_text(json.dumps(ordered, indent=1) + "\n")
+    countdown_results.draw(ordered, output / "self_improvement.png", title)
+    print(countdown_results.table(ordered), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=DOMAINS, default="math")
+    parser.add_argument("--domain", choices=DOMAINS, default="countdown")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=ITERATIONS)
-    parser.add_argument("--steps", type=int, default=8, help="K, the self-improvement steps of the evaluation")
+    parser.add_argument("--seeds", nargs="+", type=int, help="by default 5 for countdown, else 3")
+    parser.add_argument("--iterations", type=int, help="by default 160 for countdown, else 40")
+    parser.add_argument("--steps", type=int, help="K, the evaluation's self-improvement steps; by default 16 or 8")
+    parser.add_argument("--set", action="append", default=[], help="a setting of all runs, as of rllib train")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("--output", type=Path, default=Path("results/reproduction"))
     args = parser.parse_args()
     output = args.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    title, warm_start_options, training_options = DOMAINS[args.domain]
-    options = [*warm_start(args.domain, warm_start_options, output), *training_options]
+    domain = DOMAINS[args.domain]
+    settings = itertools.chain.from_iterable(("--set", setting) for setting in args.set)
+    options = [*warm_start(args.domain, domain.warm_start, output), *domain.training, *settings]
     cores = sorted(os.sched_getaffinity(0))
     shares: SimpleQueue[list[int]] = SimpleQueue()
     for i in range(args.jobs):
@@ -180,16 +274,21 @@ def main() -> None:
         seed, strategy = run
         share = shares.get()
         file = f"tuned_examples/{args.domain}_{strategy}.py"
+        directory = output / "runs" / f"{strategy}-seed{seed}"
         try:
-            train(file, seed, args.iterations, output / f"{strategy}-seed{seed}", options, share)
+            train(file, seed, args.iterations or domain.iterations, directory, options, share)
         finally:
             shares.put(share)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(job, itertools.product(args.seeds, args.strategies)))
+        list(pool.map(job, itertools.product(args.seeds or domain.seeds, args.strategies)))
     # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
-    rllib(output / "evaluate.log", "evaluate", str(output), "--baseline", "--steps", f"{args.steps}")
-    summarise(title, output)
+    runs = ["evaluate", str(output / "runs"), "--baseline", "--steps", f"{args.steps or domain.steps}"]
+    log = output / "evaluate.log"
+    rllib(log, *runs, *domain.evaluation)
+    for name, more in domain.more_evaluations.items():
+        rllib(log, *runs, *more, "--output", str(output / name))
+    (summarise_countdown if args.domain == "countdown" else summarise)(domain.title, output)
 
 
 if __name__ == "__main__":
