@@ -69,18 +69,15 @@ def of_samples(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, 
             for k in range(1, num + 1)
         ],
         "majority_at": [
-            float(
-                np.mean([right[_most_frequent(of_task[:k].tolist())] for of_task, right in zip(answers_NS, right_NS)])
-            )  # noqa: B905
+            float(np.mean(right_NS[np.arange(len(right_NS)), _most_frequent(answers_NS[:, :k])]))
             for k in range(1, num + 1)
         ],
     }
 
 
-def _most_frequent(answers: Sequence[str]) -> int:
-    """The index of the first answer of the most frequent ones."""
-    counts = [list(answers).count(answer) for answer in answers]
-    return int(np.argmax(counts))
+def _most_frequent(answers_NS: np.ndarray) -> list[int]:
+    """For each task, the index of the first answer of the most frequent ones."""
+    return [int(np.argmax([list(answers).count(answer) for answer in answers])) for answers in answers_NS]
 
 
 def _shares(counted_NK: np.ndarray, of_NK: np.ndarray) -> list[Any]:
@@ -127,7 +124,10 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         lines.append(cells)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))  # noqa: B905
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 
