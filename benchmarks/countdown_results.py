@@ -1,6 +1,6 @@
 """What ``reproduction.py --domain countdown`` measures beside accuracy by step, as plain functions of evaluations.
 
-Shapes: N tasks, K self-improvement steps, S independent samples.
+Shapes: N chains or tasks, K self-improvement steps, S independent samples.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def of_chains(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, l
     """What the steps of self-improvement do, by step.
 
     Args:
-        rows: Those of one policy and sampling seed in ``evaluation.parquet``.
+        rows: Those of one policy in ``evaluation.parquet``; every task has a chain for each sampling seed.
         solution: What of a response makes it differ from others.
 
     Returns:
@@ -32,16 +32,17 @@ def of_chains(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, l
         after it, of those that are wrong before; ``right_kept``, K, likewise; ``distinct_answers``, K+1, how many
         different answers a chain has had so far. All fractions but the last; None where no answer is counted.
     """
-    right_NK = rows.pivot(index="task_id", columns="step", values="quality").to_numpy() == 1.0
+    chain = ["seed", "task_id"]
+    right_NK = rows.pivot(index=chain, columns="step", values="quality").to_numpy() == 1.0
     answers = rows.assign(answer=[solution(responses[0]) for responses in rows.responses])
-    answers_NK = answers.pivot(index="task_id", columns="step", values="answer").to_numpy()
+    answers_NK = answers.pivot(index=chain, columns="step", values="answer").to_numpy()
     before, after = right_NK[:, :-1], right_NK[:, 1:]
     return {
         "accuracy": right_NK.mean(axis=0).tolist(),
         "wrong_to_right": _shares(after & ~before, ~before),
         "right_kept": _shares(after & before, before),
         "distinct_answers": [
-            float(np.mean([len(set(chain[: k + 1])) for chain in answers_NK])) for k in range(answers_NK.shape[1])
+            float(np.mean([len(set(answers[: k + 1])) for answers in answers_NK])) for k in range(answers_NK.shape[1])
         ],
     }
 

@@ -45,30 +45,35 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
 
 
 def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
-    """A model of one million parameters, which iterates in a second or two on a core.
+    """A model of one million parameters, which iterates in a second, and a target that the prompt does not show.
 
-    Many prompts an iteration and a low learning rate keep the policy's entropy: a policy that gives every task the
-    same few answers has nothing to improve on.
+    The feedback says how far off an answer is. So one answer is right about as often as any other, however well the
+    policy is trained, and what can be learned is to use the feedback: to keep an answer that is right, and to give
+    another one where it is wrong.
+
+    With ``--set env_config.numbers=3 --set env_config.hidden_target=False`` it is the usual countdown. There, take
+    ``lr=2e-4`` and ``prompts_per_batch=64``: a policy that gives every task the same few answers has nothing to improve
+    on, and many prompts an iteration and a low learning rate keep its entropy.
     """
     config = (
         GRPOConfig()
-        .environment(CountdownEnv)
+        .environment(CountdownEnv, env_config={"numbers": 2, "hidden_target": True})
         .language_model("bundled:countdown-1m", dtype="float32", max_model_len=128)
         .generation(max_response_tokens=12, engine_args={"max_num_seqs": 512})
         .training(
-            lr=2e-4,
-            prompts_per_batch=64,
+            lr=3e-4,
+            prompts_per_batch=32,
             rollouts_per_prompt=8,
             kl_coeff=0.0,
             max_tokens_per_micro_batch=8192,
         )
         .env_runners(num_envs_per_env_runner=512)
-        .curriculum(strategy, buffer_size=1024, min_buffer_size=64, diversity_metric="edit_distance")
+        .curriculum(strategy, buffer_size=512, min_buffer_size=32, diversity_metric="edit_distance")
         .self_improvement(steps=16, splits={"test": HELD_OUT})
         .evaluation(
-            evaluation_interval=40,
+            evaluation_interval=20,
             evaluation_config=GRPOConfig.overrides(env_config={"split": "validation", "limit": 200}),
         )
         .debugging(seed=0)
     )
-    return config, {"training_iteration": 400}
+    return config, {"training_iteration": 120}

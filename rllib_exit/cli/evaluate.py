@@ -309,14 +309,15 @@ def _write(job: _Job, chains: Mapping[str, results.Chains]) -> Evaluation:
 
 
 def _say_example(env: SelfImprovementEnv, chains: Sequence[Chain]) -> None:
-    """Shows the first task that is wrong at first and right after some steps, with its iterates."""
+    """Shows the first task that is wrong at first and right after some steps, with its iterates and their feedback."""
     corrected = (chain for chain in chains if chain.turns and chain.qualities[0] < 1 == max(chain.qualities))
     if (chain := next(corrected, None)) is None:
         return
     say(f"for example, {chain.task_id}: {_shortened(env.tasks[chain.task_id].prompt)}")
     for k, (turns, quality) in enumerate(zip(chain.turns, chain.qualities, strict=True)):
         verdict = "right" if quality == 1 else "wrong" if quality == 0 else f"quality {quality:.2f}"
-        say(f"  step {k}: {_shortened(turns[0].response)} ({verdict})")
+        feedback = f": {_shortened(turns[0].feedback)}" if turns[0].feedback else ""
+        say(f"  step {k}: {_shortened(turns[0].response)} ({verdict}{feedback})")
         if quality == 1:
             break
 

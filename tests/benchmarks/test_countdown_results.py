@@ -41,6 +41,11 @@ def test_rates_by_step(results: ModuleType) -> None:
     }
 
 
+def test_every_sampling_seed_has_chains_of_its_own(results: ModuleType) -> None:
+    both = pd.concat([chains(["ar"]), chains(["aa"]).assign(seed=1)])
+    assert results.of_chains(both, str.strip)["accuracy"] == [0.0, 0.5]
+
+
 def test_a_rate_without_cases_is_none(results: ModuleType) -> None:
     assert results.of_chains(chains(["rr", "rr"]), str.strip)["wrong_to_right"] == [None]
 

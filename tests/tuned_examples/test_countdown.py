@@ -37,9 +37,9 @@ def test_only_the_strategy_differs(strategy: str, scale: str, monkeypatch: pytes
 
 def test_what_is_evaluated_on_is_held_out(monkeypatch: pytest.MonkeyPatch):
     config: Any = load_config("countdown", "exit", "cpu", monkeypatch)
-    evaluation = config.get_evaluation_config_object().env_config
-    sets = [CountdownEnv(options).tasks.keys() for options in (config.env_config, evaluation, config.splits["test"])]
-    assert [len(ids) for ids in sets] == [6350, 200, 400]
+    tasks, evaluation = config.env_config, config.get_evaluation_config_object().env_config
+    sets = [CountdownEnv(options).tasks.keys() for options in (tasks, evaluation, tasks | config.splits["test"])]
+    assert [len(ids) for ids in sets] == [280, 33, 39]
     assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
 
 
