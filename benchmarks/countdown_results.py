@@ -1,10 +1,15 @@
 """What ``reproduction.py --domain countdown`` measures beside accuracy by step, as plain functions of evaluations.
 
+    python benchmarks/countdown_results.py results/quickstart
+
+draws the evaluation of one run beside GRPO's recorded one.
+
 Shapes: N chains or tasks, K self-improvement steps, S independent samples.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from math import comb
@@ -16,8 +21,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rllib_exit.report.figures import style
+from rllib_exit.self_improvement import results
+from rllib_exit.self_improvement.curves import figure_axes
 
 CONFIDENCE = 0.95
+RECORDED = Path(__file__).resolve().parent.parent / "docs" / "countdown" / "results.json"
 
 
 def of_chains(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, list[float]]:
@@ -98,7 +106,7 @@ def interval(values_R: Sequence[float]) -> tuple[float, float]:
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
-    """Strategies by row: what the aims of the experiment are about, mean ± half a 95 % interval over training seeds.
+    """A column for each strategy: the mean over training seeds, ± half of its 95 % interval.
 
     Step rates are means over the K steps. Everything is in percent or in points, but for the entropy in nats.
     """
@@ -115,14 +123,14 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         "majority@K+1 %": lambda e: 100 * e["majority_at"][-1],
         "entropy": lambda e: e["entropy"] if e["entropy"] is not None else float("nan"),
     }
-    lines = [["strategy", "seeds", *columns]]
-    for strategy in dict.fromkeys(entry["strategy"] for entry in entries):
-        of_strategy = [entry for entry in entries if entry["strategy"] == strategy]
-        cells = [strategy, str(len(of_strategy))]
-        for column in columns.values():
-            mean, half = interval([column(entry) for entry in of_strategy])
-            cells.append("" if np.isnan(mean) else f"{mean:.1f}" if np.isnan(half) else f"{mean:.1f} ± {half:.1f}")
-        lines.append(cells)
+    by_strategy = {
+        strategy: [entry for entry in entries if entry["strategy"] == strategy]
+        for strategy in dict.fromkeys(entry["strategy"] for entry in entries)
+    }
+    lines = [["", *by_strategy], ["training seeds", *(str(len(runs)) for runs in by_strategy.values())]]
+    for name, column in columns.items():
+        intervals = [interval([column(entry) for entry in runs]) for runs in by_strategy.values()]
+        lines.append([name, *(_text(mean, half) for mean, half in intervals)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
@@ -131,6 +139,10 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         )
         for line in lines
     )
+
+
+def _text(mean: float, half: float) -> str:
+    return "" if np.isnan(mean) else f"{mean:.1f}" if np.isnan(half) else f"{mean:.1f} ± {half:.1f}"
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -178,3 +190,29 @@ def draw(entries: Sequence[dict[str, Any]], file: Path, title: str) -> None:
 def read(file: Path) -> list[dict[str, Any]]:
     """The entries of a ``results.json``; none if there is no file."""
     return json.loads(file.read_text()) if file.is_file() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="a run that rllib evaluate --baseline has evaluated")
+    args = parser.parse_args()
+    evaluation = results.read(max(args.directory.rglob(results.JSON), key=lambda file: file.stat().st_mtime))
+    (by_policy,) = evaluation.curves.values()
+    recorded = [entry["accuracy"] for entry in read(RECORDED) if entry["strategy"] == "grpo"]
+    lines = {
+        "untrained": by_policy[results.BASELINE].accuracy,
+        f"GRPO, recorded, mean of {len(recorded)} runs": np.mean(recorded, axis=0),
+        f"this run, {evaluation.run['strategy']}": by_policy[results.TRAINED].accuracy,
+    }
+    file = args.directory / "self_improvement.png"
+    with figure_axes(
+        file, "self-improvement steps", "held-out accuracy (%)", "What steps of self-improvement add"
+    ) as axes:
+        for (name, accuracy), look in zip(lines.items(), ("base", "grpo", "exit"), strict=True):
+            axes.plot(100 * accuracy, color=style(look).color, marker=style(look).marker, label=name)
+        axes.set_ylim(0, 100)
+    print(f"picture: {file}")
+
+
+if __name__ == "__main__":
+    main()

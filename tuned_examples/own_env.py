@@ -1,9 +1,11 @@
 """An environment of your own: ``rllib train file tuned_examples/own_env.py``."""
 
+import re
+
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from rllib_exit.grpo.config import GRPOConfig
 
-WORDS = ["apple", "bread", "chair", "dream", "eagle", "flame", "grape", "house"]
+WORDS = ["bread", "chair", "dream", "eagle", "flame", "grape", "house", "lemon"]
 
 
 class FirstLetterEnv(SelfImprovementEnv):
@@ -16,8 +18,9 @@ class FirstLetterEnv(SelfImprovementEnv):
         return [{"role": "user", "content": task.prompt}]
 
     def respond(self, task: Task, response: str) -> Outcome:
-        right = task.id[0] in response.lower().replace(task.id, "").split()
-        return Outcome(quality=right / (1 + len(response.split())), feedback="Be brief.")
+        letters = set(re.findall(r"\b[a-z]\b", response.lower()))  # those that stand alone
+        right = letters == {task.id[0]}
+        return Outcome(quality=1 / len(response.split()) if right else 0.0, feedback="Be brief.")
 
 
 config = (

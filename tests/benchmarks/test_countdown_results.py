@@ -94,9 +94,9 @@ def entry(strategy: str, seed: int, accuracy: list[float]) -> dict[str, Any]:
 
 def test_the_table_and_the_figure(results: ModuleType, tmp_path: Path) -> None:
     entries = [entry("grpo", 0, [0.5, 0.5]), entry("exit", 0, [0.5, 0.7]), entry("exit", 1, [0.5, 0.9])]
-    header, grpo, exit_row = results.table(entries).splitlines()
-    assert header.split()[:2] == ["strategy", "seeds"]
-    assert grpo.split()[:5] == ["grpo", "1", "50.0", "50.0", "0.0"]
-    assert "30.0 ± 127.1" in exit_row  # the gain of 20 and 40 points
+    lines = [line.split() for line in results.table(entries).splitlines()]
+    assert lines[0] == ["grpo", "exit"] and lines[1] == ["training", "seeds", "1", "2"]
+    assert lines[2] == ["first", "answer", "%", "50.0", "50.0", "±", "0.0"]
+    assert lines[4] == ["gain", "points", "0.0", "30.0", "±", "127.1"]  # of 20 and 40 points
     results.draw(entries, tmp_path / "figure.png", "A title")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
