@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = """
 rllib_exit.cli
 tuned_examples rllib_exit.report
+rllib_exit.__init__
 rllib_exit.exit_loop rllib_exit.sft
 rllib_exit.grpo
 rllib_exit.connectors rllib_exit.self_improvement rllib_exit.weight_sync.transfers
@@ -54,6 +55,7 @@ def imports(name: str) -> Iterator[str]:
 
 def layer(name: str) -> tuple[int, str]:
     """The number of a module's layer, from the top, and the entry that it belongs to."""
+    name = "rllib_exit.__init__" if name == "rllib_exit" else name
     entries = [(line, entry) for line, entries in enumerate(LAYERS.split("\n")) for entry in entries.split()]
     matching = [(line, entry) for line, entry in entries if name == entry or name.startswith(f"{entry}.")]
     return max(matching, key=lambda of: len(of[1]))

@@ -6,7 +6,12 @@ import sys
 
 import pytest
 
+import rllib_exit
+from envs.base import Task
+from rllib_exit.grpo.config import GRPOConfig
+
 PURE = [
+    "rllib_exit",
     "envs.bfcl.env",
     "envs.competition_math.env",
     "envs.countdown.env",
@@ -45,6 +50,14 @@ def loaded() -> dict[str, list[str]]:
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_load_neither_ray_nor_torch_nor_vllm(loaded: dict[str, list[str]], module: str) -> None:
     assert loaded[module] == []
+
+
+def test_the_package_has_the_names_that_a_training_file_needs() -> None:
+    assert rllib_exit.GRPOConfig is GRPOConfig and rllib_exit.Task is Task
+    for name in rllib_exit.__all__:
+        assert getattr(rllib_exit, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'GRPOconfig'; it has GRPO, GRPOConfig"):
+        rllib_exit.GRPOconfig  # noqa: B018
 
 
 def test_learners_do_not_load_the_algorithm_or_its_config() -> None:

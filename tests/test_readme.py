@@ -17,8 +17,18 @@ def test_the_readmes_environment_is_the_file_that_it_names() -> None:
 def test_the_readmes_environment_works_and_its_config_is_valid() -> None:
     example = runpy.run_path(str(ROOT / "tuned_examples" / "own_env.py"))
     env = example["FirstLetterEnv"]({})
-    env.reset(options={"instance": TaskInstance("apple")})
-    assert env.step("a")[1] == 0.5
+    for response, reward in {
+        "c": 1,
+        "It is c.": 1 / 3,
+        "C!": 1,
+        "b": 0,
+        "The letter b of chair": 0,
+        "Neither a nor c": 0,
+        "chair": 0,
+        "": 0,
+    }.items():
+        env.reset(options={"instance": TaskInstance("chair")})
+        assert env.step(response)[1] == reward, response
     example["config"].validate()
 
 

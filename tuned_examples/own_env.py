@@ -2,8 +2,7 @@
 
 import re
 
-from envs.base import Message, Outcome, SelfImprovementEnv, Task
-from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit import GRPOConfig, Message, Outcome, SelfImprovementEnv, Task
 
 WORDS = ["bread", "chair", "dream", "eagle", "flame", "grape", "house", "lemon"]
 
