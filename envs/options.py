@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
@@ -40,11 +41,12 @@ class Options(BaseModel):
     @classmethod
     def table(cls) -> str:
         """The options as a Markdown table."""
-        rows = [
-            f"| `{name}` | {'' if field.default is None else f'`{field.default!r}`'} | {field.description} |"
-            for name, field in cls.model_fields.items()
-        ]
+        rows = [f"| `{name}` | {_default(field)} | {field.description} |" for name, field in cls.model_fields.items()]
         return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
+
+
+def _default(field: FieldInfo) -> str:
+    return "required" if field.is_required() else "" if field.default is None else f"`{field.default!r}`"
 
 
 def validate(kind: type[T], value: Any, where: str = "") -> T:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
+    from envs.dataset.rewards import exact_match, json_schema, math_reward, multiple_choice
     from rllib_exit.grpo.algorithm import GRPO
     from rllib_exit.grpo.config import GRPOConfig
 
@@ -21,11 +22,15 @@ __all__ = [
     "Task",
     "TaskInstance",
     "Turn",
+    "exact_match",
+    "json_schema",
+    "math_reward",
+    "multiple_choice",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    grpo = {"GRPO": "rllib_exit.grpo.algorithm", "GRPOConfig": "rllib_exit.grpo.config"}
-    return getattr(import_module(grpo.get(name, "envs.base")), name)
+    module = {"GRPO": "rllib_exit.grpo.algorithm", "GRPOConfig": "rllib_exit.grpo.config"}.get(name)
+    return getattr(import_module(module or ("envs.dataset.rewards" if name.islower() else "envs.base")), name)

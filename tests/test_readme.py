@@ -9,9 +9,18 @@ from envs.base import TaskInstance
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readmes_environment_is_the_file_that_it_names() -> None:
-    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert block == (ROOT / "tuned_examples" / "own_env.py").read_text()
+def test_the_readmes_code_is_in_the_files_that_it_names() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks == [(ROOT / "tuned_examples" / name).read_text() for name in ("own_data.py", "own_env.py")]
+
+
+def test_the_readmes_data_set_works_and_its_config_is_valid() -> None:
+    config = runpy.run_path(str(ROOT / "tuned_examples" / "own_data.py"))["config"]
+    env = config.env(config.env_config)
+    assert 300 < len(env.tasks) < 361
+    env.reset(options={"instance": TaskInstance(next(iter(env.tasks)))})
+    assert env.step(f"It is {env.demonstration(env.task)[0]}.")[1] == 1
+    config.validate()
 
 
 def test_the_readmes_environment_works_and_its_config_is_valid() -> None:

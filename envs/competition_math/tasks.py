@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +12,7 @@ from typing import Any
 from envs.base import Task
 from envs.competition_math.grading import last_boxed
 from envs.sampling import subset
-
-Row = Mapping[str, Any]
-
-FILE_SUFFIXES = (".jsonl", ".parquet")
+from envs.tables import FILE_SUFFIXES, Row, rows, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +20,7 @@ class Source:
     r"""A data set, and the columns of its rows.
 
     Attributes:
-        path: A ``.jsonl`` or ``.parquet`` file, a folder that ``datasets`` can load, or a Hub data set.
+        path: What :func:`envs.tables.rows` reads.
         split: The data set's own split, ``train`` by default. A file has none.
         config: The data set's configuration. A file has none.
         problem_key: The column of the problem.
@@ -88,7 +84,9 @@ def load_tasks(path: str, split: str | None = None, **columns: Any) -> tuple[Tas
             the row and the field.
     """
     source, file = Source(path, split, **columns), Path(path)
-    return _tasks(source, file.stem if file.suffix in FILE_SUFFIXES else path, _rows(source))
+    return _tasks(
+        source, file.stem if file.suffix in FILE_SUFFIXES else path, rows(source.path, source.split, source.config)
+    )
 
 
 @functools.lru_cache
@@ -97,7 +95,7 @@ def load_split(name: str, data_dir: str | None = None) -> tuple[Task, ...]:
 
     Args:
         name: A name in ``SPLITS``.
-        data_dir: A folder with ``<name>.jsonl`` or ``<name>.parquet`` (columns ``problem``, ``answer`` and
+        data_dir: A folder with ``<name>.jsonl``, ``.parquet`` or ``.csv`` (columns ``problem``, ``answer`` and
             perhaps ``id`` and ``solution``). Without it the split is loaded from the Hub.
 
     Raises:
@@ -112,21 +110,26 @@ def load_split(name: str, data_dir: str | None = None) -> tuple[Task, ...]:
             if file.exists():
                 return load_tasks(str(file))
         raise FileNotFoundError(
-            f"split {name!r}: there is neither {files[0]} nor {files[1]}: put one there, or correct data_dir"
+            f"split {name!r}: there is none of {', '.join(map(str, files))}: put one there, or correct data_dir"
         )
     source = SPLITS[name]
-    return subset(_tasks(source, name, _hub_rows(source)), source.size, SUBSET_SEED)
+    try:
+        tasks = _tasks(source, name, _hub_rows(source))
+    except ValueError as error:
+        raise ValueError(
+            f"split {name!r}: {error}; or give it as a file, and set data_dir to the file's folder"
+        ) from error
+    return subset(tasks, source.size, SUBSET_SEED)
 
 
 def _hub_rows(source: Source) -> Iterator[tuple[int, Row]]:
     """The rows of one of the paper's splits, with their ``problem_key`` and ``answer_key`` filled in."""
     columns = {source.problem_key, source.answer_key or source.solution_key, source.context_key}
     columns = (columns | {source.keep and source.keep[0]}) - {None}
-    for number, row in _rows(source):
+    for number, row in rows(source.path, source.split, source.config):
         if missing := columns - row.keys():
             raise ValueError(
-                f"{source.path}:{number}: no field {', '.join(sorted(map(repr, missing)))}, the data set has changed: "
-                "give the split as a file in data_dir"
+                f"{source.path}:{number}: no field {', '.join(sorted(map(repr, missing)))}, the data set has changed"
             )
         if source.keep and not re.search(source.keep[1], str(row[source.keep[0]])):
             continue
@@ -137,69 +140,20 @@ def _hub_rows(source: Source) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _rows(source: Source) -> Iterator[tuple[int, Row]]:
-    """The rows of a data set, each with its line or row number."""
-    path, split, config = source.path, source.split, source.config
-    file = Path(path)
-    if file.suffix in FILE_SUFFIXES:
-        if not file.is_file():
-            raise FileNotFoundError(f"{path}: no such file: correct the path")
-        if split or config:
-            raise ValueError(f"{path}: a file has no split {split!r} or config {config!r}: leave them out")
-        yield from _jsonl_rows(path) if file.suffix == ".jsonl" else _parquet_rows(path)
-        return
-    if file.is_file():
-        raise ValueError(f"{path}: unknown file type: use {' or '.join(FILE_SUFFIXES)}")
-    import datasets  # slow, and files do not need it
-
-    try:
-        rows = datasets.load_dataset(path, config, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"cannot load the data set {path!r} (config {config!r}, split {split!r}): {error}. Give a .jsonl or "
-            ".parquet file, a folder, or a data set of the Hub; without the Hub, set data_dir for the paper's splits"
-        ) from error
-    yield from enumerate(rows, start=1)  # type: ignore[arg-type]
-
-
-def _jsonl_rows(path: str) -> Iterator[tuple[int, Row]]:
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: broken JSON ({error}): write one object per line") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: a {type(row).__name__}: write one JSON object per line")
-            yield number, row
-
-
-def _parquet_rows(path: str) -> Iterator[tuple[int, Row]]:
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except ValueError as error:  # pyarrow's own errors are ValueErrors
-        raise ValueError(f"{path}: not a readable Parquet file ({error}): write it again") from error
-    yield from enumerate(rows, start=1)
-
-
-def _tasks(source: Source, name: str, rows: Iterable[tuple[int, Row]]) -> tuple[Task, ...]:
+def _tasks(source: Source, name: str, numbered: Iterable[tuple[int, Row]]) -> tuple[Task, ...]:
     tasks: dict[str, Task] = {}
     numbers: dict[str, int] = {}
     path, id_key = source.path, source.id_key
-    for number, row in rows:
+    for number, row in numbered:
         values = {}
         for column, key in (("problem_key", source.problem_key), ("answer_key", source.answer_key or "answer")):
-            values[column] = _text(row.get(key))
+            values[column] = text(row.get(key))
             if not values[column]:
                 raise ValueError(
                     f"{path}:{number}: field {key!r} is missing or empty (fields: {', '.join(row)}): "
                     f"fill it in, or name the right column with {column}"
                 )
-        task_id = _text(row.get(id_key)) or f"{name}/{number}"
+        task_id = text(row.get(id_key)) or f"{name}/{number}"
         if task_id in tasks:
             raise ValueError(
                 f"{path}:{number}: field {id_key!r} is {task_id!r}, as in row {numbers[task_id]}: make ids unique"
@@ -213,17 +167,6 @@ def _tasks(source: Source, name: str, rows: Iterable[tuple[int, Row]]) -> tuple[
     if not tasks:
         raise ValueError(f"{path}: there are no rows: give it at least one with a problem and an answer")
     return tuple(tasks.values())
-
-
-def _text(value: Any) -> str:
-    """A cell as text: several answers become a list, 142.0 becomes 142, None and NaN become nothing."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
 
 
 def solution_steps(solution: str | list[str] | None) -> int:

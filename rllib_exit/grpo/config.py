@@ -82,6 +82,42 @@ class GRPOConfig(_Fields):
         self.delay_between_env_runner_restarts_s = 0
         self.restart_failed_env_runners = True
 
+    def dataset(self, data: Any, *, test_fraction: float = 0.1, **options: Any) -> Self:
+        """Trains on your own table of prompts and answers; :meth:`reward` says what a response is worth.
+
+        A part of the rows is held out. It is what evaluation, and ``rllib evaluate --split test``, are on.
+
+        Example:
+            >>> config = GRPOConfig().dataset("problems.jsonl", prompt="question", answer="gold").reward(math_reward)
+
+        Args:
+            data: A JSONL, Parquet or CSV file, a folder, a Hub data set, a ``datasets.Dataset``, or a list of rows.
+            test_fraction: The share of the rows that is held out.
+            **options: Further options of :class:`envs.dataset.env.DatasetOptions`, such as ``prompt`` and ``answer``,
+                the names of the columns.
+        """
+        from envs.dataset.env import DatasetEnv
+
+        data = data.to_list() if hasattr(data, "to_list") else data
+        options = {"data": data, "test_fraction": test_fraction, **options}
+        self.environment(DatasetEnv, env_config={**options, "split": "train" if test_fraction else "all"})
+        if test_fraction:
+            self.evaluation(evaluation_config=self.overrides(env_config={"split": "test"}))
+            self.splits = {**self.splits, "test": {"split": "test"}}
+        return self
+
+    def reward(self, *rewards: Any) -> Self:
+        """Sets what a response to a row of :meth:`dataset` is worth.
+
+        Args:
+            *rewards: Functions ``reward(response, answer, **row) -> float``, such as those of
+                :mod:`envs.dataset.rewards`, their names as ``"module:function"``, or pairs of one and its weight. The
+                quality is their weighted mean.
+        """
+        from envs.dataset.rewards import Reward
+
+        return self.environment(env_config={"rewards": [Reward.of(reward) for reward in rewards]})
+
     @fluent(settings.LanguageModelSettings, model="model_name")
     def language_model(self, model: str = NotProvided) -> None:
         """Sets the language model that is trained."""

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from envs.bfcl.env import BFCLOptions
 from envs.competition_math.env import CompetitionMathOptions
 from envs.countdown.env import CountdownOptions
+from envs.dataset.env import DatasetOptions
 from envs.mle_bench.env import MLEBenchOptions
 from envs.options import Options, PathText, validate
 
@@ -59,7 +60,9 @@ def test_an_error_says_where():
         validate(Example, 3, "a.yaml: ")
 
 
-@pytest.mark.parametrize("options", [CompetitionMathOptions, CountdownOptions, BFCLOptions, MLEBenchOptions])
+@pytest.mark.parametrize(
+    "options", [CompetitionMathOptions, CountdownOptions, DatasetOptions, BFCLOptions, MLEBenchOptions]
+)
 def test_the_docs_list_every_option(options: type[Options]):
     assert all(field.description for field in options.model_fields.values())
     assert options.table() in PAGE.read_text(), f"docs/environments.md needs this table:\n{options.table()}"

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from envs.base import TaskInstance
+from envs.dataset.rewards import exact_match
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
+from rllib_exit.env_runners.environments import make_env
 from rllib_exit.grpo.config import GRPOConfig
 
 
@@ -235,3 +238,23 @@ def test_colocated_a_learner_and_an_env_runner_share_a_bundle() -> None:
     ]
     made.colocated = False
     assert len(GRPO.default_resource_request(made.to_dict()).bundles) == 5
+
+
+def test_your_own_data_in_ten_lines() -> None:
+    rows = [{"question": f"What is {i} + {i}?", "gold": f"{2 * i}"} for i in range(100)]
+    made = config(diversity_metric="edit_distance")
+    made.dataset(rows, prompt="question", answer="gold").reward(exact_match, (lambda response: 0.5, 2))
+    made.validate()
+    evaluation: Any = made.get_evaluation_config_object()
+    train, test = make_env(made.env, made.env_config), make_env(evaluation.env, evaluation.env_config)
+    assert len(train.tasks) + len(test.tasks) == 100 and not train.tasks.keys() & test.tasks.keys()
+    assert made.splits == {"test": {"split": "test"}}
+    train.reset(options={"instance": TaskInstance(next(iter(train.tasks)))})
+    assert train.step(train.demonstration(train.task)[0])[1] == pytest.approx(2 / 3)
+
+
+def test_a_data_set_of_which_nothing_is_held_out() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"prompt": "Q", "answer": "A"}])
+    made = config().reward(exact_match).dataset(rows, test_fraction=0)
+    assert len(make_env(made.env, made.env_config).tasks) == 1 and not made.splits

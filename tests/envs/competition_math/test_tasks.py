@@ -65,7 +65,7 @@ def test_a_folder_through_datasets(tmp_path: Path, suffix: str):
     else:
         write(folder / "test.jsonl", *rows)
     assert [task.id for task in load_tasks(str(folder), "test")] == ["a", "b"]
-    with pytest.raises(ValueError, match=r"cannot load the data set.*set.*'dev'.*data_dir"):
+    with pytest.raises(ValueError, match=r"cannot load the data set.*set.*'dev'.*Give a"):
         load_tasks(str(folder), "dev")
 
 
@@ -104,8 +104,8 @@ def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[Any], message: str)
 def test_files_that_cannot_be_used(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl: no such file"):
         load_tasks(str(tmp_path / "gone.jsonl"))
-    with pytest.raises(ValueError, match=r"x\.csv: unknown file type"):
-        load_tasks(write(tmp_path / "x.csv", "a,b\n"))
+    with pytest.raises(ValueError, match=r"x\.txt: unknown file type"):
+        load_tasks(write(tmp_path / "x.txt", "a,b\n"))
     with pytest.raises(ValueError, match=r"x\.parquet: not a readable Parquet file"):
         load_tasks(write(tmp_path / "x.parquet", "no"))
     with pytest.raises(ValueError, match="a file has no split 'test'"):
@@ -116,8 +116,10 @@ def test_files_that_cannot_be_used(tmp_path: Path):
 
 
 def test_a_data_set_that_is_not_there_is_one_error():
-    with pytest.raises(ValueError, match=r"cannot load the data set 'nobody/nothing'.*data_dir"):
+    with pytest.raises(ValueError, match=r"cannot load the data set 'nobody/nothing'.*Give a"):
         load_tasks("nobody/nothing")
+    with pytest.raises(ValueError, match=r"cannot load the data set 'math-ai/aime25'.*set data_dir"):
+        load_split("aime25")
 
 
 @pytest.mark.parametrize("name", SPLITS)

@@ -1,0 +1,135 @@
+"""Rewards for data sets: functions of a response, the row's answer and the row's other columns.
+
+A reward of your own has the same form, and may leave out what it does not need::
+
+    def reward(response: str, answer: str, **row) -> float: ...
+
+It returns a quality between 0 and 1, or a pair of that and a text: the feedback that the policy sees when it is asked
+to improve the response. A row's other columns come under their own names, and the prompt's text as ``prompt``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+RewardFunction = Callable[..., float | tuple[float, str]]
+
+
+def math_reward(response: str, answer: str, prompt: str = "") -> float:
+    """1 if math-verify accepts the answer in the response; see :mod:`envs.competition_math.grading`."""
+    from envs.competition_math.grading import Verdict, grade
+
+    return float(grade(answer, response, problem=prompt) is Verdict.CORRECT)
+
+
+def exact_match(response: str, answer: str) -> float:
+    """1 if the response is the answer, but for upper and lower case, white space and a full stop at the end."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.split()).rstrip(".").casefold()
+
+    return float(plain(response) == plain(answer))
+
+
+def multiple_choice(response: str, answer: str) -> float:
+    """1 if the answer, a letter, is the last capital letter of the response that stands alone, as in ``(B)``."""
+    letters = re.findall(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9'’])", response)
+    return float(letters[-1:] == [answer.strip(" ().").upper()])
+
+
+def json_schema(response: str, schema: Any) -> tuple[float, str]:
+    """1 if the response is JSON that fits the row's ``schema``; it may stand in a fenced block.
+
+    Args:
+        response: The response.
+        schema: A JSON schema, as an object or as its text.
+    """
+    import jsonschema
+
+    fenced = re.search(r"```(?:json)?\s*\n(.*?)```", response, re.DOTALL)
+    try:
+        value = json.loads(fenced[1] if fenced else response)
+        jsonschema.validate(value, json.loads(schema) if isinstance(schema, str) else schema)
+    except (ValueError, RecursionError) as error:
+        return 0.0, f"This is not JSON: {error}"
+    except jsonschema.ValidationError as error:
+        return 0.0, f"At {error.json_path}: {error.message}"
+    return 1.0, "This fits the schema."
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A reward function with its share of the quality.
+
+    Attributes:
+        function: The function, or its name as ``"module:function"``.
+        weight: Its weight; the quality is the weighted mean of all rewards.
+    """
+
+    function: RewardFunction | str
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, given: Any) -> Reward:
+        """The reward that is given as a function, a name, or a pair of one of these and a weight.
+
+        Raises:
+            ValueError: If it is none of these, or the weight is not a positive number.
+        """
+        if isinstance(given, Reward):
+            return given
+        function, weight = given if isinstance(given, tuple | list) and len(given) == 2 else (given, 1.0)
+        if not (callable(function) or (isinstance(function, str) and ":" in function)):
+            raise ValueError(f"reward is {given!r}: use a function, 'module:function', or a pair of one and its weight")
+        if not (isinstance(weight, int | float) and 0 < weight < math.inf):
+            raise ValueError(f"the weight of reward {_name(function)} is {weight!r}: use a number above 0")
+        return cls(cast(Any, function), float(weight))
+
+    def __repr__(self) -> str:
+        return self.name if self.weight == 1 else f"({self.name}, {self.weight:g})"
+
+    @property
+    def name(self) -> str:
+        return _name(self.function)
+
+    def resolve(self) -> Callable[[str, Mapping[str, Any]], tuple[float, str | None]]:
+        """The function, as one of the response and of what a reward may take besides; it gets what it asks for.
+
+        Raises:
+            ValueError: If there is no such function, or it asks for what no row has. From the function that is
+                returned, if the reward is not a number between 0 and 1.
+        """
+        function: Any = self.function
+        if isinstance(function, str):
+            module, _, attribute = function.partition(":")
+            try:
+                function = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"reward is {self.function!r}: {error}; use 'module:function'") from error
+        first, *others = inspect.signature(function).parameters  # the first one is the response
+        parameters = [inspect.signature(function).parameters[name] for name in others]
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        taken = {p.name for p in parameters}
+        required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+        def reward(response: str, row: Mapping[str, Any]) -> tuple[float, str | None]:
+            if missing := [name for name in required if name not in row]:
+                raise ValueError(f"reward {self.name} asks for {missing[0]!r}: a row has {', '.join(row)}")
+            result = function(response, **{n: v for n, v in row.items() if n in taken or (takes_all and n != first)})
+            value, feedback = result if isinstance(result, tuple) else (result, None)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"reward {self.name} gave {value!r}: it must be a number from 0 to 1")
+            return float(value), feedback
+
+        return reward
+
+
+def _name(function: Any) -> str:
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
