@@ -49,11 +49,11 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
 
     The feedback says how far off an answer is. So one answer is right about as often as any other, however well the
     policy is trained, and what can be learned is to use the feedback: to keep an answer that is right, and to give
-    another one where it is wrong.
+    another one where it is wrong. The KL term keeps the policy's entropy: a policy that gives every task the same few
+    answers has nothing to improve on, and nothing to learn from.
 
     With ``--set env_config.numbers=3 --set env_config.hidden_target=False`` it is the usual countdown. There, take
-    ``lr=2e-4`` and ``prompts_per_batch=64``: a policy that gives every task the same few answers has nothing to improve
-    on, and many prompts an iteration and a low learning rate keep its entropy.
+    ``lr=2e-4`` and ``prompts_per_batch=64``.
     """
     config = (
         GRPOConfig()
@@ -64,7 +64,8 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
             lr=3e-4,
             prompts_per_batch=32,
             rollouts_per_prompt=8,
-            kl_coeff=0.0,
+            kl_coeff=0.02,
+            ref_update_rate=0.0,
             max_tokens_per_micro_batch=8192,
         )
         .env_runners(num_envs_per_env_runner=512)
