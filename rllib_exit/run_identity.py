@@ -50,6 +50,7 @@ HYPER_PARAMETERS: Mapping[str, str] = {
     "self_iteration": "Self-iteration steps",
     "inverse_temperature": "Inverse temperature α",
     "learnability": "Learnability score",
+    "learnability_of": "Learnability of",
     "staleness_coeff": "Staleness coefficient",
     "expansions_per_group": "Expansions per group",
     "diversity_bonus": "Diversity bonus",

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, WithJsonSchema, model_validator
 
 from envs.base import TaskInstance
-from rllib_exit.curriculum.learnability import SCORES
+from rllib_exit.curriculum.learnability import SCORES, LearnabilityOf, group_score
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from rllib_exit.settings import Fraction, Settings, check
@@ -43,12 +43,21 @@ class CurriculumConfig(Settings):
     learnability: Annotated[str, WithJsonSchema({"enum": [*SCORES]})] = "variance"
     """The score of an instance, by which it is kept and selected. The paper's is ``variance``; see
     :mod:`rllib_exit.curriculum.learnability`."""
+    learnability_of: LearnabilityOf = "quality"
+    """Whether that is the score of the rollouts' qualities or of their returns. They differ in MLE-bench alone, where the
+    return of an improvement is its gain; see :func:`rllib_exit.curriculum.learnability.group_score`."""
     staleness_coeff: Fraction = 0.0
     """The share of selections that is drawn by how long ago an instance was selected. The paper has none."""
 
     @model_validator(mode="after")
     def _can_select(self) -> Self:
         check(self, "learnability", self.learnability in SCORES, f"use one of {', '.join(SCORES)}")
+        check(
+            self,
+            "learnability_of",
+            self.learnability_of == "quality" or self.learnability != "expected_improvement",
+            "learnability='expected_improvement' compares with the iterate's quality; use 'quality'",
+        )
         check(
             self,
             "buffer_size",
@@ -126,7 +135,7 @@ class ExIt:
                 self.buffer.remove(source)
             if not group.trainable:
                 continue
-            score = SCORES[self.config.learnability](group)
+            score = group_score(group, self.config.learnability, self.config.learnability_of)
             scores.append(score)
             if source:
                 self.buffer.update(source, score)

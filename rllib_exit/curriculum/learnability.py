@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rllib_exit.rollouts import RolloutGroup
+
+LearnabilityOf = Literal["quality", "return"]
 
 
 def learnability(qualities_G: ArrayLike) -> float:
@@ -61,19 +64,42 @@ def regret(qualities_G: ArrayLike) -> float:
     return float(qualities_G.max() - qualities_G.mean()) if np.ptp(qualities_G) > 0 else 0.0
 
 
-def _expected_improvement(group: RolloutGroup) -> float:
-    iterate = group.request.instance.iterate
-    return expected_improvement(group.qualities_G, iterate.quality if iterate else None)
-
-
-# What the task buffer can keep instances by.
-SCORES: Mapping[str, Callable[[RolloutGroup], float]] = MappingProxyType(
+# What the task buffer can keep instances by: functions of a group's outcomes and of its iterate's quality, if any.
+SCORES: Mapping[str, Callable[[np.ndarray, float | None], float]] = MappingProxyType(
     {
-        "variance": lambda group: learnability(group.qualities_G),
-        "expected_improvement": _expected_improvement,
-        "regret": lambda group: regret(group.qualities_G),
+        "variance": lambda outcomes_G, _: learnability(outcomes_G),
+        "expected_improvement": expected_improvement,
+        "regret": lambda outcomes_G, _: regret(outcomes_G),
     }
 )
+
+
+def group_score(group: RolloutGroup, name: str = "variance", of: LearnabilityOf = "quality") -> float:
+    """A score of a group's instance.
+
+    Section 4.1 takes the variance of "the final quality measure (e.g. total return)", rescaled to [0, 1]. The two
+    differ where an environment rewards ``improve`` steps by their gain, as MLE-bench does; section 4 says that the gain
+    is normalised so that variances remain comparable. A return lies in [-1, 1] there, and r is rescaled to (1 + r) / 2,
+    for every instance alike.
+
+    Args:
+        group: The rollouts.
+        name: One of ``SCORES``.
+        of: Whether the score is that of the qualities or of the returns.
+
+    Raises:
+        ValueError: If there is no rollout, or an outcome is outside its range.
+    """
+    iterate = group.request.instance.iterate
+    outcomes_G = group.qualities_G
+    if of == "return":
+        outcomes_G = (1 + group.returns_G) / 2
+        if not ((outcomes_G >= 0) & (outcomes_G <= 1)).all():  # NaN too
+            raise ValueError(
+                f"returns are {group.returns_G.tolist()}: learnability_of='return' needs them in [-1, 1]; rescale the "
+                "environment's reward, or use 'quality'"
+            )
+    return SCORES[name](outcomes_G, iterate.quality if iterate else None)
 
 
 def _checked(qualities_G: ArrayLike) -> np.ndarray:

@@ -247,6 +247,10 @@ def test_distinct_instances_ignore_kind_and_depth():
         ({"inverse_temperature": float("nan")}, "inverse_temperature is nan"),
         ({"learnability": "luck"}, "learnability is 'luck': use one of variance"),
         ({"staleness_coeff": 1.5}, "staleness_coeff is 1.5"),
+        (
+            {"learnability_of": "return", "learnability": "expected_improvement"},
+            "learnability_of is 'return': .*use 'quality'",
+        ),
     ],
 )
 def test_validate_names_field_and_value(change, message):
@@ -281,6 +285,15 @@ def test_imports_neither_ray_nor_torch_nor_vllm():
 def test_instances_are_scored_by_the_chosen_learnability(name, expected):
     exit_ = make(EXIT.replace(learnability=name))
     exit_.update([group(exit_.select(1)[0], (0.0, 0.0, 0.0, 1.0), num_turns=1)])
+    assert exit_.buffer.scores.tolist() == [expected]
+
+
+@pytest.mark.parametrize(("of", "expected"), [("quality", 0.0625), ("return", 0.25)])
+def test_instances_are_scored_by_qualities_or_by_returns(of, expected):
+    exit_ = make(EXIT.replace(learnability_of=of))
+    request = exit_.select(1)[0]
+    rollouts = tuple(Rollout((), (Turn(str(q)),), return_, q) for q, return_ in ((0.5, -1.0), (1.0, 1.0)))
+    exit_.update([RolloutGroup(request, rollouts)])
     assert exit_.buffer.scores.tolist() == [expected]
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import TaskInstance, Turn
-from rllib_exit.curriculum.learnability import SCORES, expected_improvement, learnability, regret
+from rllib_exit.curriculum.learnability import SCORES, expected_improvement, group_score, learnability, regret
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 
 groups = st.lists(st.floats(0, 1), min_size=1, max_size=32)
@@ -58,18 +58,19 @@ def test_regret_prefers_what_succeeds_rarely_and_variance_what_succeeds_half_of_
 
 @given(st.floats(0, 1), st.integers(1, 33), st.sampled_from(sorted(SCORES)))
 def test_every_score_of_a_base_task_with_equal_qualities_is_exactly_zero(quality, size, name):
-    assert SCORES[name](group([quality] * size, TaskInstance("t"))) == 0.0
+    assert group_score(group([quality] * size, TaskInstance("t")), name) == 0.0
 
 
 def test_scores_see_the_groups_iterate():
     iterate = TaskInstance("t", iterate=Turn("x", quality=0.5), kind="improve")
-    assert SCORES["expected_improvement"](group([0.5, 1.0], iterate)) == 0.25
-    assert SCORES["variance"](group([0.5, 1.0], iterate)) == 0.0625
-    assert SCORES["regret"](group([0.5, 1.0], iterate)) == 0.25
+    assert group_score(group([0.5, 1.0], iterate), "expected_improvement") == 0.25
+    assert group_score(group([0.5, 1.0], iterate), "variance") == 0.0625
+    assert group_score(group([0.5, 1.0], iterate), "regret") == 0.25
 
 
-def group(qualities, instance):
-    rollouts = tuple(Rollout((), (), quality, quality) for quality in qualities)
+def group(qualities, instance, returns=None):
+    pairs = zip(returns or qualities, qualities, strict=True)
+    rollouts = tuple(Rollout((), (), return_, quality) for return_, quality in pairs)
     return RolloutGroup(RolloutRequest("0", instance), rollouts)
 
 
@@ -78,3 +79,22 @@ def group(qualities, instance):
 def test_rejects_what_is_no_group_of_qualities(qualities, score):
     with pytest.raises(ValueError):
         score(qualities)
+
+
+def test_the_score_is_of_qualities_or_of_returns_brought_to_the_unit_interval():
+    # Two scripts of MLE-bench that follow one of quality 0.8: one fails, which is clipped to -1, the other is perfect.
+    iterate = TaskInstance("t", iterate=Turn("x", quality=0.8), kind="improve")
+    gains = group([0.0, 1.0, 0.8, 0.8], iterate, returns=[-1.0, 1.0, 0.0, 0.0])
+    assert group_score(gains) == pytest.approx(np.var([0, 1, 0.8, 0.8]))
+    assert group_score(gains, of="return") == pytest.approx(np.var([-1, 1, 0, 0]) / 4)
+    # 0.04 of what was left to gain is much of it.
+    small = group([0.98, 0.98, 0.94, 0.94], TaskInstance("t"), returns=[0.5, 0.5, -0.5, -0.5])
+    assert group_score(small, of="return") == pytest.approx(0.0625)
+    assert group_score(small) == pytest.approx(0.0004)
+    assert group_score(gains, "regret", "return") == 0.5
+
+
+@pytest.mark.parametrize("returns", [[0.0, 1.5], [-1.1, 0.0], [0.0, np.nan]])
+def test_returns_that_cannot_be_rescaled_are_refused(returns):
+    with pytest.raises(ValueError, match=r"learnability_of='return' needs them in \[-1, 1\]"):
+        group_score(group([0.0, 1.0], TaskInstance("t"), returns), of="return")
