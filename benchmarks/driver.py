@@ -61,7 +61,7 @@ def iterations(prompts: int, group_size: int, response: int, number: int) -> dic
             times,
             "batches",
             lambda s=scored: make_batches(
-                s, TrainingSettings(), max_response_tokens=response, num_learners=8
+                s, TrainingSettings(), max_rollout_tokens=response, num_learners=8
             ),
         )  # fmt: skip
         timed(times, "curriculum update", lambda g=groups: exit_.update(g))

@@ -185,6 +185,8 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
     """
 
     metadata = {"render_modes": []}
+    max_turns: int | None = None
+    """The most turns of an episode, as far as the domain has a limit. Dr. GRPO's loss divides by what it allows."""
 
     instant: ClassVar[bool] = False
     """Whether ``reset`` and ``step`` always take well below a millisecond. Episodes then call them on the thread that

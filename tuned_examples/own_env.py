@@ -10,6 +10,8 @@ WORDS = ["bread", "chair", "dream", "eagle", "flame", "grape", "house", "lemon"]
 class FirstLetterEnv(SelfImprovementEnv):
     """Name the first letter of a word; shorter answers are better."""
 
+    max_turns = 1
+
     def __init__(self, env_config: dict) -> None:
         super().__init__([Task(id=word, prompt=f"What is the first letter of '{word}'?") for word in WORDS])
 

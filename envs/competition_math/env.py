@@ -57,6 +57,8 @@ class CompetitionMathEnv(SelfImprovementEnv):
         ValueError: If an option is unknown, contradicts ``tasks`` or has an impossible value.
     """
 
+    max_turns = 1
+
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = CompetitionMathOptions.parse(config)
         super().__init__(_load(options))

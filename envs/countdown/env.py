@@ -69,6 +69,7 @@ class CountdownEnv(SelfImprovementEnv):
     """
 
     instant = True
+    max_turns = 1
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = CountdownOptions.parse(config)

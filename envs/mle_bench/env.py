@@ -113,6 +113,8 @@ class MLEBenchEnv(SelfImprovementEnv):
         ValueError: If an option is unknown or has an impossible value, or a competition has no score range.
     """
 
+    max_turns = 1
+
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = MLEBenchOptions.parse(config)
         if not options.competitions:

@@ -52,6 +52,8 @@ class ReasoningGymEnv(SelfImprovementEnv):
         ValueError: If an option is unknown or has an impossible value.
     """
 
+    max_turns = 1
+
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         for key in config or {}:
             if key not in DEFAULTS:

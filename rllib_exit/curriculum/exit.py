@@ -44,8 +44,8 @@ class CurriculumConfig(Settings):
     """The score of an instance, by which it is kept and selected. The paper's is ``variance``; see
     :mod:`rllib_exit.curriculum.learnability`."""
     learnability_of: LearnabilityOf = "quality"
-    """Whether that is the score of the rollouts' qualities or of their returns. They differ in MLE-bench alone, where the
-    return of an improvement is its gain; see :func:`rllib_exit.curriculum.learnability.group_score`."""
+    """Whether that is the score of the rollouts' qualities or of their returns. In MLE-bench the return of an
+    improvement is its gain; see :func:`rllib_exit.curriculum.learnability.group_score`."""
     staleness_coeff: Fraction = 0.0
     """The share of selections that is drawn by how long ago an instance was selected. The paper has none."""
 

@@ -31,6 +31,7 @@ from rllib_exit.grpo.waiting import RolloutError, as_completed
 from rllib_exit.learner.batch import make_batches
 from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
 from rllib_exit.metrics import Gauges
+from rllib_exit.objective.loss import token_budget
 from rllib_exit.objective.scoring import score
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup
@@ -123,7 +124,7 @@ class GRPO(CheckpointedAlgorithm):
         batches: Any = make_batches(
             groups,
             TrainingSettings.of(config),
-            max_response_tokens=config.max_response_tokens,
+            max_rollout_tokens=token_budget(self._env.max_turns, config.max_response_tokens, config.max_model_len),
             num_learners=max(1, config.num_learners),
         )
         if config.colocated:

@@ -29,7 +29,7 @@ def make_batches(
     groups: Sequence[ScoredGroup],
     settings: TrainingSettings,
     *,
-    max_response_tokens: int,
+    max_rollout_tokens: int,
     num_learners: int,
 ) -> list[TrainBatch]:
     """Makes one batch for each learner.
@@ -41,7 +41,8 @@ def make_batches(
     Args:
         groups: The groups, each with rollouts. Without any there is nothing to train on.
         settings: ``minibatch_size``, ``loss_aggregation``, ``overlong_filtering`` and ``kl_coeff``.
-        max_response_tokens: The most tokens of one response.
+        max_rollout_tokens: The most tokens that the policy can generate in a rollout; see
+            :func:`rllib_exit.objective.loss.token_budget`.
         num_learners: How many learners share the work.
     """
     minibatches: list[list[Row]] = []
@@ -58,7 +59,7 @@ def make_batches(
             np.array([mask.sum() for mask in masks]),
             aggregation=settings.loss_aggregation,
             num_rollouts=len(rollouts),
-            max_response_tokens=max_response_tokens,
+            max_rollout_tokens=max_rollout_tokens,
         )
         minibatches.append(
             [

@@ -14,6 +14,19 @@ from torch import Tensor
 from rllib_exit.settings import LossAggregation
 
 
+def token_budget(max_turns: int | None, max_response_tokens: int, max_model_len: int) -> int:
+    """The most tokens that a policy can generate in one episode, by which the aggregation ``constant`` divides.
+
+    Every turn has a response, and all of an episode's responses have to fit the context.
+
+    Args:
+        max_turns: The most turns of an episode; None without a limit.
+        max_response_tokens: The most tokens of a response.
+        max_model_len: The most tokens of the context.
+    """
+    return max_model_len if max_turns is None else min(max_turns * max_response_tokens, max_model_len)
+
+
 def loss_weights(
     num_tokens_R: ArrayLike,
     rollout_R: ArrayLike,
@@ -21,13 +34,14 @@ def loss_weights(
     *,
     aggregation: LossAggregation,
     num_rollouts: int,
-    max_response_tokens: int,
+    max_rollout_tokens: int,
 ) -> np.ndarray:
     """The weight of each token of a row, given all rows of a batch. A row is one segment of a rollout.
 
     - ``sequence_mean`` (GRPO): 1 / (rollouts · generated tokens of the row's rollout);
     - ``token_mean`` (DAPO): 1 / trained tokens of the batch;
-    - ``constant`` (Dr. GRPO): 1 / (rollouts · ``max_response_tokens``).
+    - ``constant`` (Dr. GRPO): 1 / (rollouts · ``max_rollout_tokens``). Liu et al. (2025b) divide by the generation
+      budget, so that a token weighs the same in a long and a short rollout, in every batch.
 
     Args:
         num_tokens_R: (R,) generated tokens of each row.
@@ -35,7 +49,7 @@ def loss_weights(
         num_trained_R: (R,) those of them that overlong filtering leaves in. A row without any has the weight 0.
         aggregation: How the token losses become one number.
         num_rollouts: The rollouts of the batch, those filtered out included.
-        max_response_tokens: The most tokens that a response may have.
+        max_rollout_tokens: The most tokens that the policy can generate in a rollout, over all of its turns.
 
     Returns:
         (R,) float64.
@@ -51,7 +65,7 @@ def loss_weights(
     elif aggregation == "token_mean":
         divisor_R = np.full(num_tokens_R.shape, num_trained_R.sum())
     elif aggregation == "constant":
-        divisor_R = np.full(num_tokens_R.shape, float(num_rollouts * max_response_tokens))
+        divisor_R = np.full(num_tokens_R.shape, float(num_rollouts * max_rollout_tokens))
     else:
         raise ValueError(f"loss_aggregation is {aggregation!r}: set 'sequence_mean', 'token_mean' or 'constant'")
     # A row of no tokens adds nothing to the loss, whatever its weight.

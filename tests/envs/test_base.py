@@ -8,7 +8,10 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Kind, Outcome, Task, TaskInstance, Turn, UnicodeText, prefix_digests
+from envs.base import Kind, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn, UnicodeText, prefix_digests
+from envs.competition_math.env import CompetitionMathEnv
+from envs.countdown.env import CountdownEnv
+from envs.mle_bench.env import MLEBenchEnv
 from envs.prompts import DIVERGE, IMPROVE
 from tests.fakes import CounterEnv
 
@@ -24,6 +27,11 @@ def test_gymnasium_accepts_it():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*render modes.*")
         check_env(CounterEnv())
+
+
+def test_the_domains_say_how_many_turns_they_have_at_most():
+    assert [env.max_turns for env in (CompetitionMathEnv, CountdownEnv, MLEBenchEnv)] == [1, 1, 1]
+    assert CounterEnv({"turns": 5}).max_turns == 5 and SelfImprovementEnv.max_turns is None
 
 
 def test_an_episode():

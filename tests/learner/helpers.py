@@ -51,7 +51,7 @@ def make_groups(rng: np.random.Generator, num_groups: int = 3, group_size: int =
 
 def batch(groups: list[RolloutGroup], num_learners: int = 1, **kwargs: Any) -> list[TrainBatch]:
     scored = [ScoredGroup(group, group.returns_G - group.returns_G.mean()) for group in groups]
-    return make_batches(scored, TrainingSettings(**kwargs), max_response_tokens=16, num_learners=num_learners)
+    return make_batches(scored, TrainingSettings(**kwargs), max_rollout_tokens=16, num_learners=num_learners)
 
 
 def update(learner: GRPOTorchLearner, train_batch: TrainBatch) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_exit.objective.loss import grpo_loss, loss_weights
+from rllib_exit.objective.loss import grpo_loss, loss_weights, token_budget
 from rllib_exit.settings import LossAggregation
 
 AGGREGATIONS: list[LossAggregation] = ["sequence_mean", "token_mean", "constant"]
@@ -26,7 +26,7 @@ def random_batch(rng, num_rollouts, with_filtered=True):
     return rollouts
 
 
-def reference_loss(rollouts, aggregation, max_response_tokens, *, low, high, beta, mismatch_clip):
+def reference_loss(rollouts, aggregation, max_rollout_tokens, *, low, high, beta, mismatch_clip):
     """The loss as the papers write it: one Python float per token."""
     per_rollout = []
     for rollout in rollouts:
@@ -45,10 +45,10 @@ def reference_loss(rollouts, aggregation, max_response_tokens, *, low, high, bet
         return sum(sum(terms) / len(terms) for terms in trained) / len(rollouts)
     if aggregation == "token_mean":
         return sum(map(sum, trained)) / sum(map(len, trained))
-    return sum(map(sum, trained)) / (len(rollouts) * max_response_tokens)
+    return sum(map(sum, trained)) / (len(rollouts) * max_rollout_tokens)
 
 
-def rows_of(rollouts, aggregation, max_response_tokens):
+def rows_of(rollouts, aggregation, max_rollout_tokens):
     """The batch's segments, each with its advantage and weight."""
     rows = [(i, r, s) for i, r in enumerate(rollouts) for s in r["segments"]]
     weights_R = loss_weights(
@@ -57,7 +57,7 @@ def rows_of(rollouts, aggregation, max_response_tokens):
         np.array([r["trained"] * len(s["old"]) for _, r, s in rows]),
         aggregation=aggregation,
         num_rollouts=len(rollouts),
-        max_response_tokens=max_response_tokens,
+        max_rollout_tokens=max_rollout_tokens,
     )
     return [(s, r["advantage"], w) for (_, r, s), w in zip(rows, weights_R, strict=True)]
 
@@ -120,14 +120,14 @@ def test_weights_of_a_small_batch(aggregation):
         [2, 4, 0, 5],
         aggregation=aggregation,
         num_rollouts=3,
-        max_response_tokens=10,
+        max_rollout_tokens=10,
     )
     np.testing.assert_allclose(weights_R, expected[aggregation])
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_weights_are_finite_where_nothing_is_trained(aggregation):
-    kwargs = {"aggregation": aggregation, "num_rollouts": 2, "max_response_tokens": 10}
+    kwargs = {"aggregation": aggregation, "num_rollouts": 2, "max_rollout_tokens": 10}
     assert loss_weights([3, 4], [0, 1], [0, 0], **kwargs).tolist() == [0, 0]
     assert np.isfinite(loss_weights([0, 4], [0, 1], [0, 4], **kwargs)).all()
     assert loss_weights([], [], [], **kwargs).shape == (0,)
@@ -136,16 +136,27 @@ def test_weights_are_finite_where_nothing_is_trained(aggregation):
 def test_a_response_that_is_left_out_counts_in_the_length_of_its_rollout():
     weights = {
         aggregation: loss_weights(
-            [6, 4], [0, 1], [2, 4], aggregation=aggregation, num_rollouts=2, max_response_tokens=10
+            [6, 4], [0, 1], [2, 4], aggregation=aggregation, num_rollouts=2, max_rollout_tokens=10
         ).tolist()
         for aggregation in AGGREGATIONS
     }
     assert weights == {"sequence_mean": [1 / 12, 1 / 8], "token_mean": [1 / 6, 1 / 6], "constant": [1 / 20, 1 / 20]}
 
 
+def test_constant_divides_by_what_a_rollout_may_have_over_all_of_its_turns():
+    assert token_budget(1, 1024, 8192) == 1024  # Dr. GRPO's own case
+    assert token_budget(3, 1024, 8192) == 3072
+    assert token_budget(60, 1024, 8192) == token_budget(None, 1024, 8192) == 8192
+    # The weights of a rollout of three responses, each as long as it may be, add up to its share of the batch.
+    budget = token_budget(3, 10, 100)
+    kwargs = {"aggregation": "constant", "num_rollouts": 2, "max_rollout_tokens": budget}
+    weights_R = loss_weights([10, 20, 1], [0, 0, 1], [10, 20, 1], **kwargs)
+    assert weights_R @ [10, 20, 0] == pytest.approx(1 / 2)
+
+
 def test_rejects_unknown_aggregation():
     with pytest.raises(ValueError, match="loss_aggregation is 'mean'"):
-        loss_weights([1], [0], [1], aggregation="mean", num_rollouts=1, max_response_tokens=1)  # type: ignore[arg-type]
+        loss_weights([1], [0], [1], aggregation="mean", num_rollouts=1, max_rollout_tokens=1)  # type: ignore[arg-type]
 
 
 def one_token(ratio, advantage, **kwargs):
