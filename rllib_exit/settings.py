@@ -24,7 +24,9 @@ from pydantic import (
     model_validator,
 )
 
+Loss = Literal["grpo", "gspo", "cispo"]
 LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
+MismatchMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -207,10 +209,15 @@ class TrainingSettings(Settings):
     """a in ref ← a·θ + (1 − a)·ref."""
     normalize_std: bool = True
     """Whether advantages are divided by the group's standard deviation (Eq. 3)."""
+    loss: Loss = "grpo"
+    """What is maximised: see ``LOSSES`` in :mod:`rllib_exit.objective.loss`. The paper's is ``grpo`` (Eq. 4)."""
     loss_aggregation: LossAggregation = "sequence_mean"
     """``sequence_mean`` (GRPO), ``token_mean`` (DAPO) or ``constant`` (Dr. GRPO)."""
     mismatch_clip: PositiveFloat | None = 2.0
-    """Where the importance weight of learner against engine is truncated. None is no weight."""
+    """The bound of the importance weight of learner against engine. None is no weight."""
+    mismatch_mode: MismatchMode = "token_truncate"
+    """Whether that weight is a token's or a whole sequence's, and whether a weight above the bound is truncated to it,
+    or its tokens are masked."""
     overlong_filtering: bool = False
     """Whether responses that the token limit cut, or that end invalidly, have no loss."""
     lr_warmup_steps: NonNegativeInt = 0

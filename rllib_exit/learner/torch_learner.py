@@ -239,10 +239,13 @@ class GRPOTorchLearner(TorchLearner):
             batch["reference_logprobs"],
             pack.advantages_N,
             pack.weights_N,
+            pack.rows_N,
+            loss=self._training.loss,
             clip_param=self._training.clip_param,
             clip_param_high=self._training.clip_param_high,
             kl_coeff=self._training.kl_coeff,
             mismatch_clip=self._training.mismatch_clip,
+            mismatch_mode=self._training.mismatch_mode,
         )
         if pack is self._empty_pack:
             return loss

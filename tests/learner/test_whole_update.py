@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from envs.base import TaskInstance, Turn
 from rllib_exit.learner.batch import make_batches
 from rllib_exit.objective.scoring import score
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, Segment
-from rllib_exit.settings import LossAggregation, TrainingSettings
+from rllib_exit.settings import Loss, LossAggregation, TrainingSettings
 from tests.learner.helpers import make_learner, update
 
 TEMPERATURE = 0.9
@@ -111,16 +111,23 @@ class SlowLearner:
                 losses.append([])
                 lengths.append(rollout.num_response_tokens)
                 for segment in rollout.segments:
-                    now = self.logprobs(self.policy, segment)
-                    for n, t in enumerate(np.flatnonzero(segment.loss_mask)):
-                        if o["overlong_filtering"] and segment.ended_mask is not None and not segment.ended_mask[t]:
-                            continue
-                        ratio = torch.exp(now[n] - old[segment][n])
+                    trained = segment.loss_mask
+                    if o["overlong_filtering"] and segment.ended_mask is not None:
+                        trained = segment.ended_mask
+                    keep = torch.tensor(trained[segment.loss_mask].tolist())
+                    now = self.logprobs(self.policy, segment)[keep]
+                    before, reference = old[segment][keep], ref[segment][keep]
+                    for n, t in enumerate(np.flatnonzero(trained)):
+                        ratio = torch.exp(now[n] - before[n])
+                        if o["loss"] == "gspo":
+                            ratio = torch.exp((now - before).mean())
                         clipped = torch.clamp(ratio, 1 - o["clip_param"], 1 + o["clip_param_high"])
                         surrogate = torch.minimum(ratio * a, clipped * a)
-                        mismatch = math.exp(old[segment][n].item() - float(segment.logprobs[t]))
+                        if o["loss"] == "cispo":
+                            surrogate = min(ratio.item(), 1 + o["clip_param_high"]) * a * now[n]
+                        mismatch = math.exp(before[n].item() - float(segment.logprobs[t]))
                         surrogate = surrogate * min(mismatch, o["mismatch_clip"])
-                        d = ref[segment][n] - now[n]
+                        d = reference[n] - now[n]
                         losses[-1].append(-surrogate + o["kl_coeff"] * (torch.exp(d) - d - 1))
         sums = [sum(tokens, torch.zeros(())) for tokens in losses]
         if o["loss_aggregation"] == "sequence_mean":
@@ -144,28 +151,47 @@ class SlowLearner:
             p.copy_(p - o["lr"] * (m_hat / (v_hat.sqrt() + 1e-8) + o["weight_decay"] * p))
 
 
+def full(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize(
     ("num_epochs", "minibatch_size", "kl_coeff"),
-    [
-        (1, None, 0.1),
-        (2, None, 0.0),
-        (2, 8, 0.1),
-        pytest.param(1, None, 0.0, marks=pytest.mark.full),
-        pytest.param(2, None, 0.1, marks=pytest.mark.full),
-        pytest.param(2, 8, 0.0, marks=pytest.mark.full),
-    ],
+    [(1, None, 0.1), (2, None, 0.0), (2, 8, 0.1), full(1, None, 0.0), full(2, None, 0.1), full(2, 8, 0.0)],
 )
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+@pytest.mark.parametrize("aggregation", get_args(LossAggregation))
 def test_two_updates_are_those_of_a_slow_loop(
     tiny_model: str, aggregation: LossAggregation, num_epochs: int, minibatch_size: int | None, kl_coeff: float
 ) -> None:
-    options: dict[str, Any] = {
-        "loss_aggregation": aggregation,
-        "num_epochs": num_epochs,
-        "minibatch_size": minibatch_size,
-        "kl_coeff": kl_coeff,
-        "normalize_std": aggregation != "constant",
-        "overlong_filtering": num_epochs == 2,
+    compare(
+        tiny_model,
+        loss_aggregation=aggregation,
+        num_epochs=num_epochs,
+        minibatch_size=minibatch_size,
+        kl_coeff=kl_coeff,
+        normalize_std=aggregation != "constant",
+        overlong_filtering=num_epochs == 2,
+    )
+
+
+@pytest.mark.parametrize("loss", ["gspo", "cispo"])
+def test_so_are_those_of_other_losses(tiny_model: str, loss: Loss) -> None:
+    compare(
+        tiny_model,
+        loss=loss,
+        loss_aggregation="sequence_mean",
+        num_epochs=2,
+        minibatch_size=None,
+        kl_coeff=0.1,
+        normalize_std=True,
+        overlong_filtering=True,
+    )
+
+
+def compare(model: str, **options: Any) -> None:
+    """Two batches, with the same rollouts for both learners."""
+    options = {
+        "loss": "grpo",
         "clip_param": 0.003,
         "clip_param_high": 0.004,
         "mismatch_clip": 2.0,
@@ -175,8 +201,9 @@ def test_two_updates_are_those_of_a_slow_loop(
         "lr": 5e-5,
         "ref_update_interval": 1,
         "ref_update_rate": 0.3,
+        **options,
     }
-    slow, learner = SlowLearner(tiny_model, options), make_learner(tiny_model, temperature=TEMPERATURE, **options)
+    slow, learner = SlowLearner(model, options), make_learner(model, temperature=TEMPERATURE, **options)
     reported: dict[str, float] = {}
     for seed in range(2):
         groups = make_groups(seed)
@@ -186,7 +213,7 @@ def test_two_updates_are_those_of_a_slow_loop(
             scored, TrainingSettings.of(learner.config), max_rollout_tokens=MAX_ROLLOUT_TOKENS, num_learners=1
         )
         reported = update(learner, batch)
-    if num_epochs == 2:
+    if options["num_epochs"] == 2:
         assert 0 < reported["clip_fraction"] < 1
     names = learner.model.trainable
     parameters = largest_difference(learner.model.gather("master", names), dict(slow.policy.named_parameters()))

@@ -1,4 +1,6 @@
 import math
+from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -6,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_exit.objective.loss import grpo_loss, loss_weights, token_budget
-from rllib_exit.settings import LossAggregation
+from rllib_exit.objective.loss import LOSSES, grpo_loss, loss_weights, mismatch_weights, token_budget
+from rllib_exit.settings import LossAggregation, MismatchMode
 
 AGGREGATIONS: list[LossAggregation] = ["sequence_mean", "token_mean", "constant"]
 
@@ -26,26 +28,55 @@ def random_batch(rng, num_rollouts, with_filtered=True):
     return rollouts
 
 
-def reference_loss(rollouts, aggregation, max_rollout_tokens, *, low, high, beta, mismatch_clip):
-    """The loss as the papers write it: one Python float per token."""
+def reference_loss(
+    rollouts, aggregation, max_rollout_tokens, *, loss="grpo", low=0.2, high=0.2, beta=0.0, bound=None, mode=None
+):
+    """The loss as the papers write it, and its derivatives by each segment's log π_θ: one Python float per token."""
     per_rollout = []
     for rollout in rollouts:
         a, terms = rollout["advantage"], []
         for segment in rollout["segments"]:
-            for logp, old, gen, ref in zip(*(segment[k] for k in ("logprobs", "old", "rollout", "ref")), strict=True):
-                rho = math.exp(logp - old)
-                surrogate = min(rho * a, min(max(rho, 1 - low), 1 + high) * a)
-                if mismatch_clip is not None:
-                    surrogate *= min(math.exp(old - gen), mismatch_clip)
+            tokens = list(zip(*(segment[k] for k in ("logprobs", "old", "rollout", "ref")), strict=True))
+            ratios = [math.exp(logp - old) for logp, old, _, _ in tokens]
+            if loss == "gspo":
+                ratios = [math.prod(ratios) ** (1 / len(tokens))] * len(tokens)
+            engine = [math.exp(old - gen) for _, old, gen, _ in tokens]
+            if mode in ("sequence_truncate", "sequence_mask"):
+                engine = [math.prod(engine)] * len(tokens)
+            if bound is None:
+                engine = [1.0] * len(tokens)
+            elif mode in ("token_mask", "sequence_mask"):
+                engine = [c if c <= bound else 0.0 for c in engine]
+            else:
+                engine = [min(c, bound) for c in engine]
+            of_segment = []
+            for (logp, _, _, ref), rho, c in zip(tokens, ratios, engine, strict=True):
+                if loss == "cispo":
+                    slope = min(rho, 1 + high) * a
+                    surrogate = slope * logp
+                else:
+                    bounded = min(max(rho, 1 - low), 1 + high)
+                    surrogate = min(rho * a, bounded * a)
+                    slope = rho * a if rho * a <= bounded * a else 0.0
                 kl = math.exp(ref - logp) - (ref - logp) - 1
-                terms.append(-(surrogate - beta * kl))
+                # Every token of a sequence moves the ratio of all of them.
+                weight = sum(engine) / len(engine) if loss == "gspo" else c
+                of_segment.append((-(c * surrogate - beta * kl), -(weight * slope - beta * (1 - math.exp(ref - logp)))))
+            terms.append(of_segment)
         per_rollout.append(terms)
-    trained = [terms for terms, rollout in zip(per_rollout, rollouts, strict=True) if rollout["trained"]]
-    if aggregation == "sequence_mean":
-        return sum(sum(terms) / len(terms) for terms in trained) / len(rollouts)
-    if aggregation == "token_mean":
-        return sum(map(sum, trained)) / sum(map(len, trained))
-    return sum(map(sum, trained)) / (len(rollouts) * max_rollout_tokens)
+    numbers = [sum(map(len, terms)) for terms in per_rollout]
+    trained = sum(n for n, rollout in zip(numbers, rollouts, strict=True) if rollout["trained"])
+    divisors = {
+        "sequence_mean": [len(rollouts) * n for n in numbers],
+        "token_mean": [trained] * len(rollouts),
+        "constant": [len(rollouts) * max_rollout_tokens] * len(rollouts),
+    }[aggregation]
+    value, slopes = 0.0, []
+    for rollout, terms, divisor in zip(rollouts, per_rollout, divisors, strict=True):
+        for of_segment in terms:
+            value += rollout["trained"] * sum(term for term, _ in of_segment) / divisor
+            slopes.append([rollout["trained"] * slope / divisor for _, slope in of_segment])
+    return value, slopes
 
 
 def rows_of(rollouts, aggregation, max_rollout_tokens):
@@ -64,12 +95,21 @@ def rows_of(rollouts, aggregation, max_rollout_tokens):
 
 def loss_of(rows, **kwargs):
     """``grpo_loss`` of some rows in one go, with the gradient for each row's log-probabilities."""
-    cat = {k: torch.tensor([x for s, _, _ in rows for x in s[k]]) for k in ("logprobs", "old", "rollout", "ref")}
+    float64 = partial(torch.tensor, dtype=torch.float64)
+    cat = {k: float64([x for s, _, _ in rows for x in s[k]]) for k in rows[0][0]}
     lengths = torch.tensor([len(s["old"]) for s, _, _ in rows])
-    advantages_N = torch.repeat_interleave(torch.tensor([a for _, a, _ in rows], dtype=torch.float32), lengths)
-    weights_N = torch.repeat_interleave(torch.tensor([w for _, _, w in rows], dtype=torch.float32), lengths)
+    advantages_N, weights_N, rows_N = (
+        torch.repeat_interleave(values_R, lengths)
+        for values_R in (
+            float64([a for _, a, _ in rows]),
+            float64([w for _, _, w in rows]),
+            torch.arange(len(rows)).flip(0) * 7,
+        )
+    )
     logprobs_N = cat["logprobs"].requires_grad_()
-    loss, stats = grpo_loss(logprobs_N, cat["old"], cat["rollout"], cat["ref"], advantages_N, weights_N, **kwargs)
+    loss, stats = grpo_loss(
+        logprobs_N, cat["old"], cat["rollout"], cat["ref"], advantages_N, weights_N, rows_N, **kwargs
+    )
     loss.backward()
     assert logprobs_N.grad is not None
     return loss.item(), stats, logprobs_N.grad.split(lengths.tolist())
@@ -78,33 +118,88 @@ def loss_of(rows, **kwargs):
 @given(
     st.integers(0, 2**32),
     st.integers(1, 6),
+    st.sampled_from(sorted(LOSSES)),
     st.sampled_from(AGGREGATIONS),
     st.sampled_from([None, 0.28]),
     st.sampled_from([0.0, 0.05]),
     st.sampled_from([None, 1.5]),
+    st.sampled_from(get_args(MismatchMode)),
 )
-def test_agrees_with_the_slow_reference_however_it_is_cut(seed, num_rollouts, aggregation, high, beta, mismatch_clip):
+def test_agrees_with_the_slow_reference_however_it_is_cut(
+    seed, num_rollouts, loss, aggregation, high, beta, bound, mode
+):
     rng = np.random.default_rng(seed)
     rollouts = random_batch(rng, num_rollouts)
-    expected = reference_loss(
-        rollouts, aggregation, 24, low=0.2, high=0.2 if high is None else high, beta=beta, mismatch_clip=mismatch_clip
+    expected, slopes = reference_loss(
+        rollouts, aggregation, 24, loss=loss, high=0.2 if high is None else high, beta=beta, bound=bound, mode=mode
     )
     rows = rows_of(rollouts, aggregation, 24)
-    kwargs = {"clip_param": 0.2, "clip_param_high": high, "kl_coeff": beta, "mismatch_clip": mismatch_clip}
+    kwargs = {
+        "loss": loss,
+        "clip_param": 0.2,
+        "clip_param_high": high,
+        "kl_coeff": beta,
+        "mismatch_clip": bound,
+        "mismatch_mode": mode,
+    }
     whole, stats, grads = loss_of(rows, **kwargs)
-    assert whole == pytest.approx(expected, abs=1e-5)
+    assert whole == pytest.approx(expected, abs=1e-6)
+    for grad, slope in zip(grads, slopes, strict=True):
+        np.testing.assert_allclose(grad, slope, atol=1e-6)
 
     order = rng.permutation(len(rows))
     num_parts = int(rng.integers(1, len(rows) + 1))
     parts = [part.tolist() for part in np.array_split(order, num_parts)]
     results = [loss_of([rows[i] for i in part], **kwargs) for part in parts]
-    assert sum(loss for loss, _, _ in results) == pytest.approx(expected, abs=1e-5)
+    assert sum(loss for loss, _, _ in results) == pytest.approx(expected, abs=1e-6)
     for part, (_, _, part_grads) in zip(parts, results, strict=True):
         for i, grad in zip(part, part_grads, strict=True):
-            torch.testing.assert_close(grad, grads[i], atol=1e-6, rtol=1e-5)
+            np.testing.assert_allclose(grad, slopes[i], atol=1e-6)
     for name, value in stats.items():
         combine = max if name.endswith("_max") else sum
         assert combine(float(s[name]) for _, s, _ in results) == pytest.approx(float(value), abs=1e-4)
+
+
+def test_a_sequence_has_one_ratio_and_is_clipped_as_a_whole():
+    # The ratios e and 1/e of one row cancel, those of the other do not.
+    now = torch.tensor([-1.0, -3.0, -1.0, -1.5], dtype=torch.float64, requires_grad=True)
+    old = torch.full_like(now, -2.0).detach()
+    one, rows_N = torch.ones_like(old), torch.tensor([3, 3, 1, 1])
+    kwargs = {"loss": "gspo", "clip_param": 0.2, "kl_coeff": 0.0}
+    loss, stats = grpo_loss(now, old, old, None, one, one, rows_N, **kwargs)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(2 * 1 + 2 * 1.2)) and stats["clipped"] == 2
+    assert now.grad is not None and now.grad.tolist() == pytest.approx([-1, -1, 0, 0])
+    # Without rows all tokens are of one.
+    alone = grpo_loss(now[2:], old[2:], old[2:], None, one[2:], one[2:], **kwargs)[0]
+    assert alone.item() == pytest.approx(-2.4)
+
+
+def test_a_clipped_ratio_of_cispo_keeps_its_gradient():
+    now = torch.tensor([-1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    old, one = torch.tensor([-3.0, -0.5], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    loss, stats = grpo_loss(now, old, old, None, one, one, loss="cispo", clip_param=0.2, kl_coeff=0.0)
+    loss.backward()
+    # Only from above: e^2 is clipped to 1.2, e^-0.5 stays.
+    assert now.grad is not None and now.grad.tolist() == pytest.approx([-1.2, -math.exp(-0.5)])
+    assert stats["clipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token_truncate", [2.0, 0.5, 1.5, 1.6]),
+        ("token_mask", [0.0, 0.5, 1.5, 1.6]),
+        ("sequence_truncate", [2.0, 2.0, 2.0, 2.0]),
+        ("sequence_mask", [2.0, 2.0, 0.0, 0.0]),
+    ],
+)
+def test_mismatch_weights_of_tokens_and_sequences_are_truncated_or_masked(mode, expected):
+    weights_N = torch.tensor([4.0, 0.5, 1.5, 1.6], dtype=torch.float64)
+    rows_N = torch.tensor([0, 0, 1, 1])
+    bound = 2.0 + 1e-9  # the first row's weight is 2 up to rounding
+    found_N = mismatch_weights(weights_N.log(), torch.zeros_like(weights_N), rows_N, bound=bound, mode=mode)
+    assert found_N.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -204,7 +299,7 @@ def test_kl_is_not_negative_and_zero_at_the_reference(pairs):
     zero_N = torch.zeros_like(ref_N)
 
     def kl(ref_N):
-        kwargs = {"clip_param": 0.2, "kl_coeff": 1.0}
+        kwargs: Any = {"clip_param": 0.2, "kl_coeff": 1.0}
         return grpo_loss(logprobs_N, logprobs_N, logprobs_N, ref_N, zero_N, zero_N, **kwargs)[1]["kl"]
 
     assert kl(ref_N) >= 0

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_packed_rows_get_the_log_probabilities_and_gradients_that_they_get_alone
         for i in pack_.rows_N.unique().tolist():
             torch.testing.assert_close(logprobs_N[pack_.rows_N == i], alone[i], atol=1e-5, rtol=1e-5)
 
-    kwargs = {"clip_param": 0.2, "kl_coeff": 0.1, "mismatch_clip": 2.0}
+    kwargs: Any = {"clip_param": 0.2, "kl_coeff": 0.1, "mismatch_clip": 2.0}
     expected = torch.zeros(())
     for row, logprobs in zip(rows, alone, strict=True):
         rollout = torch.from_numpy(row.logprobs[row.loss_mask])
