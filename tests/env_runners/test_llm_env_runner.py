@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from envs.base import TaskInstance
+from rllib_exit.env_runners.generator import Generation
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner, env_runners_of_its_own, remote_call
 from rllib_exit.grpo.config import GRPOConfig
-from rllib_exit.rollouts import Rollout
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from tests.fakes import CounterEnv, ScriptedGenerator
 
 
@@ -63,6 +64,29 @@ def test_a_colocated_engine_waits_for_its_first_use(tiny_model: str) -> None:
     generator.let.set()
     asyncio.run(runner.update_weights(0))
     assert generator.begun.is_set()
+
+
+class UpdatingGenerator(ScriptedGenerator):
+    """Gets new weights while it answers."""
+
+    runner: LLMEnvRunner
+
+    async def generate(self, *args: Any) -> Generation:
+        await self.runner.update_weights(4)
+        return await super().generate(*args)
+
+
+def test_a_group_has_the_version_of_the_oldest_weights_that_generated_it(tiny_model: str) -> None:
+    config = GRPOConfig().environment(CounterEnv).language_model(tiny_model, dtype="float32", max_model_len=512)
+    generator = UpdatingGenerator(tiny_model, lambda prompt, seed: "1")
+    config.generation(max_response_tokens=8, generator_class=lambda *args, **kwargs: generator)
+    runner = generator.runner = LLMEnvRunner(config=config)
+
+    async def roll_out() -> list[RolloutGroup]:
+        await runner.update_weights(3)
+        return [await runner.roll_out(RolloutRequest(str(i), TaskInstance("count/1"))) for i in range(2)]
+
+    assert [group.policy_version for group in asyncio.run(roll_out())] == [3, 4]
 
 
 def test_episodes_of_evaluations_are_played_with_their_own_settings_and_splits(tiny_model: str) -> None:

@@ -105,6 +105,17 @@ def test_overlong_filtering_gives_no_loss_but_keeps_the_denominator() -> None:
     assert not filtered[0].loss_mask[-1]
 
 
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+def test_rows_without_an_advantage_are_left_out_but_for_a_kl_term(aggregation: str) -> None:
+    varied, equal = make_groups(np.random.default_rng(6), num_groups=2)
+    equal = RolloutGroup(equal.request, tuple(replace(rollout, return_=0.5) for rollout in equal.rollouts))
+    [without] = batch([varied, equal], kl_coeff=0.0, loss_aggregation=aggregation)[0].minibatches
+    [with_kl] = batch([varied, equal], kl_coeff=0.1, loss_aggregation=aggregation)[0].minibatches
+    assert len(without) == 4 and len(with_kl) == 8
+    # They count in the denominators all the same.
+    assert [row.loss_weight for row in without] == [row.loss_weight for row in with_kl[:4]]
+
+
 def test_an_episode_that_outgrows_its_context_has_no_response_to_filter() -> None:
     [group] = make_groups(np.random.default_rng(6), num_groups=1)
     group = RolloutGroup(group.request, tuple(replace(rollout, truncated=True) for rollout in group.rollouts))
