@@ -5,6 +5,8 @@
 #                   CI runs
 # make test-all     runs every test, the property tests with more examples: before an issue is resolved, and nightly
 # make coverage     is `make test` with the branch coverage of what runs in the tests' own processes
+# make mutants      changes curriculum, objective and update in every small way, and lists what no test notices: takes
+#                   hours; MUTANTS='rllib_exit.objective.loss*' takes some of them only
 # make check        formats, lints and types
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
@@ -20,6 +22,7 @@ PYTHON ?= python3
 EXTRA ?= cpu
 TORCH_INDEX ?=
 BENCH ?=
+MUTANTS ?=
 BIN := .venv/bin
 PIP := $(BIN)/pip -q --disable-pip-version-check
 STAMP := .venv/installed-$(EXTRA)
@@ -28,7 +31,7 @@ WORKERS ?= 2
 OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart unit test test-all coverage check bench format clean
+.PHONY: quickstart unit test test-all coverage mutants check bench format clean
 .DEFAULT_GOAL := test
 
 # Nothing is compiled before it is imported: most of 31,000 files never are.
@@ -79,17 +82,30 @@ bench: $(STAMP) .venv-trl/installed
 	done
 	$(BIN)/python benchmarks/learner_gpu.py --quick
 
-# TRL beside the packages that we use, so that both have the same torch and transformers.
+# An environment of its own beside the packages that we use, so that both have the same torch and transformers.
+define beside
+$(BIN)/python -m venv $(@D)
+$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	> "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+$(@D)/bin/pip -q --disable-pip-version-check install --no-compile
+endef
+
 .venv-trl/installed: $(STAMP)
-	$(BIN)/python -m venv .venv-trl
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> "$$(.venv-trl/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
-	.venv-trl/bin/pip install -q --disable-pip-version-check --no-compile --no-deps trl==1.16.0
+	$(beside) --no-deps trl==1.16.0
 	touch $@
+
+.venv-mutmut/installed: $(STAMP)
+	$(beside) mutmut==3.8.1
+	touch $@
+
+# What is mutated, and by which tests, stands in pyproject.toml.
+mutants: .venv-mutmut/installed
+	OMP_NUM_THREADS=1 .venv-mutmut/bin/mutmut run --max-children $(WORKERS) $(MUTANTS)
+	.venv-mutmut/bin/mutmut results
 
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-trl results
+	rm -rf .venv .venv-trl .venv-mutmut mutants results
