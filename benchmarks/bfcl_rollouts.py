@@ -28,7 +28,7 @@ from rllib_exit.models import SMOLLM2, resolve_model
 from rllib_exit.rollouts import Rollout, RolloutRequest
 from rllib_exit.scale import cpu_dtype
 
-ENV_CONFIG = {"split": "train", "trim_schemas": True}
+ENV_CONFIG = {"split": "train", "schemas": "short"}
 
 
 class TimedGenerator:

@@ -62,7 +62,7 @@ class Turn:
 
     Attributes:
         response: The text of the iterate.
-        feedback: The environment's answer: tool results, an error trace, the next user request.
+        feedback: The environment's answer: tool results, an error, the next user request.
         quality: The quality of the trajectory up to this turn, in [0, 1].
         depth: k, the number of self-iteration steps behind the response.
         solution: What of the response counts as the solution, see :meth:`SelfImprovementEnv.solution`; by default all
@@ -145,7 +145,8 @@ class Outcome:
         quality: The quality of the trajectory so far, in [0, 1]; the last one counts for the episode.
         feedback: The answer that the policy sees next (or, iterating, sees with its response).
         done: Whether the episode ends here.
-        valid: False if the response lacks any valid ending (see overlong filtering).
+        valid: False if the response lacks any valid ending: overlong filtering then leaves it out of the loss. The
+            episode may go on, with an error as the feedback; only one that ends in such a response is not iterated on.
         metrics: Numbers of the domain to report, averaged over rollouts.
         files: What the response made, by name, if the environment was asked to keep it.
     """

@@ -71,7 +71,7 @@ METRICS = (
     Metric("rollouts/quality_mean", "Mean final quality; what learnability is made of.", FRACTION),
     Metric("rollouts/response_tokens_mean", "Tokens that the policy generated per rollout."),
     Metric("rollouts/truncated_fraction", "Rollouts cut by a limit of tokens.", FRACTION, CUT),
-    Metric("rollouts/invalid_fraction", "Rollouts with an invalid response.", FRACTION, CUT),
+    Metric("rollouts/invalid_fraction", "Rollouts whose last response is invalid.", FRACTION, CUT),
     Metric("rollouts/skipped_prompts", "Prompts that do not fit the context."),
     Metric("rollouts/retried_episodes", "Episodes begun once more because the first attempt failed."),
     Metric("rollouts/dropped_episodes", "Episodes left out of their groups because the environment broke down."),

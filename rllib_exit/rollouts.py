@@ -50,7 +50,7 @@ class Rollout:
         turns: The complete history: the instance's turns and the new ones, last iterates only.
         return_: The undiscounted sum of rewards; what the advantage uses.
         quality: The final quality in [0, 1]; what learnability uses.
-        valid: Whether every new response ended validly.
+        valid: Whether the last response ended validly. One before it that did not was answered by the environment.
         truncated: Whether a response hit the token limit, or the episode the context's end.
         metrics: The domain's numbers for this episode.
         attempts: How often the episode was begun before it went through.

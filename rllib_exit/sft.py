@@ -72,7 +72,7 @@ async def play_demonstrations(
                 )
             if replay.given < len(responses):
                 raise ValueError(f"the episode ends after {replay.given} of {len(responses)} responses")
-            if not episode.valid:
+            if any(segment.ended_mask is not None for segment in episode.segments):
                 raise ValueError("the environment calls a response invalid")
         except Exception as error:
             skipped[task_id] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -117,4 +117,4 @@ def tool_user(prompt: str, seed: int, requests: str = "first") -> str:
 
 @functools.cache
 def _bfcl(requests: str) -> BFCLEnv:
-    return BFCLEnv({"split": "all", "requests": requests, "trim_schemas": True})
+    return BFCLEnv({"split": "all", "requests": requests, "schemas": "short"})

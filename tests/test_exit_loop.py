@@ -156,9 +156,7 @@ def test_it_does_what_section_4_says(strategy: str, tiny_model: str) -> None:
             # One of the group's valid histories enters the buffer, with all its partial histories.
             variance = float(np.var(returns_G))
             valid = [
-                prefixes(instance.task_id, r, config.self_iteration)
-                for r in rollouts
-                if all(t.response[0] != "9" for t in r.turns)
+                prefixes(instance.task_id, r, config.self_iteration) for r in rollouts if r.turns[-1].response[0] != "9"
             ]
             inserted = [history for history in valid if history[-1] in after]
             # Replays of the last turn share all that counts without self-iteration.

@@ -88,7 +88,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     _, _, self_iteration_prob, divergence_prob = TABLE_5[strategy]
     config = (
         GRPOConfig()
-        .environment(BFCLEnv, env_config={"split": "train", "classes": CPU_CLASSES, "trim_schemas": True})
+        .environment(BFCLEnv, env_config={"split": "train", "classes": CPU_CLASSES, "schemas": "short"})
         .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=2048)
         .generation(max_response_tokens=96, stop=STOP, engine_args={"max_num_seqs": 64})
         .training(
@@ -115,7 +115,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .evaluation(
             evaluation_interval=None,
             evaluation_config=GRPOConfig.overrides(
-                env_config={"split": "test", "classes": CPU_CLASSES, "trim_schemas": True}, temperature=0.0
+                env_config={"split": "test", "classes": CPU_CLASSES, "schemas": "short"}, temperature=0.0
             ),
         )
         .debugging(seed=0)

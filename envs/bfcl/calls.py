@@ -17,6 +17,12 @@ TASK_FINISHED, TASK_ERROR = "<TASK_FINISHED>", "<TASK_ERROR>"
 # A generation ends with one of these, and includes it.
 STOP = (END_TOOL, TASK_FINISHED, TASK_ERROR)
 
+CALLS_FORMAT = '[{"name": "...", "args": {...}}, ...]'
+NO_ENDING = (
+    f"the response has no ending: end it with {TOOL}{CALLS_FORMAT}{END_TOOL} to call functions, with {TASK_FINISHED} "
+    f"if the current request is fulfilled, or with {TASK_ERROR} if it cannot be"
+)
+
 MAX_CALLS = 32
 MAX_DEPTH = 32
 
@@ -48,7 +54,7 @@ class Action:
     Attributes:
         kind: What it asks for.
         calls: The calls, if the kind is ``CALLS``.
-        problem: What the policy is told about a ``MALFORMED`` response.
+        problem: What the policy is told about a ``MALFORMED`` or ``UNENDED`` response.
     """
 
     kind: ActionKind
@@ -66,7 +72,7 @@ def parse_response(text: str) -> Action:
     """
     ending = _ENDING.search(text)
     if ending is None:
-        return Action(ActionKind.UNENDED)
+        return Action(ActionKind.UNENDED, problem=NO_ENDING)
     _, opened, content = text[: ending.start()].partition(TOOL)
     if ending[0] != END_TOOL:
         if opened:
@@ -88,7 +94,7 @@ def _parse_calls(text: str) -> tuple[Call, ...]:
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
     if not isinstance(calls, list) or not calls:
-        raise ValueError('not a JSON list of calls: use [{"name": ..., "args": {...}}, ...]')
+        raise ValueError(f"not a JSON list of calls: use {CALLS_FORMAT}")
     if len(calls) > MAX_CALLS:
         raise ValueError(f"{len(calls)} calls: make at most {MAX_CALLS} at once")
     for number, call in enumerate(calls, start=1):

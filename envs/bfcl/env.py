@@ -15,7 +15,7 @@ from envs.bfcl import worker
 from envs.bfcl.apis import STATELESS_CLASS, functions, offered
 from envs.bfcl.calls import TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
 from envs.bfcl.grading import contained
-from envs.bfcl.prompt import system_prompt
+from envs.bfcl.prompt import Schemas, system_prompt, tool_response
 from envs.bfcl.tasks import Requests, Split, select_tasks
 from envs.options import Options
 from envs.prompts import self_iteration_prompt
@@ -46,7 +46,16 @@ class BFCLOptions(Options):
     max_turns: PositiveInt | None = Field(
         None, description="The most responses; by default 10 for `first` and 60 for `all` requests."
     )
-    trim_schemas: bool = Field(False, description="Whether the function schemas are short, for small contexts.")
+    schemas: Schemas = Field(
+        "call",
+        description="What the prompt shows of each function: `call`, all that a call needs; `full`, also what it "
+        "returns; or `short`, the first sentence and the names and types of the parameters, for small contexts.",
+    )
+    max_unended: PositiveInt = Field(
+        3,
+        description="How many responses in a row may have no ending (`</tool>`, `<TASK_FINISHED>` or `<TASK_ERROR>`): "
+        "each is answered by an error, and the last of so many ends the episode.",
+    )
     call_timeout_s: PositiveFloat = Field(
         5.0, description="The CPU seconds that the calls of one response may take together."
     )
@@ -59,11 +68,12 @@ class BFCLEnv(SelfImprovementEnv):
     run in order up to the first that fails; the feedback is a JSON list with a result or an error for each.
     The quality is 1 if, for every request, the ground-truth calls are among the successful calls made for it
     and the API objects are in the state that the ground truth leaves; else 0. How the episode ends has no
-    part in it. A response without a valid ending is not valid and ends the episode.
+    part in it. A response without an ending is not valid. It is answered by an error that says what is expected, and
+    the episode goes on, up to ``max_unended`` of them in a row.
 
     Metrics: ``first_turn_accuracy``, whether the first user request (BFCL calls it a turn) is solved, that
     is, its calls are contained and the states are equal at its end; ``requests_solved_fraction``;
-    ``tool_calls``; ``failed_calls``, malformed responses included; at the end of the episode
+    ``tool_calls``; ``failed_calls``; ``malformed_fraction``, the share of responses that got an error for their format;
     ``official_accuracy``, the verdict of BFCL's own checker.
 
     Args:
@@ -80,7 +90,7 @@ class BFCLEnv(SelfImprovementEnv):
         self.max_turns: int = options.max_turns or MAX_TURNS[options.requests]
 
     def prompt(self, task: Task) -> list[Message]:
-        system = system_prompt(task.data["classes"], task.data["excluded"], self.options.trim_schemas)
+        system = system_prompt(task.data["classes"], task.data["excluded"], self.options.schemas)
         return [{"role": "system", "content": system}, {"role": "user", "content": task.prompt}]
 
     def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
@@ -106,27 +116,31 @@ class BFCLEnv(SelfImprovementEnv):
         self._responses = 0
         self._tool_calls = 0
         self._failed_calls = 0
+        self._malformed = 0
+        self._unended = 0  # the responses without an ending since the last one that has one
 
     def respond(self, task: Task, response: str) -> Outcome:
         action = parse_response(response)
+        unended = action.kind is ActionKind.UNENDED
         self._responses += 1
-        feedback, done = None, self._responses >= self.max_turns
+        self._malformed += bool(action.problem)
+        self._unended = self._unended + 1 if unended else 0
+        feedback, done = None, self._responses >= self.max_turns or self._unended == self.options.max_unended
         match action.kind:
             case ActionKind.CALLS:
                 feedback = self._execute(task, action.calls)
-            case ActionKind.MALFORMED:
-                self._failed_calls += 1
-                feedback = json.dumps([{"error": action.problem}])
+            case ActionKind.MALFORMED | ActionKind.UNENDED:
+                feedback = tool_response(json.dumps([{"error": action.problem}]))
             case ActionKind.FINISHED:
                 self._request += 1
                 if self._request < len(self._ground_truth):
                     feedback = task.data["requests"][self._request]
                 else:
                     done = True
-            case ActionKind.ERROR | ActionKind.UNENDED:
+            case ActionKind.ERROR:
                 done = True
         quality, metrics = self._grade(task)
-        return Outcome(quality, feedback, done, valid=action.kind is not ActionKind.UNENDED, metrics=metrics)
+        return Outcome(quality, feedback, done, valid=not unended, metrics=metrics)
 
     def _execute(self, task: Task, requested: Sequence[Call]) -> str:
         """Runs calls up to the first that fails; returns what the policy sees."""
@@ -150,7 +164,7 @@ class BFCLEnv(SelfImprovementEnv):
         self._tool_calls += len(texts)
         self._failed_calls += failed
         texts += ['{"error": "not run, as the call before it failed"}'] * (len(requested) - len(texts))
-        return f"[{', '.join(texts)}]"
+        return tool_response(f"[{', '.join(texts)}]")
 
     def _bind(self, call: Call) -> Call:
         if call.name not in self._functions:
@@ -179,6 +193,7 @@ class BFCLEnv(SelfImprovementEnv):
             "requests_solved_fraction": sum(solved) / len(solved),
             "tool_calls": float(self._tool_calls),
             "failed_calls": float(self._failed_calls),
+            "malformed_fraction": self._malformed / self._responses,
             "official_accuracy": float(verdict),
         }
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from envs.bfcl.apis import offered
 
-INSTRUCTION = """You fulfil the user's requests by calling functions. End each response with exactly one of:
-<tool>[{"name": "...", "args": {...}}]</tool> to call functions in order; you then see their results.
-<TASK_FINISHED> when the current request is fulfilled.
+Schemas = Literal["full", "call", "short"]
+
+INSTRUCTION = """You fulfil the user's requests, one after the other, by calling functions. In each response first \
+reason briefly about what to do next, then end it with exactly one of:
+<tool>[{"name": "...", "args": {...}}]</tool> to call functions in order; you then get their results in <tool_response>.
+<TASK_FINISHED> when the results show that the current request is fulfilled; you then get the next one, if any.
 <TASK_ERROR> when it cannot be fulfilled.
+
+Example:
+User: Set a timer for five minutes.
+You: I need a timer of 300 seconds. <tool>[{"name": "set_timer", "args": {"seconds": 300}}]</tool>
+User: <tool_response>[{"timer_id": 1}]</tool_response>
+You: The timer is set, so that nothing is left to do. <TASK_FINISHED>
+
 Functions"""
 
 # The package's own names of the JSON schema types.
@@ -20,29 +30,50 @@ _TYPES = {"dict": "object", "float": "number"}
 
 
 @functools.cache
-def system_prompt(classes: tuple[str, ...], excluded: tuple[str, ...], trim: bool) -> str:
+def system_prompt(classes: tuple[str, ...], excluded: tuple[str, ...], schemas: Schemas) -> str:
     """The system prompt for tasks that involve these classes: one line per function.
 
     Args:
         classes: The API classes.
         excluded: Functions of theirs that are not offered.
-        trim: Whether to leave out most of each schema (see :func:`trimmed`).
+        schemas: How much of each schema is shown.
     """
-    schemas = [trimmed(f.doc) if trim else _json_schema(f.doc) for f in offered(classes, excluded).values()]
-    heading = f"{INSTRUCTION} (? is optional):" if trim else f"{INSTRUCTION}:"
-    return "\n".join([heading, *(json.dumps(s, ensure_ascii=False, separators=(",", ":")) for s in schemas)])
+    heading = f"{INSTRUCTION} (? is optional):" if schemas == "short" else f"{INSTRUCTION}:"
+    return "\n".join([heading, *(schema(f.doc, schemas) for f in offered(classes, excluded).values())])
 
 
-def trimmed(doc: Mapping[str, Any]) -> dict[str, Any]:
-    """A short schema: the first sentence of the description, and the parameters' types, if any."""
+def schema(doc: Mapping[str, Any], schemas: Schemas) -> str:
+    """A function's schema, on one line."""
+    match schemas:
+        case "full":
+            shown = _json_schema(doc)
+        case "call":
+            shown = {key: _json_schema(value) for key, value in doc.items() if key != "response"}
+        case "short":
+            shown = _short(doc)
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+
+
+def tool_response(results: str) -> str:
+    """What the policy is told of its calls, so that it can be told from a request.
+
+    Args:
+        results: JSON. Nothing in it can spell the end of the tool response.
+    """
+    escaped = results.replace("</", "<\\/")
+    return f"<tool_response>{escaped}</tool_response>"
+
+
+def _short(doc: Mapping[str, Any]) -> dict[str, Any]:
+    """The first sentence of the description, and the parameters' types, if any."""
     description = doc["description"].rpartition("Tool description: ")[2].strip()
-    schema: dict[str, Any] = {"name": doc["name"], "description": description.partition(". ")[0].rstrip(".")}
+    short: dict[str, Any] = {"name": doc["name"], "description": description.partition(". ")[0].rstrip(".")}
     required = doc["parameters"]["required"]
     parameters = {
         name: f"{_TYPES.get(value['type'], value['type'])}{'' if name in required else '?'}"
         for name, value in doc["parameters"]["properties"].items()
     }
-    return {**schema, "parameters": parameters} if parameters else schema
+    return {**short, "parameters": parameters} if parameters else short
 
 
 def _json_schema(value: Any) -> Any:

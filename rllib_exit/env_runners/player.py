@@ -231,7 +231,7 @@ class Player:
         # What the engine generated enters later prompts as the same ids, whatever its text would encode to.
         ids_of: dict[str, tuple[int, ...]] = {}
         seeds = itertools.count(seed)
-        valid, truncated, done, outcome = True, False, False, None
+        truncated, done, outcome = False, False, None
 
         async def respond(iterate: Turn | None = None) -> tuple[str, bool] | None:
             """The text of a response and whether the token limit cut it; None where the context has no room."""
@@ -260,7 +260,6 @@ class Player:
             response, cut = answer
             _, _, done, _, info = await self._call(env, partial(env.step, response))
             outcome = info["outcome"]
-            valid &= outcome.valid
             truncated |= cut
             if cut or not outcome.valid:
                 segments.unended()
@@ -270,7 +269,7 @@ class Player:
             env.turns,
             env.episode_return(outcome.quality),
             outcome.quality,
-            valid,
+            outcome.valid,
             truncated,
             dict(outcome.metrics),
             files=dict(outcome.files),

@@ -105,11 +105,20 @@ def test_responses_without_a_valid_ending_are_marked(model: str) -> None:
     chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=10)
     player = Player(lambda: CounterEnv({"turns": 4}), generator=generator, chat=chat, sampling=sampling)
     rollout = asyncio.run(player.play(TaskInstance("count/1"), seed=0))
-    assert rollout.truncated and not rollout.valid
+    assert rollout.truncated and rollout.valid
     [segment] = rollout.segments
     assert segment.ended_mask is not None and not segment.ended_mask[~segment.loss_mask].any()
     kept = chat.tokenizer.decode(segment.token_ids[segment.ended_mask], skip_special_tokens=True)
     assert kept == "11"
+
+
+@pytest.mark.parametrize(("answers", "valid"), [(["one", "1"], True), (["1", "one"], False)])
+def test_an_episode_is_valid_if_its_last_response_is(model: str, answers: list[str], valid: bool) -> None:
+    script = iter(answers)
+    generator = ScriptedGenerator(model, lambda prompt, seed: next(script))
+    chat, sampling = ChatTokenizer(model), SamplingParams(max_tokens=10)
+    player = Player(lambda: CounterEnv({"turns": 2}), generator=generator, chat=chat, sampling=sampling)
+    assert asyncio.run(player.play(TaskInstance("count/1"), seed=0)).valid is valid
 
 
 class ChattyEnv(CountEnv):

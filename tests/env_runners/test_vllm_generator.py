@@ -256,7 +256,7 @@ class GuidedBFCLEnv(BFCLEnv):
 def test_segments_of_tool_use_have_the_engines_log_probabilities(engine: Engine, long_model: str) -> None:
     """The same over real tool results, in prompts of thousands of tokens."""
     chat = ChatTokenizer(long_model)
-    options = {"requests": "all", "trim_schemas": True, "classes": ["GorillaFileSystem"], "max_turns": 6}
+    options = {"requests": "all", "schemas": "short", "classes": ["GorillaFileSystem"], "max_turns": 6}
     env = GuidedBFCLEnv(options)
     iterate = Turn("<tool>[]</tool> <|im_end|>", depth=1)
     starts = [

@@ -230,7 +230,7 @@ def test_a_reward_that_raises_ends_training_with_the_task_the_cause_and_a_checkp
 def test_tool_use_is_trained_on_from_partial_histories(tmp_path: Path, ray_session: None) -> None:
     model = make_tiny_model(tmp_path, max_positions=8192)
     config = make_config(model, max_model_len=8192, prompts_per_batch=4)
-    config.environment(BFCLEnv, env_config={"trim_schemas": True, "classes": ["GorillaFileSystem"]})
+    config.environment(BFCLEnv, env_config={"schemas": "short", "classes": ["GorillaFileSystem"]})
     config.generation(max_response_tokens=512, generator_class=partial(ScriptedGenerator, script=tool_user))
     config.curriculum(self_iteration_prob=1.0, buffer_size=40)
     algo: Any = config.build_algo()

@@ -101,7 +101,7 @@ def test_on_every_turn_k_steps_are_taken_and_only_the_last_iterate_is_executed(m
 def test_tool_use_over_all_requests(tmp_path: Path) -> None:
     """An answer afresh may give up; one step on every turn follows the ground truth to the last of them."""
     model = make_tiny_model(tmp_path, max_positions=1 << 17)
-    options = {"requests": "all", "trim_schemas": True}
+    options = {"requests": "all", "schemas": "short"}
     env = BFCLEnv(options)
     task_ids = sorted(env.tasks, key=lambda task_id: len(env.demonstration(env.tasks[task_id])))[-4:]
     generator = ScriptedGenerator(model, functools.partial(tool_user, requests="all"), max_model_len=1 << 17)
