@@ -97,6 +97,15 @@ class BFCLEnv(SelfImprovementEnv):
         """The request to iterate. It shows no feedback: at test time iterates are not executed."""
         return self_iteration_prompt(kind)
 
+    def solution(self, response: str) -> str:
+        """The calls with every argument, or the ending, or what is wrong with the response's format.
+
+        Their results need not be in it: they follow from the calls and the turns before.
+        """
+        action = parse_response(response)
+        calls = [{"name": call.name, "args": _all_arguments(call)} for call in action.calls]
+        return json.dumps(calls, sort_keys=True) if calls else action.problem or action.kind.value
+
     def demonstration(self, task: Task) -> Sequence[str]:
         """The responses of the ground truth: one call at a time, then the end of each request."""
         return [
@@ -196,6 +205,14 @@ class BFCLEnv(SelfImprovementEnv):
             "malformed_fraction": self._malformed / self._responses,
             "official_accuracy": float(verdict),
         }
+
+
+def _all_arguments(call: Call) -> Mapping[str, Any]:
+    """The arguments, with the defaults of those that are left out if the function takes the others."""
+    try:
+        return bind(call, functions()[call.name].signature).args if call.name in functions() else call.args
+    except ValueError:
+        return call.args
 
 
 def _stateful(made: Sequence[Call]) -> list[Call]:

@@ -518,6 +518,35 @@ def test_positional_default_and_number_forms_are_the_same_call():
     assert play(env, "multi_turn_base_3", [tool("find", name="test"), TASK_FINISHED]).quality == 1.0
 
 
+@pytest.mark.parametrize(
+    ("response", "other", "same"),
+    [
+        (tool("ls"), "I look first. " + tool("ls"), True),
+        (tool("ls"), tool("ls", a=False), True),
+        (tool("mv", source="a", destination="b"), tool("mv", destination="b", source="a"), True),
+        (tool("nothing", x=1, y=2), tool("nothing", y=2, x=1), True),
+        (tool("mv", source="a"), tool("mv", source="a", wrong=1), False),
+        (tool("ls"), tool("ls", a=True), False),
+        (tool("ls"), format_calls(Call("ls", {}), Call("ls", {})), False),
+        (f"Done. {TASK_FINISHED}", f"It is done. {TASK_FINISHED}", True),
+        (TASK_FINISHED, TASK_ERROR, False),
+        ("Which file?", "What do you mean?", True),
+        ("<tool>ls</tool>", "<tool>[]</tool>", False),
+        ("<tool>ls</tool>", TASK_FINISHED, False),
+    ],
+)
+def test_an_instance_is_known_by_its_calls_whatever_the_text(response: str, other: str, same: bool):
+    env = shared_env()
+
+    def digest(text: str) -> str:
+        begin(env, FILES)
+        env.step(text)
+        return TaskInstance(FILES, (), env.turns[-1], "improve").digest
+
+    assert (digest(response) == digest(other)) is same
+    assert (env.solution(response) == env.solution(other)) is same
+
+
 def test_a_hanging_call_fails_and_leaves_no_trace():
     env = BFCLEnv({"split": "all", "call_timeout_s": 0.5})
     task = next(task for task in env.tasks.values() if "MathAPI" in task.data["classes"])
