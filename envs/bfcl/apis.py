@@ -81,14 +81,20 @@ def offered(classes: Collection[str], excluded: Collection[str] = ()) -> Mapping
     }
 
 
-def load(classes: Collection[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """New API objects by class, in the state that a task's initial configuration describes."""
+def load(classes: Collection[str], config: Mapping[str, Any], long_context: bool = False) -> dict[str, Any]:
+    """New API objects by class, in the state that a task's initial configuration describes.
+
+    Args:
+        classes: Their names.
+        config: The configuration, by class.
+        long_context: Whether they have more data than the task needs, and longer answers.
+    """
     apis = {}
     for api in classes:
         apis[api] = _api_class(api)()
         if api != STATELESS_CLASS:
             # The objects keep and change what they are given.
-            apis[api]._load_scenario(copy.deepcopy(config.get(api, {})))
+            apis[api]._load_scenario(copy.deepcopy(config.get(api, {})), long_context=long_context)
     return apis
 
 

@@ -1,4 +1,4 @@
-"""Multi-turn tool use on BFCL's multi_turn_base as an environment (paper appendix A.3)."""
+"""Multi-turn tool use on BFCL as an environment (paper appendix A.3, which has the category ``base``)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from envs.base import Kind, Message, Outcome, SelfImprovementEnv, Task, Turn
 from envs.bfcl import worker
 from envs.bfcl.apis import STATELESS_CLASS, functions, offered
-from envs.bfcl.calls import TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
+from envs.bfcl.calls import TASK_ERROR, TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
 from envs.bfcl.grading import contained
-from envs.bfcl.prompt import Schemas, system_prompt, tool_response
-from envs.bfcl.tasks import Requests, Split, select_tasks
+from envs.bfcl.prompt import Schemas, schema, system_prompt, tool_response
+from envs.bfcl.tasks import Category, Requests, Split, select_tasks
 from envs.options import Options
 from envs.prompts import self_iteration_prompt
 
@@ -37,12 +37,22 @@ class BFCLOptions(Options):
     """The options of :class:`BFCLEnv`."""
 
     split: Split = Field("train", description="`train`, `test`, `val`, `train75` (`train` without `val`) or `all`.")
+    category: Category = Field(
+        "base",
+        description="`base`; `miss_func`, where functions that a request needs are offered with the next one; "
+        "`miss_param`, where the next one names a detail; or `long_context`, with much more data than is needed. The "
+        "variants of a task are in the same split.",
+    )
     classes: tuple[str, ...] | None = Field(
         None, description="Only tasks that involve no other API classes; by default all tasks."
     )
     limit: PositiveInt | None = Field(None, description="How many tasks are drawn; all by default.")
     seed: int = Field(0, description="The seed of that draw.")
-    requests: Requests = Field("first", description="`first`, as in training, or `all` of the user's requests.")
+    requests: Requests = Field(
+        "first",
+        description="`first`, as in training (in `miss_func` and `miss_param` up to the first that can be fulfilled), "
+        "or `all` of the user's requests.",
+    )
     max_turns: PositiveInt | None = Field(
         None, description="The most responses; by default 10 for `first` and 60 for `all` requests."
     )
@@ -68,8 +78,10 @@ class BFCLEnv(SelfImprovementEnv):
     run in order up to the first that fails; the feedback is a JSON list with a result or an error for each.
     The quality is 1 if, for every request, the ground-truth calls are among the successful calls made for it
     and the API objects are in the state that the ground truth leaves; else 0. How the episode ends has no
-    part in it. A response without an ending is not valid. It is answered by an error that says what is expected, and
-    the episode goes on, up to ``max_unended`` of them in a row.
+    part in it. Where functions or details are missing, so that nothing fulfils a request, giving up is right: the
+    next request follows, with the schemas of the functions that it brings. A response without an ending is not valid.
+    It is answered by an error that says what is expected, and the episode goes on, up to ``max_unended`` of them in a
+    row.
 
     Metrics: ``first_turn_accuracy``, whether the first user request (BFCL calls it a turn) is solved, that
     is, its calls are contained and the states are equal at its end; ``requests_solved_fraction``;
@@ -86,11 +98,15 @@ class BFCLEnv(SelfImprovementEnv):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = BFCLOptions.parse(config)
-        super().__init__(select_tasks(options.split, options.requests, options.classes, options.limit, options.seed))
+        super().__init__(
+            select_tasks(
+                options.split, options.requests, options.classes, options.limit, options.seed, options.category
+            )
+        )
         self.max_turns: int = options.max_turns or MAX_TURNS[options.requests]
 
     def prompt(self, task: Task) -> list[Message]:
-        system = system_prompt(task.data["classes"], task.data["excluded"], self.options.schemas)
+        system = system_prompt(task.data["classes"], self._not_offered(task, 0), self.options.schemas)
         return [{"role": "system", "content": system}, {"role": "user", "content": task.prompt}]
 
     def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
@@ -111,11 +127,11 @@ class BFCLEnv(SelfImprovementEnv):
         return [
             response
             for solution in task.data["ground_truth"]
-            for response in (*map(format_calls, solution), TASK_FINISHED)
+            for response in (*map(format_calls, solution), TASK_FINISHED if solution else TASK_ERROR)
         ]
 
     def begin(self, task: Task) -> None:
-        self._functions = offered(task.data["classes"], task.data["excluded"])
+        self._functions = offered(task.data["classes"], self._not_offered(task, 0))
         self._ground_truth = [
             [bind(call, functions()[call.name].signature) for call in solution]
             for solution in task.data["ground_truth"]
@@ -140,16 +156,30 @@ class BFCLEnv(SelfImprovementEnv):
                 feedback = self._execute(task, action.calls)
             case ActionKind.MALFORMED | ActionKind.UNENDED:
                 feedback = tool_response(json.dumps([{"error": action.problem}]))
-            case ActionKind.FINISHED:
+            case ActionKind.ERROR if self._ground_truth[self._request]:
+                done = True
+            case ActionKind.FINISHED | ActionKind.ERROR:
                 self._request += 1
                 if self._request < len(self._ground_truth):
-                    feedback = task.data["requests"][self._request]
+                    feedback = self._next_request(task)
                 else:
                     done = True
-            case ActionKind.ERROR:
-                done = True
         quality, metrics = self._grade(task)
         return Outcome(quality, feedback, done, valid=not unended, metrics=metrics)
+
+    def _not_offered(self, task: Task, request: int) -> tuple[str, ...]:
+        """The functions that are not offered with a request."""
+        later = [name for index, names in task.data["withheld"].items() if index > request for name in names]
+        return (*task.data["excluded"], *later)
+
+    def _next_request(self, task: Task) -> str:
+        """The text of the request that now begins, with the schemas of the functions that it brings."""
+        self._functions = offered(task.data["classes"], self._not_offered(task, self._request))
+        brought = [
+            schema(self._functions[name].doc, self.options.schemas)
+            for name in task.data["withheld"].get(self._request, ())
+        ]
+        return "\n".join([*brought, task.data["requests"][self._request]])
 
     def _execute(self, task: Task, requested: Sequence[Call]) -> str:
         """Runs calls up to the first that fails; returns what the policy sees."""

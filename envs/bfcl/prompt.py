@@ -15,7 +15,7 @@ INSTRUCTION = """You fulfil the user's requests, one after the other, by calling
 reason briefly about what to do next, then end it with exactly one of:
 <tool>[{"name": "...", "args": {...}}]</tool> to call functions in order; you then get their results in <tool_response>.
 <TASK_FINISHED> when the results show that the current request is fulfilled; you then get the next one, if any.
-<TASK_ERROR> when it cannot be fulfilled.
+<TASK_ERROR> when it cannot be fulfilled, because a function or a detail is missing.
 
 Example:
 User: Set a timer for five minutes.

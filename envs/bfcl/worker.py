@@ -25,10 +25,11 @@ from envs.bfcl.apis import STATELESS_CLASS, functions, load, methods, same_state
 from envs.bfcl.calls import Call
 from envs.workers import Handler, Workers
 
-# A longer result of one call is cut.
+# A longer result of one call is cut. With a long context the longest of a ground-truth call has 31,706 characters.
 MAX_RESULT_CHARS = 4000
+MAX_LONG_RESULT_CHARS = 40_000
 
-Scenario = Mapping[str, Any]  # the task's "classes" and "config"
+Scenario = Mapping[str, Any]  # what load() takes; a task's data has it, and more
 
 # There are more processes than CPUs, so that one that computes for seconds keeps nobody else waiting.
 workers = Workers("envs.bfcl.worker:start", workers=8, memory_bytes=1 << 30)
@@ -57,7 +58,7 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
     """Runs calls in order, up to the first that fails.
 
     Args:
-        scenario: The task's ``classes`` and ``config``.
+        scenario: The task's ``classes``, ``config`` and ``long_context``.
         replayed: The calls made before, also those that failed, but not those that were unfinished.
         calls: The new calls.
         timeout_s: The CPU time for all of it. The call that it stops has failed.
@@ -93,7 +94,7 @@ def compare(
     """Whether the states are equal after each user request.
 
     Args:
-        scenario: The task's ``classes`` and ``config``.
+        scenario: The task's ``classes``, ``config`` and ``long_context``.
         made: The calls made for each request, also those that failed.
         ground_truth: The calls that fulfil each request.
         timeout_s: The CPU time. States that it leaves uncompared count as different.
@@ -121,7 +122,8 @@ def official_verdict(
 def _ask(
     operation: Callable[..., Any], scenario: Scenario, before: Sequence[Any], after: Sequence[Any], timeout_s: float
 ) -> tuple[list[Any], bool]:
-    return workers.ask((operation, scenario["classes"], scenario["config"], before, after), timeout_s)
+    loaded = {name: scenario[name] for name in ("classes", "config", "long_context")}
+    return workers.ask((operation, loaded, before, after), timeout_s)
 
 
 # What follows runs in the processes, request by request.
@@ -133,25 +135,22 @@ def start(_: None) -> Handler:
     return lambda request: request[0](*request[1:])
 
 
-def _execute(
-    classes: Sequence[str], config: Mapping[str, Any], replayed: Sequence[Call], calls: Sequence[Call]
-) -> Iterator[tuple[bool, str]]:
+def _execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call]) -> Iterator[tuple[bool, str]]:
     """Gives an answer for each new call."""
-    bound = methods(load(classes, config))
+    bound = methods(load(**scenario))
+    max_chars = MAX_LONG_RESULT_CHARS if scenario["long_context"] else MAX_RESULT_CHARS
     for call in replayed:
         call_method(bound[call.name], call.args)
     for call in calls:
-        ok, text = call_method(bound[call.name], call.args)
+        ok, text = call_method(bound[call.name], call.args, max_chars)
         yield ok, text
         if not ok:
             return
 
 
-def _compare(
-    classes: Sequence[str], config: Mapping[str, Any], made: Sequence[Any], ground_truth: Sequence[Any]
-) -> Iterator[bool]:
+def _compare(scenario: Scenario, made: Sequence[Any], ground_truth: Sequence[Any]) -> Iterator[bool]:
     """Gives an answer for each user request."""
-    ours, theirs = load(classes, config), load(classes, config)
+    ours, theirs = load(**scenario), load(**scenario)
     our_methods, their_methods = methods(ours), methods(theirs)
     for our_calls, their_calls in zip(made, ground_truth, strict=True):
         for bound, calls in ((our_methods, our_calls), (their_methods, their_calls)):
@@ -163,9 +162,7 @@ def _compare(
             yield False
 
 
-def _official_verdict(
-    classes: Sequence[str], config: Mapping[str, Any], made: Sequence[Any], ground_truth: Sequence[Any]
-) -> Iterator[bool]:
+def _official_verdict(scenario: Scenario, made: Sequence[Any], ground_truth: Sequence[Any]) -> Iterator[bool]:
     """The official checker, but for its executor, which evaluates the text of calls and never frees its objects."""
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker as official
 
@@ -173,29 +170,32 @@ def _official_verdict(
 
     def execute_calls(func_call_list: list[Any], model_name: str, **_: Any) -> tuple[list[str], dict[str, Any]]:
         if model_name not in apis:
-            apis[model_name] = load(classes, config)
+            apis[model_name] = load(**scenario)
         bound = methods(apis[model_name])
         return [_official_text(bound[call.name], call.args) for call in func_call_list], apis[model_name]
 
     official.execute_multi_turn_func_call = execute_calls
     steps = [[calls] if calls else [] for calls in made]
-    entry = {"id": "multi_turn_base_0", "initial_config": config, "involved_classes": classes}
+    # The checker reads the category in the id. To it they differ in the long context only, which load() knows of.
+    entry = {"id": "multi_turn_base_0", "initial_config": scenario["config"], "involved_classes": scenario["classes"]}
     try:
         yield official.multi_turn_checker(steps, [*ground_truth], entry, "multi_turn_base", "policy")["valid"]
     except (RecursionError, MemoryError):
         yield False
 
 
-def call_method(method: Callable[..., Any], args: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a call succeeded, and its result as JSON text."""
+def call_method(
+    method: Callable[..., Any], args: Mapping[str, Any], max_chars: int = MAX_RESULT_CHARS
+) -> tuple[bool, str]:
+    """Whether a call succeeded, and its result as JSON text, cut to about so many characters."""
     try:
         with _precision_kept():
             result = method(**copy.deepcopy(dict(args)))
             text = _json(result)
     except Exception as error:  # whatever the API's code raises for these arguments
         return False, _json({"error": f"{type(error).__name__}: {error}"[:MAX_RESULT_CHARS]})
-    if len(text) > MAX_RESULT_CHARS:
-        text = _json(f"{text[:MAX_RESULT_CHARS]}… (cut, {len(text)} characters)")
+    if len(text) > max_chars:
+        text = _json(f"{text[:max_chars]}… (cut, {len(text)} characters)")
     return not _is_error(result), text
 
 

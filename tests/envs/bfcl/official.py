@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils
 from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker
 
 from envs.bfcl.apis import read_data
+from envs.bfcl.tasks import Category
 
 # Both keep their objects for ever, by this name.
 _names = (f"model{n}" for n in itertools.count())
@@ -17,20 +18,23 @@ _names = (f"model{n}" for n in itertools.count())
 
 @functools.cache
 def entries() -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for row in read_data("BFCL_v4_multi_turn_base.json")}
+    """The tasks of all categories."""
+    return {row["id"]: row for name in get_args(Category) for row in read_data(f"BFCL_v4_multi_turn_{name}.json")}
 
 
 @functools.cache
 def solutions() -> dict[str, list[list[str]]]:
     """The ground-truth calls of each task's requests as text."""
-    return {row["id"]: row["ground_truth"] for row in read_data("possible_answer/BFCL_v4_multi_turn_base.json")}
+    files = [f"possible_answer/BFCL_v4_multi_turn_{name}.json" for name in get_args(Category)]
+    return {row["id"]: row["ground_truth"] for file in files for row in read_data(file)}
 
 
 def verdict(task_id: str, made: list[list[str]], ground_truth: list[list[str]]) -> bool:
-    """What the checker says of the calls made for each request."""
+    """What the checker says of the calls made for each request, one a step."""
     entry, name = entries()[task_id], next(_names)
+    steps = [[[call] for call in calls] for calls in made]
     try:
-        return multi_turn_checker([[calls] for calls in made], ground_truth, entry, "multi_turn_base", name)["valid"]
+        return multi_turn_checker(steps, ground_truth, entry, "multi_turn_base", name)["valid"]
     finally:
         _forget(name)
 

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -18,6 +18,7 @@ from envs.bfcl import worker
 from envs.bfcl.apis import functions, load, methods, offered
 from envs.bfcl.calls import STOP, TASK_ERROR, TASK_FINISHED, Call, format_calls
 from envs.bfcl.env import BFCLEnv
+from envs.bfcl.tasks import MORE_FUNCTIONS, Category
 from envs.prompts import DIVERGE, IMPROVE
 from rllib_exit.chat import ChatTokenizer
 from tests.envs.bfcl import official
@@ -58,11 +59,13 @@ def tool(name: str, /, **args: Any) -> str:
     return format_calls(Call(name, args))
 
 
-def plays(requests: str, change: Callable[[Task], list[list[Call]]]) -> dict[str, tuple[float, float]]:
+def plays(
+    requests: str, change: Callable[[Task], list[list[Call]]], category: str = "base"
+) -> dict[str, tuple[float, float]]:
     """Quality and official verdict on every task, where the calls for each request are what ``change`` says."""
 
     def run(part: Sequence[Task]) -> list[tuple[str, tuple[float, float]]]:
-        env = BFCLEnv({"split": "all", "requests": requests, "max_turns": 100, "call_timeout_s": 60.0})
+        env = BFCLEnv({**options, "max_turns": 100, "call_timeout_s": 60.0})
         results = []
         for task in part:
             responses = [r for calls in change(task) for r in (*map(format_calls, calls), TASK_FINISHED)]
@@ -70,7 +73,8 @@ def plays(requests: str, change: Callable[[Task], list[list[Call]]]) -> dict[str
             results.append((task.id, (outcome.quality, outcome.metrics["official_accuracy"])))
         return results
 
-    tasks = list(shared_env(requests).tasks.values())
+    options = {"split": "all", "requests": requests, "category": category}
+    tasks = list(BFCLEnv(options).tasks.values())
     with ThreadPoolExecutor(4) as threads:
         return dict(itertools.chain(*threads.map(run, [tasks[i::4] for i in range(4)])))
 
@@ -105,8 +109,9 @@ FAILING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("requests", ["first", "all"])
-def test_ground_truth_solves_every_task(requests: str):
-    assert set(plays(requests, ground_truth).values()) == {(1.0, 1.0)}
+@pytest.mark.parametrize("category", get_args(Category))
+def test_ground_truth_solves_every_task(category: str, requests: str):
+    assert set(plays(requests, ground_truth, category).values()) == {(1.0, 1.0)}
 
 
 @pytest.mark.slow
@@ -170,7 +175,8 @@ def test_the_official_verdict_is_that_of_the_untouched_checker(
     calls: Callable[[Task], list[list[Call]]], texts: Callable[[list[list[str]]], list[list[str]]]
 ):
     ours = {task_id: verdict for task_id, (_, verdict) in plays("first", calls).items()}
-    for task_id, solution in official.solutions().items():
+    for task_id in ours:
+        solution = official.solutions()[task_id]
         assert ours[task_id] == official.verdict(task_id, texts(solution[:1]), solution[:1]), task_id
 
 
@@ -346,7 +352,7 @@ def test_every_prefix_of_every_trajectory_is_restored():
                     assert restored.turns == played.turns
                     assert [t.quality for t in restored.turns] == [t.quality for t in played.turns]
                     assert state(apis_of(restored)) == state(executor.apis), (task.id, turn)
-                    if response != TASK_FINISHED:
+                    if response not in (TASK_FINISHED, TASK_ERROR):
                         executor.execute(next(texts))
                     played.step(response)
 
@@ -437,6 +443,44 @@ def test_several_requests():
     assert info["outcome"].metrics["first_turn_accuracy"] == 1.0
     assert info["outcome"].metrics["requests_solved_fraction"] == 0.25
     assert info["outcome"].metrics["official_accuracy"] == 0.0
+
+
+def test_a_function_is_offered_from_its_request_on():
+    env = BFCLEnv({"split": "all", "category": "miss_func", "requests": "all"})
+    begin(env, "multi_turn_miss_func_0")
+    assert '"name":"sort"' not in env.messages()[0]["content"]
+    sort = tool("sort", file_name="final_report.pdf")
+    assert "unknown function 'sort'" in results(env.step(sort)[0])[0]["error"]
+    for response in env.demonstration(env.task)[:7]:  # two requests
+        request = env.step(response)[0]
+    assert request == env.task.data["requests"][2]
+    assert "unknown function 'sort'" in results(env.step(sort)[0])[0]["error"]
+    # It cannot be fulfilled: both ends are right.
+    for ending in (TASK_ERROR, TASK_FINISHED):
+        begin(env, env.task.id, *[turn.response for turn in env.turns[:9]])
+        request, _, terminated, _, _ = env.step(ending)
+        schema, text = request.splitlines()
+        assert json.loads(schema)["name"] == "sort" and text == MORE_FUNCTIONS and not terminated
+        assert "error" not in results(env.step(sort)[0])[0]
+
+
+def test_giving_up_is_right_only_where_nothing_fulfils_the_request():
+    env = BFCLEnv({"split": "all", "category": "miss_param", "requests": "all"})
+    begin(env, "multi_turn_miss_param_0")
+    assert env.step(TASK_ERROR)[2]
+    responses = env.demonstration(env.task)
+    begin(env, env.task.id, *responses[: responses.index(TASK_ERROR)])
+    observation, _, terminated, _, _ = env.step(TASK_ERROR)
+    assert not terminated and observation == "The specific file is previous_report.pdf."
+
+
+def test_a_long_context_has_longer_answers():
+    lengths = []
+    for category in ("base", "long_context"):
+        env = BFCLEnv({"split": "all", "category": category})
+        begin(env, f"multi_turn_{category}_112")
+        lengths.append(len(env.step(tool("get_stock_info", symbol="NVDA"))[0]))
+    assert lengths[0] < 500 and 30_000 < lengths[1] < 35_000
 
 
 def test_a_call_counts_for_the_request_it_was_made_for():
@@ -629,7 +673,7 @@ def test_the_task_set(config: dict[str, Any], count: int):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"tasks": "train"}, "no option 'tasks': use split, classes"),
+        ({"tasks": "train"}, "no option 'tasks': use split, category, classes"),
         ({"limit": 0}, "limit is 0: it must be greater than 0"),
         ({"call_timeout_s": -1}, "call_timeout_s is -1"),
         ({"max_turns": 0}, "max_turns is 0"),

@@ -3,12 +3,13 @@ import subprocess
 import sys
 from collections import Counter
 from fractions import Fraction
+from typing import get_args
 
 import pytest
 
 from envs.bfcl.apis import API_CLASSES, functions, offered, read_data
 from envs.bfcl.calls import bind
-from envs.bfcl.tasks import load_tasks, select_tasks, split_ids
+from envs.bfcl.tasks import MORE_FUNCTIONS, Category, load_tasks, select_tasks, split_ids
 from tests.envs.bfcl.split import features, make_split
 
 TASKS = {task.id: task for task in load_tasks("all")}
@@ -40,11 +41,37 @@ def test_the_first_requests():
     assert (min(counts), max(counts)) == (1, 7)
 
 
-def test_every_ground_truth_call_is_offered():
-    for task in TASKS.values():
-        functions = offered(task.data["classes"], task.data["excluded"])
-        for call in (call for calls in task.data["ground_truth"] for call in calls):
-            bind(call, functions[call.name].signature)
+@pytest.mark.parametrize("category", get_args(Category))
+def test_every_ground_truth_call_is_offered(category: Category):
+    for task in load_tasks("all", category):
+        for request, calls in enumerate(task.data["ground_truth"]):
+            later = [name for index, names in task.data["withheld"].items() if index > request for name in names]
+            functions = offered(task.data["classes"], (*task.data["excluded"], *later))
+            for call in calls:
+                bind(call, functions[call.name].signature)
+
+
+def test_the_categories():
+    for category in get_args(Category):
+        tasks = load_tasks("all", category)
+        assert [task.id for task in tasks] == [task_id.replace("base", category) for task_id in TASKS]
+        assert all(task.data["long_context"] == (category == "long_context") for task in tasks)
+        assert all(len(task.data["withheld"]) == (category == "miss_func") for task in tasks)
+        assert all(len(task.data["requests"]) == len(task.data["ground_truth"]) for task in tasks)
+        # The first requests have something to do in the last of them only.
+        for task in load_tasks("first", category):
+            *before, last = task.data["ground_truth"]
+            assert last and not any(before)
+    task = load_tasks("all", "miss_func")[0]
+    assert task.data["withheld"] == {3: ("sort",)} and task.data["requests"][3] == MORE_FUNCTIONS
+    assert task.data["ground_truth"][2] == ()
+
+
+@pytest.mark.parametrize("category", get_args(Category))
+def test_the_variants_of_a_task_are_in_the_same_split(category: Category):
+    for split, ids in split_ids().items():
+        drawn = {task.id for task in select_tasks(split, category=category)}
+        assert drawn == {base.replace("base", category) for base in ids}
 
 
 def test_every_documented_function_takes_what_its_doc_says():

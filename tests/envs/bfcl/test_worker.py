@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 SCENARIO: dict[str, Any] = {
     "classes": ["GorillaFileSystem", "MathAPI", "VehicleControlAPI"],
     "config": {"GorillaFileSystem": {"root": {"home": {"type": "directory", "contents": {}}}}},
+    "long_context": False,
 }
 
 
@@ -74,7 +75,7 @@ def test_long_results_are_cut():
 def test_every_process_says_the_same():
     # The API lists a set.
     updates = call("edit_ticket", ticket_id=1, updates=dict.fromkeys("abcdefgh", 1))
-    scenario = {"classes": ["TicketAPI"], "config": {"TicketAPI": {"ticket_queue": [{"id": 1}]}}}
+    scenario = {"classes": ["TicketAPI"], "config": {"TicketAPI": {"ticket_queue": [{"id": 1}]}}, "long_context": False}
     first = worker.execute(scenario, [], [updates], 5.0)[0].text
     worker.workers.close()
     assert "Invalid fields for update: " in first and worker.execute(scenario, [], [updates], 5.0)[0].text == first
@@ -123,7 +124,7 @@ def test_what_only_shared_its_time_is_tried_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_calls_share_no_argument():
-    scenario = {"classes": ["TwitterAPI"], "config": {"TwitterAPI": {"authenticated": True}}}
+    scenario = {"classes": ["TwitterAPI"], "config": {"TwitterAPI": {"authenticated": True}}, "long_context": False}
     post = bind(call("post_tweet", content="hello"), functions()["post_tweet"].signature)
     mention = bind(call("mention", tweet_id=0, mentioned_usernames=["@evil"]), functions()["mention"].signature)
     assert worker.compare(scenario, [[post, mention]], [[post]], 5.0) == [False]
