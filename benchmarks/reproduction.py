@@ -132,7 +132,7 @@ def warm_start(example: str, options: Sequence[str], output: Path) -> list[str]:
     if not (model / "sft.json").is_file():
         file = f"tuned_examples/{example}_exit.py"
         rllib(output / "warm-start.log", "sft", file, "--scale", "cpu", "--output", str(model), *options)
-    return ["--set", f"model_name={model}"]
+    return ["--set", f"model_name={model}", "--set", "warm_start_epochs=0"]
 
 
 def train(file: str, seed: int, iterations: int, run: Path, options: Sequence[str], cores: Sequence[int]) -> None:

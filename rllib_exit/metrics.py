@@ -100,6 +100,8 @@ METRICS = (
     Metric("evaluation/accuracy", "Mean quality after each step of self-improvement.", FRACTION, by_step=True),
     Metric("evaluation/improvement", "Accuracy after the last step of self-improvement, less that before."),
     Metric("evaluation/net_corrections", "Tasks put right minus tasks put wrong since step 0.", by_step=True),
+    Metric("evaluation/invalid_fraction", "Episodes whose last response is invalid.", FRACTION, by_step=True),
+    Metric("evaluation/truncated_fraction", "Episodes that a limit cut.", FRACTION, by_step=True),
     Metric("evaluation/num_tasks", "Tasks evaluated on."),
 )
 # The rows in which a domain's own numbers stand beside the listed ones.

@@ -14,6 +14,9 @@ PARAMS, RESULTS = "params.json", "result.json"
 HYPER_PARAMETERS: Mapping[str, str] = {
     "model_name": "Model",
     "dtype": "Data type",
+    "warm_start_epochs": "Warm-start epochs",
+    "warm_start_lr": "Warm-start learning rate",
+    "warm_start_batch_size": "Warm-start batch size",
     "lr": "Learning rate",
     "prompts_per_batch": "Prompts per batch",
     "rollouts_per_prompt": "Rollouts per prompt",

@@ -235,6 +235,17 @@ class TrainingSettings(Settings):
     """The CPU threads of a learner. None is all cores."""
 
 
+class WarmStartSettings(Settings):
+    """A supervised phase on the environment's demonstrations before the first iteration; the paper has none."""
+
+    warm_start_epochs: NonNegativeInt = 0
+    """The passes over the demonstrations. 0 is no warm start."""
+    warm_start_lr: PositiveFloat = 2e-5
+    """The highest learning rate."""
+    warm_start_batch_size: PositiveInt = 16
+    """The demonstrations of one update."""
+
+
 class DeepSpeedSettings(Settings):
     """How DeepSpeed's ZeRO shards."""
 
@@ -307,6 +318,9 @@ class SelfImprovementSettings(Settings):
 
     self_improvement_steps: NonNegativeInt = 4
     """K."""
+    self_improvement_interval: PositiveInt = 1
+    """The evaluations of training from one that takes all K steps to the next. Those between are of the first answer
+    alone, which is a small part of the work."""
     greedy_search: bool = False
     """Whether, in MLE-bench, every step improves on the best script so far or debugs the last one (section 5.2),
     instead of improving the latest iterate. The accuracy after a step is then that of the best script."""

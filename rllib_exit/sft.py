@@ -1,7 +1,8 @@
 """A supervised warm start: fine-tunes a model on the demonstrations of its environment.
 
 It is no part of the paper's algorithm. It is for a base model that never solves a task: all its groups have the same
-return, so that GRPO has nothing to learn from.
+return, so that GRPO has nothing to learn from. ``rllib sft`` makes a model of it, and a config's ``warm_start`` has it
+come before training.
 
 A demonstration is played as an episode, with the demonstrated responses in place of generated ones. So prompts,
 tool results and the ends of responses are, token for token, those of training.
@@ -9,28 +10,76 @@ tool results and the ends of responses are, token for token, those of training.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from envs.base import Message, SelfImprovementEnv, TaskInstance
+from envs.workers import usable_cpus
 from rllib_exit.chat import ChatTokenizer, replace_surrogates
+from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.player import Player
+from rllib_exit.files import make_once
 from rllib_exit.learner.module import LOGPROBS, PACK, CausalLMRLModule
+from rllib_exit.memory import keep_freed_memory, release_freed_memory
+from rllib_exit.models import cache_dir, save_model
 from rllib_exit.objective import packing
 from rllib_exit.objective.packing import Row
 from rllib_exit.rollouts import Rollout, Segment
+from rllib_exit.settings import WarmStartSettings
 
 GRAD_CLIP = 1.0
 WARMUP_FRACTION = 0.1
+# What a warm start writes beside the model.
+RECORD = "sft.json"
 
 
 # Demonstrations.
+
+
+def demonstrations(config: Any, limit: int | None = None) -> tuple[list[Rollout], dict[str, str]]:
+    """Plays the demonstrations of a config's environment.
+
+    Args:
+        config: A GRPOConfig.
+        limit: Of the first so many tasks; None for all.
+
+    Returns:
+        The episodes, and for every task that has none the reason.
+
+    Raises:
+        ValueError: If no demonstration can be used.
+    """
+    env = make_env(config.env, config.env_config)
+    played, skipped = asyncio.run(
+        play_demonstrations(
+            env,
+            list(env.tasks)[:limit],
+            chat=ChatTokenizer(config.model_path, template_kwargs=config.chat_template_kwargs),
+            sampling=SamplingParams.from_config(config),
+            max_model_len=config.max_model_len,
+        )
+    )
+    if not played:
+        task_id, reason = next(iter(skipped.items()))
+        raise ValueError(f"none of {len(skipped)} demonstrations can be used; that of task {task_id!r}: {reason}")
+    return list(played.values()), skipped
+
+
+def mean_quality(episodes: Sequence[Rollout]) -> float:
+    """Of the demonstrations."""
+    return sum(episode.quality for episode in episodes) / len(episodes)
 
 
 async def play_demonstrations(
@@ -146,6 +195,52 @@ class Update:
     tokens_per_s: float
 
 
+def train_model(
+    config: Any,
+    episodes: Sequence[Rollout],
+    directory: Path,
+    *,
+    dtype: str,
+    threads: int | None = None,
+    tell: Callable[[Update], object],
+    **options: Any,
+) -> list[float]:
+    """Trains a config's model on demonstrations and writes it, in Hugging Face format.
+
+    Args:
+        config: A GRPOConfig.
+        episodes: The demonstrations.
+        directory: Where the model is written.
+        dtype: In which it is written.
+        threads: The CPU threads; by default the learner's.
+        tell: Called after each update.
+        **options: ``epochs``, ``lr``, ``batch_size`` and ``seed`` of :func:`fine_tune`.
+
+    Returns:
+        The mean loss of every epoch.
+    """
+    torch.set_num_threads(threads or config.learner_threads or usable_cpus())
+    keep_freed_memory()
+    # It is the learner's module, but at temperature 1 and without a reference policy or adapters.
+    plain = config.copy(copy_frozen=False)
+    plain.kl_coeff, plain.lora_r, plain.temperature = 0.0, None, 1.0
+    module = CausalLMRLModule(model_config=plain.get_default_rl_module_spec().model_config)
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    by_epoch: dict[int, list[Update]] = defaultdict(list)
+    conversations = [episode.segments for episode in episodes]
+    max_tokens = config.max_tokens_per_micro_batch
+    for update in fine_tune(module, conversations, max_tokens_per_micro_batch=max_tokens, **options):
+        by_epoch[update.epoch].append(update)
+        tell(update)
+    module.model.config.use_cache = True  # the module trains without a cache
+    save_model(module.model, config.model_path, dtype, directory)
+    return [_mean_loss(updates) for updates in by_epoch.values()]
+
+
+def _mean_loss(updates: Sequence[Update]) -> float:
+    return sum(u.loss * u.trained_tokens for u in updates) / sum(u.trained_tokens for u in updates)
+
+
 def fine_tune(
     module: CausalLMRLModule,
     conversations: Sequence[Sequence[Segment]],
@@ -217,3 +312,67 @@ def _schedule(number: int, total: int) -> float:
     if number <= warmup:
         return number / warmup
     return 0.5 * (1 + math.cos(math.pi * (number - warmup) / (total - warmup + 1)))
+
+
+# The warm start of a run.
+
+
+def warm_start(config: Any, tell: Callable[[str], object]) -> tuple[Path, dict[str, Any]]:
+    """The model after the supervised phase that a config asks for.
+
+    It is made once for the same model, demonstrations and settings, and is then in the cache.
+
+    Args:
+        config: A GRPOConfig whose ``warm_start_epochs`` is above 0.
+        tell: Called with lines that say how far it is.
+
+    Returns:
+        The model's directory, and what to report: the number of ``demonstrations``, their ``quality_mean``, the
+        ``epochs``, and ``loss_first`` and ``loss_last``, the mean losses of the first and of the last epoch.
+
+    Raises:
+        ValueError: If no demonstration can be used.
+    """
+    settings = WarmStartSettings.of(config)
+    episodes, skipped = demonstrations(config)
+    options = {
+        "epochs": settings.warm_start_epochs,
+        "lr": settings.warm_start_lr,
+        "batch_size": settings.warm_start_batch_size,
+        "seed": config.seed or 0,
+    }
+    directory = cache_dir() / "warm-start" / _digest(config, episodes, options)
+
+    def make(staging: Path) -> None:
+        tell(f"warm start: {len(episodes)} demonstrations, {len(skipped)} skipped")
+
+        def tell_update(update: Update) -> None:
+            tell(f"warm start: update {update.number}/{update.total}  loss {update.loss:.4f}")
+
+        # The learner's weights are float32, whatever it computes in.
+        losses = train_model(config, episodes, staging, dtype="float32", tell=tell_update, **options)
+        (staging / RECORD).write_text(json.dumps({"options": options, "loss_by_epoch": losses, "skipped": skipped}))
+
+    make_once(directory, make)
+    release_freed_memory()
+    losses = json.loads((directory / RECORD).read_text())["loss_by_epoch"]
+    report = {
+        "demonstrations": len(episodes),
+        "quality_mean": mean_quality(episodes),
+        "epochs": len(losses),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+    }
+    tell(f"warm start: {len(episodes)} demonstrations, loss {losses[0]:.4f} to {losses[-1]:.4f}, from {directory}")
+    return directory, report
+
+
+def _digest(config: Any, episodes: Sequence[Rollout], options: dict[str, Any]) -> str:
+    """Names what a warm start depends on: the model's files, the demonstrations' tokens, the settings."""
+    digest = hashlib.sha256(json.dumps([options, config.dtype, config.attn_implementation]).encode())
+    for file in sorted(file for file in Path(config.model_path).iterdir() if file.is_file()):
+        with open(file, "rb") as stream:
+            digest.update(f"{file.name}\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    for segment in (segment for episode in episodes for segment in episode.segments):
+        digest.update(segment.token_ids.tobytes() + b"/" + segment.loss_mask.tobytes() + b"\n")
+    return digest.hexdigest()[:32]

@@ -16,9 +16,9 @@ LAYERS = """
 rllib_exit.cli
 tuned_examples rllib_exit.report
 rllib_exit.__init__
-rllib_exit.exit_loop rllib_exit.sft
+rllib_exit.exit_loop
 rllib_exit.grpo
-rllib_exit.connectors rllib_exit.self_improvement rllib_exit.weight_sync.transfers
+rllib_exit.connectors rllib_exit.self_improvement rllib_exit.sft rllib_exit.weight_sync.transfers
 rllib_exit.env_runners rllib_exit.learner
 rllib_exit.embeddings rllib_exit.weight_sync
 rllib_exit.curriculum rllib_exit.objective rllib_exit.rollout_log

@@ -18,7 +18,7 @@ from rllib_exit.env_runners.player import Player
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.learner.module import CausalLMRLModule
 from rllib_exit.rollouts import Rollout, Segment
-from rllib_exit.sft import _schedule, fine_tune, play_demonstrations
+from rllib_exit.sft import _schedule, fine_tune, play_demonstrations, warm_start
 from tests.fakes import CounterEnv, ScriptedGenerator
 from tests.tiny_models import make_tiny_model
 
@@ -249,3 +249,78 @@ def test_mistakes_are_explained(tiny_model: str, chat: ChatTokenizer, options: d
         train(make_module(tiny_model), conversations(chat), **options)
     with pytest.raises(ValueError, match="conversations is 0"):
         train(make_module(tiny_model), [])
+
+
+# The warm start of a run.
+
+
+class ToldEnv(DemonstrationEnv):
+    """Takes options as environments do."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config.get("demonstrations"))
+
+
+def warm_config(model: str, **changes: Any) -> GRPOConfig:
+    config = (
+        GRPOConfig()
+        .environment(ToldEnv)
+        .language_model(model, dtype="float32", max_model_len=512)
+        .generation(max_response_tokens=16)
+        .training(learner_threads=1)
+        .warm_start(epochs=30, lr=3e-3, batch_size=2)
+        .debugging(seed=0)
+    )
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLLIB_EXIT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_a_warm_start_learns_the_demonstrations_and_says_so(tiny_model: str, cache: Path) -> None:
+    told: list[str] = []
+    directory, report = warm_start(warm_config(tiny_model), told.append)
+    assert directory.parent == cache / "warm-start"
+    assert told[0] == "warm start: 4 demonstrations, 0 skipped"
+    assert told[1].startswith("warm start: update 1/60  loss ") and told[60].startswith("warm start: update 60/60")
+    assert str(directory) in told[61] and len(told) == 62
+    assert (report["demonstrations"], report["quality_mean"], report["epochs"]) == (4, 1.0, 30)
+    assert report["loss_last"] < 0.5 * report["loss_first"]
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
+    before: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert model.dtype == torch.float32
+    assert not torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
+
+
+def test_a_warm_start_is_made_once_for_the_same_model_demonstrations_and_settings(
+    tiny_model: str, cache: Path, tmp_path: Path
+) -> None:
+    def made(**changes: Any) -> tuple[Path, bool]:
+        told: list[str] = []
+        directory, _ = warm_start(warm_config(tiny_model, warm_start_epochs=1, **changes), told.append)
+        return directory, len(told) > 1
+
+    first, new = made()
+    assert new and made() == (first, False)
+    # What does not change it finds it again; what does makes another one.
+    assert made(lr=1.0, prompts_per_batch=3, strategy="grpo") == (first, False)
+    others = [
+        made(warm_start_lr=1e-3),
+        made(seed=1),
+        made(model_name=make_tiny_model(tmp_path / "other", seed=1)),
+        made(env_config={"demonstrations": {f"count/{n}": ["1", "1", "1"] for n in range(1, 5)}}),
+    ]
+    assert all(new for _, new in others) and len({first, *(directory for directory, _ in others)}) == 5
+
+
+def test_a_warm_start_that_fails_leaves_nothing(tiny_model: str, cache: Path) -> None:
+    with pytest.raises(ValueError, match="none of 4 demonstrations can be used"):
+        warm_start(warm_config(tiny_model, max_model_len=20), print)
+    with pytest.raises(ValueError, match="lower lr"):
+        warm_start(warm_config(tiny_model, warm_start_lr=1e30), print)
+    assert not [path for path in (cache / "warm-start").iterdir() if path.is_dir()]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
+from envs.bfcl.tasks import Category
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.scale import cpu_dtype, current_scale
 
@@ -65,7 +66,8 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .fsdp2()
         .learners(num_learners=8, num_gpus_per_learner=1)
         .env_runners(num_env_runners=8, num_gpus_per_env_runner=1)
-        .self_improvement(steps=16)
+        # Nearly all responses of an evaluation are those of further steps.
+        .self_improvement(steps=16, interval=3, splits={name: {"category": name} for name in get_args(Category)})
         .evaluation(
             evaluation_interval=50,
             # The sampling that the model's generation_config asks for.
@@ -81,9 +83,8 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
 def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     """A small model on the tasks of one API each, with short schemas.
 
-    The bundled model hardly ever solves such a task: warm it up first with ``rllib sft`` (see README), and
-    give the result with ``--set model_name=DIR``. Within an hour it learns the tasks of a single API,
-    ``--set 'env_config.classes=[TradingBot]'``, see ``docs/learning.md``.
+    The bundled model hardly ever solves such a task, and is warmed up on demonstrations first. Within an hour it
+    learns the tasks of a single API, ``--set 'env_config.classes=[TradingBot]'``, see ``docs/learning.md``.
     """
     _, _, self_iteration_prob, divergence_prob = TABLE_5[strategy]
     config = (
@@ -91,6 +92,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         .environment(BFCLEnv, env_config={"split": "train", "classes": CPU_CLASSES, "schemas": "short"})
         .language_model("bundled:smollm2-135m-instruct", dtype=cpu_dtype(), max_model_len=2048)
         .generation(max_response_tokens=96, stop=STOP, engine_args={"max_num_seqs": 64})
+        .warm_start(epochs=4, lr=1e-4, batch_size=8)
         .training(
             lr=1.5e-5,
             lr_warmup_steps=2,

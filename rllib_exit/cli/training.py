@@ -26,6 +26,7 @@ from rllib_exit.cli.runs import load_iteration
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.stopping import request_stop
 from rllib_exit.learner.learner_group import LearnerError
+from rllib_exit.sft import warm_start
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def train_run(training: Training, resume: Path | None) -> None:
     check(training.config)
     reserve(training.config, training.verbose)
     say(f"results: {training.directory}")
+    if training.config.warm_start_epochs and checkpoint is None:
+        warm_start(training.config, say)  # it is then in the cache, where the algorithm finds it
     progress, stop = Progress(training.num_iterations), training.stop
     with progress, _stop_on_signals(progress) as signals:
         while True:

@@ -36,8 +36,9 @@ from rllib_exit.objective.scoring import score
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup
 from rllib_exit.self_improvement.curves import Curve
-from rllib_exit.self_improvement.evaluator import start_chains
+from rllib_exit.self_improvement.evaluator import start_chains, steps_after
 from rllib_exit.settings import TrainingSettings
+from rllib_exit.sft import warm_start
 from rllib_exit.versions import versions
 from rllib_exit.weight_sync.transfers import WeightSync
 
@@ -95,7 +96,7 @@ class GRPO(CheckpointedAlgorithm):
         if warning := self._signal_watch.look(result):
             logger.warning(warning)
             result["warning"] = warning
-        return {**result, "versions": versions()}
+        return {**result, "versions": versions(), **({"warm_start": self.warm_started} if self.warm_started else {})}
 
     def training_step(self) -> None:
         """One iteration of ExIt (paper section 4): the steps stand in the order in which data passes through them.
@@ -103,6 +104,10 @@ class GRPO(CheckpointedAlgorithm):
         What takes minutes at scale does not wait for its turn: rollouts may have been begun iterations ago, and each
         group is scored while others are under way.
         """
+        if self.iteration == 0 and self.config.warm_start_epochs:
+            directory, self.warm_started = warm_start(self.config, logger.info)
+            self.learner_group.load_model(directory)
+            self._sync_weights(self._env_runners)
         with self._timed("select"):
             requests = self.rollouts.select(lambda: self.replay.select(self.config.prompts_per_batch))
         with self._timed("rollout"):
@@ -148,7 +153,7 @@ class GRPO(CheckpointedAlgorithm):
             self._rollout_log.write(self.iteration + 1, rolled_out.trainable)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """K-step self-improvement on every task of ``evaluation_config``'s environment.
+        """K-step self-improvement on every task of ``evaluation_config``'s environment, see :func:`steps_after`.
 
         Returns:
             See :meth:`Curve.to_metrics`.
@@ -156,7 +161,7 @@ class GRPO(CheckpointedAlgorithm):
         config, env_runners = self.evaluation_config, self._evaluation_env_runners
         self._sync_weights(env_runners)
         env = make_env(config.env, config.env_config)
-        futures = start_chains(env_runners, env, list(env.tasks), config)
+        futures = start_chains(env_runners, env, list(env.tasks), config, steps=steps_after(self.iteration + 1, config))
         for _ in as_completed(futures, self._weights.serve):
             pass
         chains = [chain for future in futures if (chain := future.result()) is not None]

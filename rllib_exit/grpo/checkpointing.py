@@ -19,25 +19,32 @@ from rllib_exit.learner.learner_group import LEARNERS, GRPOLearnerGroup
 
 CURRICULUM = "curriculum"
 SELECTED = "selected_requests"
+WARM_START = "warm_start"
 
 
 class CheckpointedAlgorithm(Algorithm):
     """RLlib's Algorithm with checkpoints that a crash cannot leave half written.
 
-    A checkpoint also holds the curriculum, and what was selected and not yet trained on. The learners write and read
-    their part themselves, tensor by tensor: it is too large for one dict.
+    A checkpoint also holds the curriculum, what was selected and not yet trained on, and how the warm start went. The
+    learners write and read their part themselves, tensor by tensor: it is too large for one dict.
     """
 
     learner_group: GRPOLearnerGroup
     replay: ExItReplay
     rollouts: RolloutQueue
+    warm_started: dict[str, Any] | None = None  # what the warm start reports
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         without = [*force_list(not_components), COMPONENT_LEARNER_GROUP]
         state = super().get_state(components, not_components=without, **kwargs)
         if self._check_component(CURRICULUM, components, not_components):
             state[CURRICULUM] = self.replay.get_state()
-        return {**state, SELECTED: list(self.rollouts.selected), TIME_TOTAL_S: self._time_total}
+        return {
+            **state,
+            SELECTED: list(self.rollouts.selected),
+            TIME_TOTAL_S: self._time_total,
+            WARM_START: self.warm_started,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
@@ -45,6 +52,7 @@ class CheckpointedAlgorithm(Algorithm):
             self.rollouts.restore(state[SELECTED])
             # Tune restores it only for trials that Tune itself resumes.
             self._time_total = state[TIME_TOTAL_S]
+            self.warm_started = state.get(WARM_START)
 
     def get_checkpointable_components(self) -> list:
         parts = [part for part in super().get_checkpointable_components() if part[0] != COMPONENT_LEARNER_GROUP]

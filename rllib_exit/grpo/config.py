@@ -21,6 +21,7 @@ class AllSettings(
     settings.LanguageModelSettings,
     settings.GenerationSettings,
     settings.TrainingSettings,
+    settings.WarmStartSettings,
     CurriculumConfig,
     settings.DiversitySettings,
     settings.SelfImprovementSettings,
@@ -130,6 +131,19 @@ class GRPOConfig(_Fields):
     def training(self) -> None:
         """Sets batches, objective and optimizer."""
 
+    @fluent(
+        settings.WarmStartSettings,
+        epochs="warm_start_epochs",
+        lr="warm_start_lr",
+        batch_size="warm_start_batch_size",
+    )
+    def warm_start(self) -> None:
+        """Has a supervised phase on the environment's demonstrations come before the first iteration.
+
+        It is for a model that never solves a task, so that there is nothing to learn from. The result is kept in
+        the cache, and used again where model, demonstrations and settings are the same.
+        """
+
     def ddp(self) -> Self:
         """Has every learner hold the whole model, its gradients and AdamW's moments. This is the default.
 
@@ -202,7 +216,7 @@ class GRPOConfig(_Fields):
             for name in ("self_iteration_prob", "divergence_prob", "self_iteration", "diversity_bonus"):
                 setattr(self, name, getattr(STRATEGIES[strategy], name))
 
-    @fluent(settings.SelfImprovementSettings, steps="self_improvement_steps")
+    @fluent(settings.SelfImprovementSettings, steps="self_improvement_steps", interval="self_improvement_interval")
     def self_improvement(self) -> None:
         """Sets K-step self-improvement (paper section 5.3), which evaluation reports.
 
@@ -278,6 +292,12 @@ class GRPOConfig(_Fields):
             check(self, "greedy_search", mle_bench, f"env is {self.env!r}: only MLE-bench has it, use False")
 
     def _validate_learners(self) -> None:
+        check(
+            self,
+            "warm_start_epochs",
+            self.warm_start_epochs == 0 or self.lora_r is None,
+            "with LoRA the model's weights stay as they are: use 0, and make a warm model with `rllib sft`",
+        )
         check(
             self,
             "mismatch_clip",

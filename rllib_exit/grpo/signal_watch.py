@@ -36,12 +36,12 @@ class SignalWatch:
         unended = max(rollouts["invalid_fraction"], rollouts["truncated_fraction"])
         if unended > 0.5:
             cause = f"{unended:.0%} of the rollouts have a response without a valid ending"
-            mend = "warm the model up on demonstrations (`rllib sft`), or raise max_response_tokens"
+            mend = "warm the model up on demonstrations (`.warm_start()`), or raise max_response_tokens"
         elif rollouts["quality_mean"] == 1:
             cause, mend = "every rollout solves its task", "take harder tasks"
         elif rollouts["quality_mean"] == 0:
             cause = "no rollout solves its task"
-            mend = "take easier tasks, warm the model up on demonstrations (`rllib sft`), or take a larger model"
+            mend = "take easier tasks, warm the model up on demonstrations (`.warm_start()`), or take a larger model"
         else:
             cause = "the rollouts of a group are all alike"
             mend = "raise the temperature, or lower the learning rate if the entropy has collapsed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rllib_exit.settings import LoRASettings
 # Of a checkpoint.
 LEARNERS = "learners"
 PROGRESS = "progress.json"
-POLICY = "policy"
+POLICY, REFERENCE = "policy", "reference"
 
 
 class LearnerError(RuntimeError):
@@ -132,7 +132,7 @@ class GRPOLearnerGroup(LearnerGroup):
             raise CheckpointError(f"{directory} holds no learners' state: it has no {PROGRESS}")
         for kind, files in self._together(lambda learner: learner.state_names()).items():
             saved = sorted((directory / kind).glob("*.safetensors"))
-            if kind == "reference" and not saved:
+            if kind == REFERENCE and not saved:
                 continue  # the run that wrote it had no KL term: the reference policy starts now
             wanted, found = {name for bucket in files for name in bucket}, {name for f in saved for name in _names(f)}
             if wanted != found:
@@ -140,12 +140,21 @@ class GRPOLearnerGroup(LearnerGroup):
                     f"{directory / kind} is of another model, or of a run with other LoRA settings: "
                     f"{sorted(wanted ^ found)[:3]} are not in both"
                 )
-            for file in saved:
-                tensors = np.fromfile(file, np.uint8)
-                reference = tensors if self.is_local else ray.put(tensors)
-                self._together(lambda learner, kind=kind, ref=reference: learner.set_tensors(kind, _value(ref)))
+            self._load(kind, saved)
         progress = json.loads((directory / PROGRESS).read_text())
         self._together(lambda learner: learner.set_progress(progress))
+
+    def load_model(self, directory: Path) -> None:
+        """Makes a model in Hugging Face format, float32, the policy, and the reference policy if there is one."""
+        for kind in self._together(lambda learner: learner.state_names()):
+            if kind in (POLICY, REFERENCE):
+                self._load(kind, sorted(directory.glob("*.safetensors")))
+
+    def _load(self, kind: str, files: Sequence[Path]) -> None:
+        for file in files:
+            tensors = np.fromfile(file, np.uint8)
+            reference = tensors if self.is_local else ray.put(tensors)
+            self._together(lambda learner, ref=reference: learner.set_tensors(kind, _value(ref)))
 
     def _together(self, call: Callable[[Any], Any], timeout_s: float | None = None) -> Any:
         """Calls all learners and returns the first one's result.

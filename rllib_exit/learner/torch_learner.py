@@ -23,7 +23,7 @@ from torch.distributed import ReduceOp
 
 from envs.workers import usable_cpus
 from rllib_exit.learner.batch import TrainBatch
-from rllib_exit.learner.learner_group import POLICY
+from rllib_exit.learner.learner_group import POLICY, REFERENCE
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.learner.packing_check import can_share_prefixes
 from rllib_exit.learner.sharding.collectives import all_reduce, rank, start_process_group
@@ -382,5 +382,5 @@ class GRPOTorchLearner(TorchLearner):
             "exp_avg_sq": (model, "exp_avg_sq", model.trainable),
         }
         if reference is not None:
-            state["reference"] = (reference, "master", list(reference.shapes))
+            state[REFERENCE] = (reference, "master", list(reference.shapes))
         return state

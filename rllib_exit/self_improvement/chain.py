@@ -31,7 +31,8 @@ class Chain:
         task_id: The task.
         qualities: The qualities of the K+1 episodes; in a greedy search, of the best one so far.
         turns: The turns of the K+1 episodes, last iterates only.
-        metrics: The domain's numbers for the K+1 episodes.
+        metrics: The domain's numbers for the K+1 episodes, and ``invalid_fraction`` and ``truncated_fraction``, which
+            are 0 or 1 for an episode.
     """
 
     task_id: str
@@ -106,5 +107,12 @@ async def self_improve(
         task_id,
         tuple(accumulate(qualities, max) if greedy else qualities),
         tuple(episode.turns for episode in episodes),
-        tuple(episode.metrics for episode in episodes),
+        tuple(
+            {
+                **episode.metrics,
+                "invalid_fraction": float(not episode.valid),
+                "truncated_fraction": float(episode.truncated),
+            }
+            for episode in episodes
+        ),
     )

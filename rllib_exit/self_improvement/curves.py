@@ -79,13 +79,14 @@ class Curve:
         """The mean over the seeds, as training reports it under ``evaluation/``.
 
         Returns:
-            ``num_tasks``; ``improvement``, the accuracy after K steps less that before; and ``accuracy``,
-            ``net_corrections`` and the domain's metrics with one entry for each step, ``step_0`` to ``step_K``.
+            ``num_tasks``; ``improvement``, the accuracy after K steps less that before, if there are any; and
+            ``accuracy``, ``net_corrections`` and the other metrics with one entry for each step, ``step_0`` to
+            ``step_K``.
         """
         by_step = {"accuracy": self.accuracy_SK, "net_corrections": self.net_corrections_SK, **self.metrics_SK}
         return {
             "num_tasks": self.num_tasks,
-            "improvement": float(self.accuracy[-1] - self.accuracy[0]),
+            **({"improvement": float(self.accuracy[-1] - self.accuracy[0])} if len(self.accuracy) > 1 else {}),
             **{
                 name: {f"step_{k}": float(value) for k, value in enumerate(values_SK.mean(axis=0))}
                 for name, values_SK in by_step.items()

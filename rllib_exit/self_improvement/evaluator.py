@@ -29,6 +29,7 @@ def start_chains(
     task_ids: Sequence[str],
     config: Any,
     *,
+    steps: int | None = None,
     seed: int = 0,
     split: str | None = None,
 ) -> list[Future[Chain | None]]:
@@ -39,6 +40,7 @@ def start_chains(
         env: An environment like those of the env runners.
         task_ids: The tasks.
         config: A GRPOConfig: K steps of self-improvement, or of greedy search.
+        steps: K, if it is not the config's.
         seed: The number of the evaluation, from 0: each has seeds of its own.
         split: See :meth:`LLMEnvRunner.play`.
 
@@ -46,7 +48,7 @@ def start_chains(
         A chain for each task; None where the prompt does not fit the context. Each raises what
         :meth:`LLMEnvRunner.play` raises, or EnvRunnersLostError.
     """
-    steps = config.self_improvement_steps
+    steps = config.self_improvement_steps if steps is None else steps
     first = seed * SEEDS_PER_EVALUATION
     chains = (
         self_improve(
@@ -59,6 +61,12 @@ def start_chains(
         for i, task_id in enumerate(task_ids)
     )
     return [env_runners.run(chain) for chain in chains]
+
+
+def steps_after(iteration: int, config: Any) -> int:
+    """K of the evaluation after an iteration of training: in every ``self_improvement_interval``-th all, else 0."""
+    number = iteration // (config.evaluation_interval or 1)
+    return 0 if number % config.self_improvement_interval else config.self_improvement_steps
 
 
 def play_on(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
+from safetensors.torch import load, load_file
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from envs.bfcl.env import BFCLEnv
@@ -244,6 +246,43 @@ def test_tool_use_is_trained_on_from_partial_histories(tmp_path: Path, ray_sessi
         assert 0 < results[-1]["rollouts"]["first_turn_accuracy"] < 1
     finally:
         algo.stop()
+
+
+class DemonstratedEnv(GuessEnv):
+    def demonstration(self, task: Task) -> list[str]:
+        return [task.id[1:]]
+
+
+def test_training_begins_with_the_warm_model_as_policy_and_reference(
+    tiny_model: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLLIB_EXIT_CACHE", str(tmp_path / "cache"))
+    config = make_config(tiny_model, lr=0.0).environment(DemonstratedEnv).warm_start(epochs=2, lr=3e-3, batch_size=4)
+    algo: Any = config.build_algo()
+    try:
+        result = algo.train()
+        [directory] = [path for path in (tmp_path / "cache" / "warm-start").iterdir() if path.is_dir()]
+        warm, cold = load_file(directory / "model.safetensors"), load_file(Path(tiny_model) / "model.safetensors")
+        for kind in ("policy", "reference"):
+            held = algo.learner_group._together(lambda learner, kind=kind: learner.state_names()[kind])
+            files = [algo.learner_group._learner.get_tensors(kind, names) for names in held]
+            tensors = {name: tensor for file in files for name, tensor in load(file.tobytes()).items()}
+            assert tensors.keys() == warm.keys() and all(torch.equal(tensors[name], warm[name]) for name in warm)
+        assert not all(torch.equal(warm[name], cold[name]) for name in warm)
+        assert result["learner"]["kl"] == pytest.approx(0, abs=1e-6)  # they are the same model
+        # The engine got it before the first rollout: once for that, once after the update.
+        assert result["policy_version"] == 1
+        assert result["warm_start"]["demonstrations"] == 10 and result["warm_start"]["quality_mean"] == 0.4
+        checkpoint = algo.save_to_path(tmp_path / "checkpoint")
+    finally:
+        algo.stop()
+    # It is done once: a restored run goes on with what it learned since.
+    monkeypatch.setattr("rllib_exit.grpo.algorithm.warm_start", None)
+    restored: Any = GRPO.from_checkpoint(checkpoint)
+    try:
+        assert restored.train()["warm_start"] == result["warm_start"]
+    finally:
+        restored.stop()
 
 
 def test_evaluation_reports_accuracy_and_corrections_by_step(algo: Any) -> None:

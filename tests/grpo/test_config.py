@@ -129,6 +129,12 @@ def test_with_adapters_the_reference_policy_cannot_follow() -> None:
     config(kl_coeff=0).lora(r=8).validate()
 
 
+def test_with_adapters_there_is_no_warm_start() -> None:
+    with pytest.raises(ValueError, match=r"warm_start_epochs is 3: with LoRA .* `rllib sft`"):
+        config(kl_coeff=0).lora(r=8).warm_start(epochs=3).validate()
+    config().warm_start(epochs=3).validate()
+
+
 def test_the_back_end_is_the_last_one_named() -> None:
     made = config().deepspeed(zero_stage=3)
     assert (made.sharding, made.zero_stage, made.copy().fsdp2().sharding) == ("deepspeed", 3, "fsdp2")

@@ -13,7 +13,7 @@ from rllib_exit.grpo.config import GROUPS, AllSettings, GRPOConfig
 
 METHODS = [
     "language_model", "generation", "training", "deepspeed", "lora", "fault_tolerance", "curriculum",
-    "self_improvement", "reporting",
+    "self_improvement", "reporting", "warm_start",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def result(silent: float, quality: float = 0.0, invalid: float = 0.0, truncated:
 @pytest.mark.parametrize(
     ("last", "cause", "mend"),
     [
-        (result(1.0, invalid=0.9), "90% of the rollouts have a response without a valid ending", "rllib sft"),
+        (result(1.0, invalid=0.9), "90% of the rollouts have a response without a valid ending", "warm_start"),
         (result(1.0, truncated=0.8), "80% of the rollouts", "max_response_tokens"),
         (result(1.0, quality=1.0), "every rollout solves its task", "harder tasks"),
         (result(0.96), "no rollout solves its task", "easier tasks"),

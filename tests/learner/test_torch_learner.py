@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, load_file
 
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.objective.packing import pack
 from rllib_exit.rollouts import Rollout, RolloutGroup
 from rllib_exit.settings import TrainingSettings
 from tests.learner.helpers import batch, make_groups, make_learner, update, weights
+from tests.learner.sharding.learners import Learners
 from tests.tiny_models import make_tiny_model
 
 
@@ -168,3 +170,15 @@ def test_minibatches_are_about_equally_large(num_groups: int, minibatch_size: in
     groups = make_groups(np.random.default_rng(0), num_groups=num_groups)
     [train_batch] = batch(groups, minibatch_size=minibatch_size)
     assert sorted(map(len, train_batch.minibatches), reverse=True) == sizes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loaded_model_is_the_policy_and_the_reference(tied: bool, tmp_path: Path) -> None:
+    cold, warm = (make_tiny_model(tmp_path / name, seed=seed, tied=tied) for seed, name in enumerate(("cold", "warm")))
+    learners = Learners(cold, kl_coeff=0.1)
+    learners.load_model(Path(warm))
+    wanted = load_file(Path(warm) / "model.safetensors")
+    for kind in ("policy", "reference"):
+        files = [learners._learner.get_tensors(kind, names) for names in learners._learner.state_names()[kind]]
+        held = {name: tensor for file in files if file is not None for name, tensor in load(file.tobytes()).items()}
+        assert held.keys() == wanted.keys() and all(torch.equal(held[name], wanted[name]) for name in wanted)

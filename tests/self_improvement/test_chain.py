@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,21 @@ def test_where_an_iterate_leaves_no_room_it_stands(model: str) -> None:
     # With two turns the second turn has no room at all: the episode ends with the quality it has.
     chain, _ = run(model, Echo(turns=2, wanted=0), steps=1, max_model_len=prompt + 20)
     assert chain is not None and [len(turns) for turns in chain.turns] == [1, 1]
+
+
+def test_a_chain_says_which_episodes_are_invalid_and_which_were_cut(model: str) -> None:
+    class Picky(Echo):
+        def respond(self, task: Task, response: str) -> Outcome:
+            return replace(super().respond(task, response), valid=response != "1")
+
+    chain, _ = run(model, Picky(turns=1, wanted=2), steps=2)
+    assert chain is not None and [metrics["invalid_fraction"] for metrics in chain.metrics] == [0, 1, 0]
+    assert [metrics["truncated_fraction"] for metrics in chain.metrics] == [0, 0, 0]
+    by_step = Curve.of([[chain]]).to_metrics()
+    assert by_step["invalid_fraction"] == {"step_0": 0.0, "step_1": 1.0, "step_2": 0.0}
+    chain, _ = run(model, Echo(turns=1, wanted=0), steps=0, script=lambda prompt, seed: "1" * 40)
+    assert chain is not None and chain.metrics[0]["truncated_fraction"] == 1
+    assert "improvement" not in Curve.of([[chain]]).to_metrics()
 
 
 def test_a_task_whose_prompt_does_not_fit_has_no_chain(model: str) -> None:

@@ -10,7 +10,7 @@ from rllib_exit.env_runners.generator import EngineError, Generation, SamplingPa
 from rllib_exit.env_runners.llm_env_runner import env_runners_of_its_own
 from rllib_exit.env_runners.player import EpisodeError
 from rllib_exit.grpo.config import GRPOConfig
-from rllib_exit.self_improvement.evaluator import SEEDS_PER_EPISODE, SEEDS_PER_EVALUATION, start_chains
+from rllib_exit.self_improvement.evaluator import SEEDS_PER_EPISODE, SEEDS_PER_EVALUATION, start_chains, steps_after
 from tests.fakes import CounterEnv, ScriptedGenerator
 
 
@@ -67,3 +67,9 @@ def test_what_ends_an_episode_ends_its_chain(tiny_model: str) -> None:
             [future] = start_chains(env_runners, env({}), ["count/1"], config)
             with pytest.raises(type(error), match=str(error)):
                 future.result(20)
+
+
+def test_every_so_many_th_evaluation_of_training_takes_all_steps() -> None:
+    config = GRPOConfig().self_improvement(steps=16, interval=3).evaluation(evaluation_interval=50)
+    assert [steps_after(iteration, config) for iteration in range(50, 301, 50)] == [0, 0, 16, 0, 0, 16]
+    assert steps_after(50, config.copy().self_improvement(interval=1)) == 16

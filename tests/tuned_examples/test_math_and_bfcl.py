@@ -48,3 +48,8 @@ def test_the_values_are_those_of_table_5(strategy: str, monkeypatch: pytest.Monk
     assert (config.lr, config.prompts_per_batch, config.rollouts_per_prompt, config.num_epochs) == (lr, 16, 8, 2)
     assert not config.normalize_std and config.overlong_filtering
     check_curriculum(config, *curriculum)
+
+
+def test_tool_use_warms_up_at_cpu_scale_alone(monkeypatch: pytest.MonkeyPatch):
+    assert load_config("bfcl", "exit", "cpu", monkeypatch).warm_start_epochs > 0
+    assert load_config("bfcl", "exit", "paper", monkeypatch).warm_start_epochs == 0
