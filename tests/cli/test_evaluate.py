@@ -49,7 +49,7 @@ def test_evaluate_compares_with_the_baseline(checkpoint: Path):
     assert len(rows) == 2 * 2 * 3 * 2
     assert rows[-1] == {
         "split": "evaluation", "policy": "trained", "seed": 1, "task_id": "t2", "step": 1, "quality": 1.0,
-        "responses": ["2"], "metrics": [],
+        "responses": ["2"], "metrics": [("invalid_fraction", 0.0), ("truncated_fraction", 0.0)],
     }  # fmt: skip
     assert "100.0" in result.output and "+3" in result.output
     # One chain in words, and the numbers in one line at the end.
