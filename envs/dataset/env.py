@@ -56,6 +56,8 @@ class DatasetEnv(SelfImprovementEnv):
         FileNotFoundError: If there is no such file.
     """
 
+    max_turns = 1
+
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = DatasetOptions.parse(config)
         if not options.rewards:
