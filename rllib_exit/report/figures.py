@@ -7,10 +7,8 @@ can be read.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -19,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 9.6  # inches of a figure that fills the page's width
+_TITLE: Mapping[str, Any] = {"fontsize": 10, "loc": "left", "fontweight": "bold", "parse_math": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(NamedTuple):
     """How a method is drawn."""
 
     color: str
@@ -30,72 +28,57 @@ class Style:
     linestyle: Any = "-"
 
 
-_STYLES: Mapping[str, tuple[str, str]] = {
-    "grpo": ("#222222", "o"),
-    "curriculum": ("#E69F00", "s"),
-    "improve": ("#0072B2", "^"),
-    "diverge": ("#009E73", "D"),
-    "exit": ("#D55E00", "v"),
+BASE_STYLE = Style("#7f7f7f", "x", (0, (4, 2)))
+_STYLES: Mapping[str, Style] = {
+    "grpo": Style("#222222", "o"),
+    "curriculum": Style("#E69F00", "s"),
+    "improve": Style("#0072B2", "^"),
+    "diverge": Style("#009E73", "D"),
+    "exit": Style("#D55E00", "v"),
 }
 _VARIANTS = (("-", ""), ((0, (3, 1.5)), "p"), ((0, (1, 1)), "*"), ((0, (5, 1.5, 1, 1.5)), "h"))
 
 
 def style(strategy: str, variant: int = 0) -> Style:
-    """The style of a strategy, or of the ``base`` model; variants of one strategy share its colour."""
-    if strategy == "base":
-        return Style("#7f7f7f", "x", (0, (4, 2)))
-    color, marker = _STYLES.get(strategy, ("#CC79A7", "P"))
-    linestyle, of_variant = _VARIANTS[variant % len(_VARIANTS)]
-    return Style(color, of_variant or marker, linestyle)
+    """The style of a strategy; its variants share its colour."""
+    of_strategy = _STYLES.get(strategy, Style("#CC79A7", "P"))
+    linestyle, marker = _VARIANTS[variant % len(_VARIANTS)]
+    return Style(of_strategy.color, marker or of_strategy.marker, linestyle)
 
 
-def panels(
-    lines: pd.DataFrame,
-    styles: Mapping[str, Style],
-    y_labels: Mapping[str, str],
-    *,
-    x: str,
-    x_label: str,
-    columns: int = 2,
-    markers: bool = True,
-    steps: bool = False,
-) -> Figure:
+def panels(lines: pd.DataFrame, styles: Mapping[str, Style], *, x: str, x_label: str, steps: bool = False) -> Figure:
     """A grid of panels with one legend.
 
     Args:
-        lines: A row per point: ``panel``, ``method``, ``mean``, ``standard_error`` (NaN for a single run), and ``x``.
+        lines: A row per point: ``panel``, ``y_label``, ``method``, ``x``, ``mean`` and ``standard_error`` (NaN for a
+            single run).
         styles: By method.
-        y_labels: By panel, the label of its y axis.
         x: The column of the x axis.
         x_label: The label of that axis.
-        columns: The panels in a row.
-        markers: Draw the markers large.
         steps: A value holds until the next one.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _grid(len(y_labels), columns)
-    for axis, (panel, y_label) in zip(axes, y_labels.items(), strict=True):
-        axis.set_title(panel, fontsize=10, loc="left", fontweight="bold", parse_math=False)
+    by_panel = lines.groupby(["panel", "y_label"], sort=False)
+    figure, axes = _grid(len(by_panel), 2)
+    for axis, ((panel, y_label), in_panel) in zip(axes, by_panel, strict=True):
+        axis.set_title(str(panel), **_TITLE)
         axis.set(xlabel=x_label, ylabel=y_label)
-        for method, line in lines[lines.panel == panel].groupby("method", sort=False):
-            of_method = styles[str(method)]
+        for method, line in in_panel.groupby("method", sort=False):
+            drawn = styles[str(method)]
             axis.plot(
                 line[x],
                 line["mean"],
-                color=of_method.color,
-                linestyle=of_method.linestyle,
+                **drawn._asdict(),
                 linewidth=1.6,
                 label=method,
                 drawstyle="steps-post" if steps else "default",
-                marker=of_method.marker,
-                markersize=4 if markers else 3.5,
+                markersize=4,
                 markevery=max(1, len(line) // 12),
             )
-            if line.standard_error.notna().any():
-                low, high = line["mean"] - line.standard_error, line["mean"] + line.standard_error
-                step = "post" if steps else None
-                axis.fill_between(line[x], low, high, step=step, color=of_method.color, alpha=0.15, linewidth=0)
+            low, high = line["mean"] - line.standard_error, line["mean"] + line.standard_error
+            step = "post" if steps else None
+            axis.fill_between(line[x], low, high, step=step, color=drawn.color, alpha=0.15, linewidth=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axis)
     _legend(figure, axes)
@@ -105,11 +88,9 @@ def panels(
 def bars(means: pd.DataFrame, styles: Mapping[str, Style], *, y_label: str) -> Figure:
     """A bar per row of ``method``, ``mean`` and ``standard_error`` (NaN for a single run)."""
     figure, (axis,) = _grid(1, 1, width=min(WIDTH, 2.5 + 1.2 * len(means)))
-    for i, row in enumerate(means.to_dict("records")):
-        error = None if math.isnan(row["standard_error"]) else row["standard_error"]
-        color = styles[row["method"]].color
-        axis.bar(i, row["mean"], yerr=error, color=color, width=0.65, capsize=4, error_kw={"linewidth": 1.2})
-    axis.set_xticks(range(len(means)), [label.replace(" (", "\n(") for label in means.method], fontsize=8.5)
+    labels = means.method.str.replace(" (", "\n(", regex=False)
+    colors = [styles[method].color for method in means.method]
+    axis.bar(labels, means["mean"], yerr=means.standard_error, color=colors, width=0.65, capsize=4)
     axis.set_ylabel(y_label)
     _plain(axis)
     axis.xaxis.grid(False)
@@ -117,30 +98,21 @@ def bars(means: pd.DataFrame, styles: Mapping[str, Style], *, y_label: str) -> F
 
 
 def maps(points: pd.DataFrame, styles: Mapping[str, Style], *, background: str) -> Figure:
-    """A map per method, over the same points in grey.
-
-    Args:
-        points: A row per point: ``method``, ``x``, ``y``.
-        styles: By method.
-        background: The method whose points are the grey ones.
-    """
+    """A map per method: its ``x`` and ``y``, over the points of the method ``background`` in grey."""
     grey = points[points.method == background]
     by_method = points[points.method != background].groupby("method", sort=False)
-    figure, axes = _grid(len(by_method), min(3, len(by_method)))
+    figure, axes = _grid(len(by_method), 3, shared=True)
     for axis, (method, own) in zip(axes, by_method, strict=True):
         label = f"{background}: {len(grey)}"
         axis.scatter(grey.x, grey.y, s=22, facecolors="none", edgecolors="#777777", linewidths=0.8, label=label)
         axis.scatter(own.x, own.y, s=9, color=styles[str(method)].color, alpha=0.65, linewidths=0, rasterized=True)
-        axis.set_title(f"{method}: {len(own)}", fontsize=10, loc="left", fontweight="bold")
-        for values, limit in ((points.x, axis.set_xlim), (points.y, axis.set_ylim)):
-            margin = 0.06 * (values.max() - values.min())
-            limit(values.min() - margin, values.max() + margin)
+        axis.set_title(f"{method}: {len(own)}", **_TITLE)
         axis.set(xticks=[], yticks=[])
-    _legend(figure, axes[:1])
+    _legend(figure, axes)
     return figure
 
 
-def _grid(number: int, columns: int, width: float = 5.6) -> tuple[Figure, list[Axes]]:
+def _grid(number: int, columns: int, *, width: float = 5.6, shared: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of panels: over the page's width or, with one column, of ``width`` inches."""
     # Without pyplot there is no global state, and no display is looked for.
     from matplotlib.figure import Figure
@@ -148,7 +120,7 @@ def _grid(number: int, columns: int, width: float = 5.6) -> tuple[Figure, list[A
     columns = min(columns, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(WIDTH if columns > 1 else width, 2.9 * rows + 0.35), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel().tolist()
     for unused in axes[number:]:
         unused.remove()
     return figure, axes[:number]
@@ -161,15 +133,11 @@ def _plain(axis: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        # The inches of the widest handle and characters.
-        columns = int(figure.get_figwidth() / (0.75 + 0.075 * max(map(len, handles))))
-        columns = min(max(1, columns), len(handles))
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    # The inches of the widest handle and characters.
+    columns = int(figure.get_figwidth() / (0.75 + 0.075 * max(map(len, handles))))
+    columns = min(max(1, columns), len(handles))
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

@@ -7,7 +7,7 @@ iterate. A *new* instance is one that the curriculum made: it has a history or a
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ import pyarrow.dataset as ds
 
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.report import figures
-from rllib_exit.report.page import Cell, GapError, Piece, Source, Sources, cells, unique
+from rllib_exit.report.page import GapError, Piece, cells
 from rllib_exit.report.results import LINE, Results, means, means_by_iteration
 from rllib_exit.report.runs import LABELS, Run
+from rllib_exit.report.sources import Source, unique
 from rllib_exit.report.training import NO_TRAINING
 
 if TYPE_CHECKING:
@@ -34,17 +35,13 @@ SAMPLE = 300
 class Instances:
     """What the logs of rollouts of a domain say of its task instances; read when first asked for.
 
-    Args:
-        domain: The domain.
-        sources: Gets what is taken from the logs.
-        embedder: Embeds instances; None leaves out what needs embeddings.
+    Without an embedder, what needs embeddings is a gap.
     """
 
-    def __init__(self, domain: Results, sources: Sources, embedder: Embedder | None) -> None:
+    def __init__(self, domain: Results, embedder: Embedder | None) -> None:
         self.domain = domain
-        self.sources = sources
+        self.sources = domain.sources
         self.embedder = embedder
-        self.model = embedder.model if embedder else ""
         self.logs = {run: run.log for run in domain.runs if run.log is not None}
         self._embeddings: dict[str, np.ndarray] = {}
 
@@ -63,13 +60,19 @@ class Instances:
         columns = ["iteration", "group_id", "task_id", "kind", "starting_turn", "depth", "instance_id", "quality"]
         tables = []
         for run, log in self.logs.items():
-            rollouts = pd.DataFrame(log.read(columns=columns))
+            rollouts = pd.DataFrame(log.read(columns=columns)).rename(columns={"instance_id": "id"})
             # The base instance of a task and a replay from an empty history have the same id.
-            by_id = rollouts.assign(iterated=rollouts.kind != "base").groupby("instance_id", sort=False)
-            first = by_id[["task_id", "starting_turn", "depth", "iteration", "iterated"]].first()
-            table = first.assign(groups=by_id.group_id.nunique(), quality=by_id.quality.mean()).reset_index()
-            names = {"instance_id": "id", "iteration": "first_iteration"}
-            tables.append(table.rename(columns=names).assign(run=run.key, method=run.method))
+            by_id = rollouts.assign(iterated=rollouts.kind != "base").groupby("id", sort=False)
+            table = by_id.agg(
+                task_id=("task_id", "first"),
+                starting_turn=("starting_turn", "first"),
+                depth=("depth", "first"),
+                first_iteration=("iteration", "first"),
+                iterated=("iterated", "first"),
+                groups=("group_id", "nunique"),
+                quality=("quality", "mean"),
+            )
+            tables.append(table.reset_index().assign(run=run.key, method=run.method))
         return pd.concat(tables, ignore_index=True)
 
     def of(self, run: Run, new: bool | None = None) -> pd.DataFrame:
@@ -84,34 +87,39 @@ class Instances:
 
     @cached_property
     def prompts(self) -> dict[str, dict[str, str]]:
-        """By method, the prompts of its base tasks: its runs have the same environment.
-
-        Raises:
-            GapError: If an environment cannot be made here.
-        """
+        """By method, the prompts of its base tasks: its runs have the same environment."""
         return {run.method: task_prompts(run) for run in reversed(self.logs)}
 
     def embed(self, run: Run, name: str, drawn: pd.DataFrame) -> tuple[np.ndarray, Source]:
-        """(N, E) the embeddings of some instances of a run, and the file of what was embedded.
-
-        Raises:
-            GapError: If there is no embedder, or the prompts of the tasks cannot be read.
-        """
+        """(N, E) the embeddings of some instances of a run, and the file of what was embedded."""
         if self.embedder is None:
             raise GapError("embeddings were not asked for (--embedding-model none)")
-        written = texts(self.logs[run], list(drawn.id), self.prompts[run.method])
+        written = self._texts(run, list(drawn.id))
         unknown = list(dict.fromkeys(text for text in written if text not in self._embeddings))
         self._embeddings.update(zip(unknown, self.embedder.embed(unknown), strict=True))
         table = pd.DataFrame({"instance": drawn.id, "task_id": drawn.task_id, "text": written})
         return np.stack([self._embeddings[text] for text in written]), self.sources.from_log(run, name, table)
 
+    def _texts(self, run: Run, ids: Sequence[str]) -> list[str]:
+        """What tells a run's instances apart to a reader, one text each.
+
+        It is the iterate, if there is one, and then the request that it answers: the last turn's feedback, or the
+        task's prompt. The iterate comes first, because embedders cut long texts.
+        """
+        columns = ["instance_id", "task_id", "starting_turn", "iterate", "turns"]
+        written: dict[str, str] = {}
+        rows = self.logs[run].read((ds.field("g") == 0) & ds.field("instance_id").isin(ids), columns=columns)
+        for row in rows:
+            history = row["turns"][: row["starting_turn"]]
+            prompt = self.prompts[run.method].get(row["task_id"], row["task_id"])
+            request = str(history[-1]["feedback"] or "") if history else prompt
+            iterate = [row["iterate"]["response"]] if row["iterate"] else []
+            written.setdefault(row["instance_id"], "\n\n".join([*iterate, request]))
+        return [written[name] for name in ids]
+
 
 def task_prompts(run: Run) -> dict[str, str]:
-    """The prompts of a run's base tasks, from its environment.
-
-    Raises:
-        GapError: If the environment cannot be made here.
-    """
+    """The prompts of a run's base tasks, from its environment."""
     try:
         config = pickle.loads((run.trials[0] / "params.pkl").read_bytes())
         env = make_env(config["env"], config["env_config"])
@@ -120,75 +128,55 @@ def task_prompts(run: Run) -> dict[str, str]:
     return {task.id: task.prompt for task in env.tasks.values()}
 
 
-def texts(log: LoggedRollouts, ids: Sequence[str], prompts: Mapping[str, str]) -> list[str]:
-    """What tells instances apart to a reader, one text each.
-
-    It is the iterate, if there is one, and then the request that it answers: the last turn's feedback, or the task's
-    prompt. The iterate comes first, because embedders cut long texts.
-    """
-    columns = ["instance_id", "task_id", "starting_turn", "iterate", "turns"]
-    written: dict[str, str] = {}
-    for row in log.read((ds.field("g") == 0) & ds.field("instance_id").isin(list(ids)), columns=columns):
-        history = row["turns"][: row["starting_turn"]]
-        request = (history[-1]["feedback"] or "") if history else prompts.get(row["task_id"], row["task_id"])
-        iterate = [row["iterate"]["response"]] if row["iterate"] else []
-        written.setdefault(row["instance_id"], "\n\n".join([*iterate, request]))
-    return [written[name] for name in ids]
-
-
-def sample(table: pd.DataFrame, size: int = SAMPLE, seed: int = 0) -> pd.DataFrame:
+def sample(table: pd.DataFrame, size: int = SAMPLE) -> pd.DataFrame:
     """At most ``size`` rows, drawn uniformly, in their order."""
     if len(table) <= size:
         return table
-    return table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), size=size, replace=False))]
+    return table.iloc[np.sort(np.random.default_rng(0).choice(len(table), size=size, replace=False))]
 
 
 def distances(instances: Instances, *, new: bool) -> Piece:
     """Pairwise distances of task instances: of those that the curriculum made, or of all."""
     key = "distances-new" if new else "distances-all"
     rows, files = [], []
-    methods = pd.Index(instances.table.method.unique(), name="Method")
     for run in instances.logs:
         chosen = instances.of(run, new=True if new else None)
         if len(chosen) >= 2:
             drawn = sample(chosen)
             embeddings, source = instances.embed(run, key, drawn)
-            numbers = dict(zip(("cosine", "l2"), mean_distances(embeddings), strict=True))
+            cosine, l2 = mean_distances(embeddings)
             sizes = {"instances": len(chosen), "embedded": len(drawn), "file": source.href}
-            rows.append({"method": run.method, "run": run.name, **numbers, **sizes})
-            files.append([source])
-        files.append([instances.summary(run)])  # also of a run without such instances
+            rows.append({"method": run.method, "run": run.name, "cosine": cosine, "l2": l2, **sizes})
+            files.append(source)
+        files.append(instances.summary(run))  # also of a run without such instances
     if not rows:
         raise GapError("no run has two instances that the curriculum made")
     table = pd.DataFrame(rows)
     by_method = means(table, ["method"], "cosine").merge(means(table, ["method"], "l2"), on="method")
-    csv = (Source("CSV", f"tables/{instances.domain.slug}-{key}.csv", "the numbers by run"),)
+    csv = Source("CSV", f"tables/{instances.domain.slug}-{key}.csv", "the numbers by run")
     header = {
-        "Cosine distance": ("mean_x", "{:.3f}", "standard_error_x"),
-        "L2 distance": ("mean_y", "{:.3f}", "standard_error_y"),
+        "Cosine distance": ("mean_x", ".3f", "standard_error_x"),
+        "L2 distance": ("mean_y", ".3f", "standard_error_y"),
     }
-    shown = cells(by_method.assign(files=pd.Series(len(by_method) * [csv])), header, index="method", name="Method")
-    shown = shown.reindex(methods).map(lambda cell: cell if isinstance(cell, Cell) else Cell("N/A"))
+    shown = cells(by_method.assign(files=by_method.method.map(lambda _: (csv,))), header, index="method", name="Method")
+    shown = shown.reindex(pd.Index(instances.table.method.unique(), name="Method"), fill_value="N/A")
     which = "instances that the curriculum made" if new else "instances, base tasks included"
     caption = (
         f"Mean over all pairs of distinct {which}, at most {SAMPLE} of a run drawn at random, embedded by "
-        f"{instances.model} and scaled to unit length; an instance's text is its iterate and the request that it "
-        "answers. N/A: the strategy makes no such instances."
+        f"{getattr(instances.embedder, 'model', '')} and scaled to unit length; an instance's text is its iterate and "
+        "the request that it answers. N/A: the strategy makes no such instances."
     )
-    return Piece(caption, table, unique(files), table=shown.rename(index={LABELS["grpo"]: "Uniform (GRPO)"}))
+    return Piece(caption, table, unique([files]), table=shown.rename(index={LABELS["grpo"]: "Uniform (GRPO)"}))
 
 
 def mean_distances(embeddings_NE: np.ndarray) -> tuple[float, float]:
-    """The mean cosine and L2 distance between two embeddings of a set, over all pairs; scaled to unit length.
-
-    Raises:
-        ValueError: If there are fewer than two.
-    """
+    """The mean cosine and L2 distance between two embeddings of a set, over all pairs; scaled to unit length."""
     if len(embeddings_NE) < 2:
         raise ValueError("a distance needs two embeddings")
-    unit = embeddings_NE / np.maximum(np.linalg.norm(embeddings_NE, axis=1, keepdims=True), 1e-12)
-    cosine = np.clip((unit @ unit.T)[np.triu_indices(len(unit), k=1)], -1.0, 1.0)
-    return float((1 - cosine).mean()), float(np.sqrt(2 - 2 * cosine).mean())
+    from scipy.spatial.distance import pdist
+
+    cosine = np.maximum(pdist(embeddings_NE, "cosine"), 0.0)
+    return float(cosine.mean()), float(np.sqrt(2 * cosine).mean())
 
 
 def umap_map(instances: Instances) -> Piece:
@@ -205,7 +193,7 @@ def umap_map(instances: Instances) -> Piece:
         if len(drawn):
             embeddings, source = instances.embed(run, "umap", drawn)
             points.append(drawn[["method", "id"]].assign(run=run.name, embedding=list(embeddings)))
-            files.append([source, instances.summary(run)])
+            files += [source, instances.summary(run)]
     # The map depends on the order of the points: base tasks come first, then method by method.
     table = pd.concat(points).sort_values("method", key=lambda method: method != base, kind="stable")
     if (table.method == base).all():
@@ -221,9 +209,9 @@ def umap_map(instances: Instances) -> Piece:
     table = table.rename(columns={"id": "instance"})[["method", "run", "instance", "x", "y"]]
     caption = (
         f"Instances that each strategy made, at most {SAMPLE} of a strategy, over the base tasks in grey; one UMAP of "
-        f"their embeddings by {instances.model}, by cosine distance."
+        f"their embeddings by {getattr(instances.embedder, 'model', '')}, by cosine distance."
     )
-    return Piece(caption, table, unique(files), figures.maps(table, instances.domain.styles, background=base))
+    return Piece(caption, table, unique([files]), figures.maps(table, instances.domain.styles, background=base))
 
 
 def one_task(instances: Instances) -> Piece:
@@ -252,10 +240,10 @@ def one_task(instances: Instances) -> Piece:
         number = len(tasks[run])
         label = f"{LABELS.get(run.strategy, run.strategy)}, {'alone' if number == 1 else f'{number} tasks'}"
         styles[label] = run.style
-        tables.append(by_iteration.assign(run=run.key, method=label, panel=task))
-    lines = means_by_iteration(pd.concat(tables), "mean_quality").assign(panel=task)
+        tables.append(by_iteration.assign(run=run.key, method=label))
+    lines = means_by_iteration(pd.concat(tables), "mean_quality").assign(panel=task, y_label="mean quality")
     caption = f"Mean quality of the rollouts of {task} by iteration, in runs on it alone and on several tasks."
-    figure = figures.panels(lines, styles, {task: "mean quality"}, x="iteration", x_label="iteration", columns=1)
+    figure = figures.panels(lines, styles, x="iteration", x_label="iteration")
     return Piece(caption, lines[["panel", "method", "iteration", *LINE]], files, figure)
 
 
@@ -264,12 +252,9 @@ def chains(instances: Instances) -> Piece:
     order = ("exit", "diverge", "improve")
     runs = sorted((run for run in instances.logs if run.strategy in order), key=lambda run: order.index(run.strategy))
     if not runs:
-        strategies = sorted({run.strategy for run in instances.logs})
-        raise GapError(
-            f"the logs of rollouts are of {', '.join(strategies)}, which does not self-iterate"
-            if strategies
-            else NO_LOG
-        )
+        strategies = ", ".join(sorted({run.strategy for run in instances.logs}))
+        gap = f"the logs of rollouts are of {strategies}, which does not self-iterate"
+        raise GapError(gap if strategies else NO_LOG)
     run = runs[0]
     rows = [{"chain": why, **step} for why, chain in sample_chains(instances.logs[run]) for step in _steps(chain)]
     if not rows:

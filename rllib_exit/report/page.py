@@ -3,57 +3,28 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import itertools
-import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
 from rllib_exit.report.figures import rendered
-from rllib_exit.report.results import read_lines
-from rllib_exit.report.runs import Run
-from rllib_exit.run_identity import PARAMS, RESULTS
+from rllib_exit.report.sources import Source, to_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-# What Tune's results say of the machine, and the config, which every line repeats.
-_NOT_COPIED = ("config", "hostname", "node_ip", "pid")
 
 
 class GapError(Exception):
     """A piece has nothing to show. The message says why, and what makes the piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A result file that numbers come from: a label and a link, where it was read, and its SHA-256 if it is a file."""
-
-    label: str
-    href: str
-    original: str
-    sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A text or number of a table, with the files that it comes from; ``format`` says how a number is written."""
-
-    value: float | str
-    sources: tuple[Source, ...] = ()
-    format: str = "{}"
-    standard_error: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,8 +36,8 @@ class Piece:
         rows: The numbers, for a CSV file; a column ``files`` holds tuples of sources.
         sources: The files that the numbers come from.
         figure: Drawn.
-        table: Of :class:`Cell`, or NaN; the index holds the names of the rows, and its name is the header's first.
-        centred: Whether the table is; cells that are the same for a whole row are one then.
+        table: Of cells, see :func:`cell`; the index holds the names of the rows, and its name is the header's first.
+        texts: Whether the table has texts, not numbers; the only cell of a row then stands for all columns.
         chains: Self-iteration chains, each as title, prompt, source and steps.
         key: Names its files.
         title: Of the piece.
@@ -79,7 +50,7 @@ class Piece:
     sources: Sequence[Source] = ()
     figure: Figure | None = None
     table: pd.DataFrame | None = None
-    centred: bool = False
+    texts: bool = False
     chains: Sequence[tuple[str, str, Source, Sequence[Mapping[Any, Any]]]] = ()
     key: str = ""
     title: str = ""
@@ -95,6 +66,16 @@ class Piece:
             return cls(key=key, title=title, paper=paper, gap=str(gap))
 
 
+def cell(text: str, sources: Sequence[Source]) -> Markup:
+    """A text of a table that is a link to its file, or is followed by links to its files."""
+    if len(sources) == 1:
+        link = Markup('<a class="n" href="{}" title="{}">{}</a>')
+        return link.format(sources[0].href, sources[0].original, text)
+    link = Markup('<a href="{0.href}" title="{0.label}: {0.original}">{1}</a>')
+    links = Markup(" ").join(link.format(source, number) for number, source in enumerate(sources, 1))
+    return Markup('{} <span class="from">{}</span>').format(text, links)
+
+
 def cells(rows: pd.DataFrame, columns: Mapping[str, tuple[str, ...]], *, index: str, name: str) -> pd.DataFrame:
     """A table of some rows that have a column ``files``.
 
@@ -104,88 +85,26 @@ def cells(rows: pd.DataFrame, columns: Mapping[str, tuple[str, ...]], *, index: 
         index: The column of the rows' names.
         name: Its header.
     """
-    table = {}
-    for header, (column, number, *error) in columns.items():
-        errors = rows[error[0]] if error else len(rows) * [math.nan]
-        values = zip(rows[column], rows.files, errors, strict=True)
-        table[header] = [Cell(value, files, number, standard_error) for value, files, standard_error in values]
-    return pd.DataFrame(table, pd.Index(rows[index], name=name))
 
+    def number(row: Mapping[Any, Any], column: str, spec: str, error: str = "") -> Markup:
+        text = "—" if math.isnan(row[column]) else f"{row[column]:{spec}}".replace("-", "−")
+        text += f" ± {row[error]:{spec}}" if error and not math.isnan(row[error]) else ""
+        return cell(text, row["files"])
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Copies the files that numbers come from beside the page, so that its links lead somewhere wherever it goes.
-
-    Attributes:
-        output: The page's directory.
-    """
-
-    output: Path
-    _added: dict[tuple[str, str], Source] = field(default_factory=dict)
-
-    @property
-    def all(self) -> list[Source]:
-        """In the order of their links."""
-        return sorted(self._added.values(), key=lambda source: source.href)
-
-    def add(self, original: Path, name: str, label: str, content: Callable[[], bytes] | None = None) -> Source:
-        """A file, or a directory of files that are too large to copy.
-
-        Args:
-            original: The file or directory.
-            name: Of the copy, under ``data/``; another one if another original has taken it.
-            label: Of the links to it.
-            content: Makes what to write, if it is not the file as it is.
-        """
-        key = str(original), name
-        if key not in self._added:
-            stem, suffix = os.path.splitext(f"data/{name}")
-            taken = [source.href for source in self._added.values()]
-            numbered = (f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in itertools.count(1))
-            href = next(name for name in numbered if quote(name) not in taken)
-            read = original.read_bytes() if original.is_file() else b""
-            (self.output / href).parent.mkdir(parents=True, exist_ok=True)
-            (self.output / href).write_bytes(content() if content else read)
-            sha256 = hashlib.sha256(read).hexdigest() if read else ""
-            self._added[key] = Source(label, quote(href), os.path.relpath(original, self.output), sha256)
-        return self._added[key]
-
-    def results(self, runs: Iterable[Run]) -> tuple[Source, ...]:
-        """The results of some runs, of every trial."""
-        return tuple(
-            self.add(file, f"{run.key}/results.jsonl", run.name, lambda file=file: _results(file))
-            for run in runs
-            for trial in run.trials
-            if (file := trial / RESULTS).is_file()
-        )
-
-    def params(self, runs: Iterable[Run]) -> tuple[Source, ...]:
-        """The configs of some runs."""
-        files = [(run, trial / PARAMS) for run in runs for trial in run.trials[:1]]
-        return tuple(self.add(file, f"{run.key}/{PARAMS}", run.name) for run, file in files if file.is_file())
-
-    def from_log(self, run: Run, name: str, table: pd.DataFrame) -> Source:
-        """What was taken from a run's log of rollouts, as a CSV file."""
-        assert run.log is not None
-        directory = next(iter(run.log.files.values())).parent
-        return self.add(directory, f"{run.key}/{name}.csv", run.name, lambda: _csv(table))
+    table = {header: [number(row, *of) for row in rows.to_dict("records")] for header, of in columns.items()}
+    # As objects: pandas would make plain strings of the HTML.
+    return pd.DataFrame(table, pd.Index(rows[index], name=name), dtype=object)
 
 
 def write_page(output: Path, sections: Sequence[Mapping[str, Any]], **values: Any) -> Path:
     """Writes the page, a PNG file for every figure and a CSV file for the numbers of every piece.
 
-    Args:
-        output: The directory.
-        sections: By ``key``, ``title``, ``domain`` and ``pieces``.
-        **values: What else the template takes.
-
-    Returns:
-        The page.
+    A section has ``key``, ``title`` and ``pieces``; the template also takes the values.
     """
     for folder in ("figures", "tables"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     for piece in (piece for section in sections for piece in section["pieces"] if not piece.gap):
-        (output / "tables" / f"{piece.key}.csv").write_bytes(_csv(piece.rows))
+        (output / "tables" / f"{piece.key}.csv").write_bytes(to_csv(piece.rows))
         if piece.figure is not None:
             (output / "figures" / f"{piece.key}.png").write_bytes(rendered(piece.figure, "png"))
     templates = jinja2.Environment(
@@ -208,8 +127,7 @@ def _svg(figure: Figure) -> str:
 
 def with_code(text: str) -> Markup:
     """A text as HTML, with what stands between backticks as code."""
-    parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
+    return Markup(re.sub("`(.*?)`", r"<code>\1</code>", str(escape(text))))
 
 
 def printable(text: str) -> str:
@@ -222,20 +140,3 @@ def shortened(text: str, limit: int = 1600) -> str:
     if len(text) <= limit:
         return text
     return f"{text[: limit * 2 // 3]}\n… ({len(text) - limit} characters left out) …\n{text[-(limit // 3) :]}"
-
-
-def unique(sources: Iterable[Iterable[Source]]) -> tuple[Source, ...]:
-    """Sources in their order, each once."""
-    return tuple(dict.fromkeys(source for some in sources for source in some))
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    if "files" in table:
-        table = table.assign(files=[" ".join(source.href for source in files) for files in table.files])
-    return table.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")
-
-
-def _results(file: Path) -> bytes:
-    """Tune's results without what is not copied."""
-    lines = [{name: value for name, value in line.items() if name not in _NOT_COPIED} for line in read_lines(file)]
-    return "".join(json.dumps(line, default=str) + "\n" for line in lines).encode()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rllib_exit.embeddings import Embedder
 from rllib_exit.report import instances, scores, training
-from rllib_exit.report.page import Piece, Sources, write_page
+from rllib_exit.report.page import Piece, write_page
 from rllib_exit.report.results import Results, find
 from rllib_exit.report.runs import ML_ENGINEERING
 
@@ -39,21 +39,17 @@ def write_report(
         FileNotFoundError: If a directory does not exist.
         ValueError: If there is nothing to report.
     """
-    # Below the directories, a report would count the copies that an earlier one made.
-    found = find(directories, skip=output)
+    found = find(directories, output)
     domains = found.domains()
     if not domains:
         reasons = "".join(f"\n{problem}" for problem in found.problems)
         raise ValueError(f"there is nothing to report under {', '.join(map(str, directories))}{reasons}")
-    output = output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    sources = Sources(output)
     title_1 = "Initial score, and gain after the last step"
-    table_1 = Piece.make("table-1", title_1, "Table 1", scores.table_1, domains, sources)
+    table_1 = Piece.make("table-1", title_1, "Table 1", scores.table_1, domains)
     sections: list[dict[str, Any]] = [{"key": "results", "title": "Results", "domain": "", "pieces": [table_1]}]
     for domain in domains:
         say(f"{domain.name}: {len(domain.runs)} runs, {domain.searches.file.nunique()} searches")
-        pieces = _pieces(domain, sources, embedder)
+        pieces = _pieces(domain, embedder)
         sections.append({"key": domain.slug, "title": domain.name, "domain": domain.name, "pieces": pieces})
     problems = [*found.problems, *(text for domain in domains for text in domain.problems), *_same_seeds(domains)]
     lead = [
@@ -64,55 +60,44 @@ def write_report(
         f"{found.searches.file.nunique()} searches; written on {datetime.date.today().isoformat()}.",
     ]
     return write_page(
-        output,
+        output.absolute(),
         sections,
         title=title,
         lead=lead,
-        overview=_overview(sections),
         problems=[problem.replace(f"{Path.cwd()}/", "") for problem in problems],
-        files=sources.all,
+        files=found.sources.all,
     )
 
 
-def _pieces(domain: Results, sources: Sources, embedder: Embedder | None) -> list[Piece]:
+def _pieces(domain: Results, embedder: Embedder | None) -> list[Piece]:
     searched = not domain.searches.empty or domain.name.startswith(ML_ENGINEERING)
     # ML engineering's self-improvement at inference time is the search.
-    improved = not searched or not domain.evaluations.empty
-    by_step = [
-        ("self-improvement", "Self-improvement by step", "Figures 3 and 4", scores.self_improvement),
-        ("first-turn", "First-turn and per-request accuracy by step", "Figure 3 (tool use)", scores.first_turn),
-        ("splits", "Self-improvement by step, per split", "Figure 8", scores.per_split),
-    ]
-    if scores.FIRST_TURN not in domain.evaluations:
-        del by_step[1]
-    search = [
-        ("search", "Greedy search by step", "Figure 9", scores.search),
-        ("search-each", "Greedy search by step, per competition", "Figure 10", scores.search_each),
-    ]
-    trained = [
-        ("training", "Learning curves", "", training.learning_curves),
-        ("curriculum", "The curriculum over training", "Figures 5 and 6", training.curriculum),
-        ("distinct", "Distinct task instances", "Figure 7, left", training.distinct_instances),
-    ]
-    logged = [
-        ("distances-new", "Distances between new task instances", "Table 2", partial(instances.distances, new=True)),
-        ("distances-all", "Distances between all task instances", "Table 7", partial(instances.distances, new=False)),
-        ("umap", "Map of task instances (UMAP)", "Figure 7, right", instances.umap_map),
-        ("one-task", "One task alone, and with others", "Figure 1", instances.one_task),
-        ("chains", "Self-iteration chains met in training", "Appendix D", instances.chains),
-    ]
-    made = [
-        ("runs", "Runs", "", training.runs),
-        ("hyper-parameters", "Hyper-parameters and versions", "Tables 4 to 6", training.hyper_parameters),
-    ]
-    seen = instances.Instances(domain, sources, embedder)
-    before = [*(by_step if improved else []), *(search if searched else []), *trained]
-    pieces: list[tuple[Any, tuple[Any, ...]]] = [(piece, (domain, sources)) for piece in before]
-    pieces += [(piece, (seen,)) for piece in logged]
-    pieces += [(piece, (domain, sources)) for piece in made]
+    evaluated = not searched or not domain.evaluations.empty
+    first_turn = evaluated and scores.FIRST_TURN in domain.evaluations
+    seen = instances.Instances(domain, embedder)
+    new, every = partial(instances.distances, new=True), partial(instances.distances, new=False)
+    listed: list[tuple[bool, str, str, str, Callable[..., Piece], Any]] = [
+        (evaluated, "self-improvement", "Self-improvement by step", "Figures 3 and 4", scores.self_improvement, domain),
+        (first_turn, "first-turn", "First-turn and per-request accuracy by step", "Figure 3 (tool use)",
+         scores.first_turn, domain),
+        (evaluated, "splits", "Self-improvement by step, per split", "Figure 8", scores.per_split, domain),
+        (searched, "search", "Greedy search by step", "Figure 9", scores.search, domain),
+        (searched, "search-each", "Greedy search by step, per competition", "Figure 10", scores.search_each, domain),
+        (True, "training", "Learning curves", "", training.learning_curves, domain),
+        (True, "curriculum", "The curriculum over training", "Figures 5 and 6", training.curriculum, domain),
+        (True, "distinct", "Distinct task instances", "Figure 7, left", training.distinct_instances, domain),
+        (True, "distances-new", "Distances between new task instances", "Table 2", new, seen),
+        (True, "distances-all", "Distances between all task instances", "Table 7", every, seen),
+        (True, "umap", "Map of task instances (UMAP)", "Figure 7, right", instances.umap_map, seen),
+        (True, "one-task", "One task alone, and with others", "Figure 1", instances.one_task, seen),
+        (True, "chains", "Self-iteration chains met in training", "Appendix D", instances.chains, seen),
+        (True, "runs", "Runs", "", training.runs, domain),
+        (True, "hyper-parameters", "Hyper-parameters and versions", "Tables 4 to 6", training.hyper_parameters, domain),
+    ]  # fmt: skip
     return [
-        Piece.make(f"{domain.slug}-{key}", title, paper, content, *arguments)
-        for (key, title, paper, content), arguments in pieces
+        Piece.make(f"{domain.slug}-{key}", title, paper, content, argument)
+        for asked, key, title, paper, content, argument in listed
+        if asked
     ]
 
 
@@ -126,14 +111,3 @@ def _same_seeds(domains: Sequence[Results]) -> list[str]:
             directories = ", ".join(str(run.trials[0]) for run in same)
             problems.append(f"{method}: several runs have seed {seed}, and each counts: {directories}")
     return problems
-
-
-def _overview(sections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For every piece of any domain, what each domain has of it."""
-    first, *of_domains = ({(piece.title, piece.paper): piece for piece in section["pieces"]} for section in sections)
-    rows = [(heading, [piece] * len(of_domains)) for heading, piece in first.items()]
-    rows += [
-        (heading, [pieces.get(heading) for pieces in of_domains])
-        for heading in dict.fromkeys(heading for pieces in of_domains for heading in pieces)
-    ]
-    return [{"title": title, "paper": paper, "pieces": pieces} for (title, paper), pieces in rows]

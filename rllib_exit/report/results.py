@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rllib_exit.report.figures import Style, style
+from rllib_exit.report.figures import BASE_STYLE, Style
 from rllib_exit.report.runs import BASE, ML_ENGINEERING, Run, domain_names, name_runs, slug
+from rllib_exit.report.sources import Sources, read_lines
 from rllib_exit.rollout_log import LoggedRollouts
 from rllib_exit.run_identity import PARAMS, RESULTS, identity, read_params
 from rllib_exit.self_improvement.results import BASELINE, read
@@ -28,7 +30,7 @@ class Results:
     """Everything that was found, or what of it is of one domain.
 
     Every table has the columns ``domain``, ``method`` and ``run``, a run's key; it is empty for a search with the base
-    model.
+    model. In a domain, those of evaluations and searches have the file that they come from as ``source``.
 
     Attributes:
         runs: By domain, then in the order of Table 1, then by seed.
@@ -37,6 +39,7 @@ class Results:
             ``net_corrections``, and the domain's numbers as ``metrics/NAME``.
         searches: A row for each file and step: ``best``, the best normalised score so far.
         problems: What could not be used, and why.
+        sources: Copies the files of what is shown.
         name: The domain.
     """
 
@@ -45,6 +48,7 @@ class Results:
     evaluations: pd.DataFrame
     searches: pd.DataFrame
     problems: tuple[str, ...]
+    sources: Sources
     name: str = ""
 
     @property
@@ -59,7 +63,7 @@ class Results:
 
     @property
     def styles(self) -> dict[str, Style]:
-        return {BASE: style("base")} | {run.method: run.style for run in self.runs}
+        return {BASE: BASE_STYLE} | {run.method: run.style for run in self.runs}
 
     @property
     def trained(self) -> list[Run]:
@@ -83,11 +87,23 @@ class Results:
             # The last key of lexsort is the first to sort by.
             return table.iloc[np.lexsort([table.run.map(keys.index), table.method.map(methods.index)])]
 
-        searches, left_out = _comparable_searches(rows(self.searches))
         evaluations = _comparable_evaluations(rows(self.evaluations))
+        searches, left_out = _comparable_searches(rows(self.searches))
         return replace(
-            part, iterations=rows(self.iterations), evaluations=evaluations, searches=searches, problems=tuple(left_out)
+            part,
+            iterations=rows(self.iterations),
+            evaluations=evaluations.assign(source=[part._evaluation(row) for row in evaluations.itertuples()]),
+            searches=searches.assign(source=[part._search(row) for row in searches.itertuples()]),
+            problems=tuple(left_out),
         )
+
+    def _evaluation(self, row: Any) -> Any:
+        return self.sources.add(row.file, f"{row.run}/{row.file.name}", row.run.partition("/")[2])
+
+    def _search(self, row: Any) -> Any:
+        run = row.run.partition("/")[2] or "base"
+        name = f"{self.slug}/search/{run}-{slug(row.competition)}-seed{row.seed}.jsonl"
+        return self.sources.add(row.file, name, f"{run}, {row.competition}, seed {row.seed}")
 
 
 def means(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
@@ -110,8 +126,8 @@ def means_by_iteration(table: pd.DataFrame, value: str, window: int = 1) -> pd.D
     return means(table.assign(value=rolling), ["method", "iteration"], "value")
 
 
-def find(directories: Iterable[Path], *, skip: Path | None = None) -> Results:
-    """Reads what lies under some directories, except for what lies under ``skip``.
+def find(directories: Iterable[Path], output: Path) -> Results:
+    """Reads what lies under some directories, except for what an earlier report has copied to ``output``.
 
     Trials of one experiment with the same settings, seed and number are one run that was resumed: the newest trial
     counts, and the trial before it for the iterations before its first.
@@ -119,23 +135,24 @@ def find(directories: Iterable[Path], *, skip: Path | None = None) -> Results:
     Raises:
         FileNotFoundError: If a directory does not exist.
     """
-    directories = list(dict.fromkeys(directory.absolute() for directory in directories))
+    directories, output = list(dict.fromkeys(directory.absolute() for directory in directories)), output.absolute()
     for directory in directories:
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is no directory")
 
     def files(name: str) -> list[Path]:
         there = {file for directory in directories for file in directory.rglob(name)}
-        return sorted(file for file in there if skip is None or skip.absolute() not in file.parents)
+        return sorted(file for file in there if output not in file.parents)
 
     problems: list[str] = []
     # In the tables a run is named by its place in this list until all runs are known. Evaluations and searches append
     # the runs whose training is not there.
     runs: list[dict[str, Any]] = []
     iterations = _read_trials(files(RESULTS), runs, problems)
-    evaluations = _read_evaluations(files("evaluation.json"), runs, problems)
-    searches = _read_searches(files("search.jsonl"), runs, problems)
-    base = searches[searches.run < 0]
+    by_age = sorted(files("evaluation.json"), key=lambda file: file.stat().st_mtime_ns)
+    evaluations = _read_each(by_age, _read_evaluation, _EVALUATIONS, runs, problems)
+    searches = _read_each(files("search.jsonl"), _read_search, _SEARCHES, runs, problems)
+    base = searches[searches.run == _BASE_RUN]
     domains = domain_names(runs, base.model)
     named = name_runs(runs, domains)
     columns = {name: [getattr(run, name) for run in named.values()] for name in ("key", "domain", "method")}
@@ -148,23 +165,43 @@ def find(directories: Iterable[Path], *, skip: Path | None = None) -> Results:
     evaluations["method"] = evaluations.method.where(evaluations.policy != BASELINE, BASE)
     searches.loc[base.index, "domain"] = [domains[ML_ENGINEERING, model] for model in base.model]
     searches.loc[base.index, ["run", "method"]] = "", BASE
-    return Results(tuple(named.values()), with_names(iterations), evaluations, searches, tuple(problems))
+    iterations = with_names(iterations)
+    return Results(tuple(named.values()), iterations, evaluations, searches, tuple(problems), Sources(output))
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last one that is still being written is left out.
+# The columns of these tables that are needed even if there are no rows, and the place of the base model's searches.
+_ITERATIONS = ["run", "iteration"]
+_EVALUATIONS = ["run", "file", "trained_iterations", "split", "policy", "tasks", "seed", "step", "accuracy"]
+_SEARCHES = ["run", "file", "competition", "seed", "model", "age", "sampling", "step", "best"]
+_BASE_RUN = -1
 
-    Raises:
-        ValueError: If another one is damaged.
-    """
-    text = file.read_text()
-    lines = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{file}: line {number} is damaged ({error})") from error
-    return lines
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Leaves out what raises a ValueError, and notes why."""
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))
+
+
+def _read_each(
+    files: Iterable[Path],
+    read_file: Callable[[Path, list[dict[str, Any]]], pd.DataFrame],
+    columns: list[str],
+    runs: list[dict[str, Any]],
+    problems: list[str],
+) -> pd.DataFrame:
+    tables = []
+    for file in files:
+        with _noted(problems):
+            tables.append(read_file(file, runs))
+    return _together(tables, columns)
+
+
+def _together(tables: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """The rows of some tables; without any, an empty table with columns."""
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns).astype({"run": int})
 
 
 def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: list[str]) -> pd.DataFrame:
@@ -174,16 +211,12 @@ def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: li
         trial = file.parent
         if (params := read_params(trial)) is None:
             continue
-        try:
+        with _noted(problems):
             lines[trial] = read_lines(file)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if not lines[trial]:
-            problems.append(f"{file}: no iteration has ended yet")
-        elif "strategy" not in params or "env" not in params:
-            problems.append(f"{trial}: no run of rllib-exit: its {PARAMS} has no strategy")
-        else:
+            if not lines[trial]:
+                raise ValueError(f"{file}: no iteration has ended yet")
+            if "strategy" not in params or "env" not in params:
+                raise ValueError(f"{trial}: no run of rllib-exit: its {PARAMS} has no strategy")
             trials[identity(trial)].append(trial)
     tables = []
     for of_run in trials.values():
@@ -201,7 +234,7 @@ def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: li
         numbers = pd.json_normalize([results[i] for i in sorted(results)], sep="/")
         tables.append(numbers.rename(columns={"training_iteration": "iteration"}).assign(run=len(runs)))
         runs.append({"params": read_params(newest[0]), "trials": tuple(newest), "log": log})
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", "iteration"])
+    return _together(tables, _ITERATIONS)
 
 
 def _run_of(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int | None:
@@ -211,74 +244,62 @@ def _run_of(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int | No
     return next((by_trial[name] for name in names if name in by_trial), None)
 
 
-def _read_evaluations(files: Sequence[Path], runs: list[dict[str, Any]], problems: list[str]) -> pd.DataFrame:
+def _read_evaluation(file: Path, runs: list[dict[str, Any]]) -> pd.DataFrame:
+    evaluation = read(file)
+    run = _run_of(runs, [*(path.name for path in file.parents), Path(evaluation.checkpoint).parent.name])
+    if run is None:
+        said = {"params": {**evaluation.run, "model_name": evaluation.run["model"]}, "trials": (), "log": None}
+        runs += [] if said in runs else [said]
+        run = runs.index(said)
+    names = ("temperature", "top_p", "top_k", "self_improvement_steps", "limit")
+    settings = {name: evaluation.settings.get(name) for name in names}
     tables = []
-    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
-        try:
-            evaluation = read(file)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        run = _run_of(runs, [*(path.name for path in file.parents), Path(evaluation.checkpoint).parent.name])
+    for split, policies in evaluation.curves.items():
+        for policy, curve in policies.items():
+            seeds, steps = np.indices(curve.accuracy_SK.shape)
+            numbers = {
+                "seed": seeds,
+                "step": steps,
+                "accuracy": 100 * curve.accuracy_SK,
+                "net_corrections": curve.net_corrections_SK,
+                **{f"metrics/{name}": 100 * values_SK for name, values_SK in curve.metrics_SK.items()},
+            }
+            table = pd.DataFrame({name: values_SK.ravel() for name, values_SK in numbers.items()})
+            tables.append(table.assign(split=split, policy=policy, tasks=curve.num_tasks))
+    return pd.concat(tables).assign(
+        run=run,
+        file=file,
+        trained_iterations=evaluation.iteration,
+        settings=", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
+    )
+
+
+def _read_search(file: Path, runs: list[dict[str, Any]]) -> pd.DataFrame:
+    try:
+        sampling, *steps = read_lines(file)
+        about = {name: sampling.pop(name) for name in ("competition", "seed", "model")}
+        checkpoint = sampling.pop("checkpoint")
+        best = np.maximum.accumulate([step["quality"] for step in steps] or [0.0])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{file}: no search of this version of rllib-exit ({type(error).__name__}: {error})"
+        ) from error
+    if not steps:
+        raise ValueError(f"{file}: no step has ended yet")
+    run, age = _BASE_RUN, ""
+    if checkpoint is not None:
+        trial = Path(checkpoint).parent
+        run = _run_of(runs, [trial.name])
         if run is None:
-            said = {"params": {**evaluation.run, "model_name": evaluation.run["model"]}, "trials": (), "log": None}
-            runs += [] if said in runs else [said]
-            run = runs.index(said)
-        names = ("temperature", "top_p", "top_k", "self_improvement_steps", "limit")
-        settings = {name: evaluation.settings.get(name) for name in names}
-        about = {
-            "run": run,
-            "file": file,
-            "trained_iterations": evaluation.iteration,
-            "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
-        }
-        for split, policies in evaluation.curves.items():
-            for policy, curve in policies.items():
-                seeds, steps = np.indices(curve.accuracy_SK.shape)
-                numbers = {
-                    "accuracy": 100 * curve.accuracy_SK,
-                    "net_corrections": curve.net_corrections_SK,
-                    **{f"metrics/{name}": 100 * values_SK for name, values_SK in curve.metrics_SK.items()},
-                }
-                of_policy = {"split": split, "policy": policy, "tasks": curve.num_tasks, "seed": seeds, "step": steps}
-                columns = {name: np.ravel(value) for name, value in (of_policy | numbers).items() if np.ndim(value)}
-                tables.append(pd.DataFrame(columns).assign(**about, split=split, policy=policy, tasks=curve.num_tasks))
-    names = ["run", "file", "trained_iterations", "split", "policy", "tasks", "seed", "step", "accuracy"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=names)
-
-
-def _read_searches(files: Sequence[Path], runs: list[dict[str, Any]], problems: list[str]) -> pd.DataFrame:
-    names = ["run", "file", "competition", "seed", "model", "age", "sampling", "step", "best"]
-    tables = [pd.DataFrame(columns=names).astype({"run": int})]
-    for file in files:
-        try:
-            settings, *steps = read_lines(file)
-            checkpoint, sampling = settings["checkpoint"], dict(settings)
-            about = {name: sampling.pop(name) for name in ("competition", "seed", "model")}
-            best = np.maximum.accumulate([step["quality"] for step in steps] or [0.0])
-        except (ValueError, TypeError, KeyError) as error:
-            problems.append(f"{file}: no search of this version of rllib-exit ({type(error).__name__}: {error})")
-            continue
-        if not steps:
-            problems.append(f"{file}: no step has ended yet")
-            continue
-        run, age = -1, ""
-        if checkpoint is not None:
-            trial = Path(checkpoint).parent
-            found = _run_of(runs, [trial.name])
-            if found is None and (params := read_params(trial)):
-                found = len(runs)
-                runs.append({"params": params, "trials": (trial,), "log": None})
-            if found is None:
-                problems.append(f"{file}: its checkpoint's run is not there: name the directory of {trial} too")
-                continue
-            run, names_of_trials = found, [of_run.name for of_run in runs[found]["trials"]]
-            # Orders the checkpoints of a run: by trial, of which the newest comes first, then by name.
-            age = f"{10**6 - names_of_trials.index(trial.name)}/{Path(checkpoint).name}"
-        del sampling["checkpoint"]
-        about |= {"run": run, "file": file, "age": age, "sampling": json.dumps(sampling, sort_keys=True)}
-        tables.append(pd.DataFrame({"step": range(len(best)), "best": best}).assign(**about))
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+            if (params := read_params(trial)) is None:
+                raise ValueError(f"{file}: its checkpoint's run is not there: name the directory of {trial} too")
+            run = len(runs)
+            runs.append({"params": params, "trials": (trial,), "log": None})
+        # Orders the checkpoints of a run: by trial, of which the newest comes first, then by name.
+        newer = [of_run.name for of_run in runs[run]["trials"]].index(trial.name)
+        age = f"{10**6 - newer}/{Path(checkpoint).name}"
+    about |= {"run": run, "file": file, "age": age, "sampling": json.dumps(sampling, sort_keys=True)}
+    return pd.DataFrame({"step": range(len(best)), "best": best}).assign(**about)
 
 
 def _comparable_evaluations(evaluations: pd.DataFrame) -> pd.DataFrame:

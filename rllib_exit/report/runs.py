@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ class Run:
         key: Names it in the tables: ``arithmetic/exit-seed0``.
         domain: Of its tasks; with the model's name where there are several models.
         method: The strategy as Table 1 calls it, and what tells its settings from those of the strategy's other runs.
-            Runs of one method differ in their seeds alone.
         style: How the method is drawn.
         params: Its config as Tune wrote it.
         trials: Its directories, the newest first: more than one if it was resumed.
@@ -92,47 +92,44 @@ def domain_names(runs: Sequence[Mapping[str, Any]], base_models: Iterable[str]) 
     }
 
 
-def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What the outcome depends on besides strategy and seed."""
-    return {name: params[name] for name in HYPER_PARAMETERS if name in params} | dict(params.get("env_config") or {})
-
-
 def name_runs(runs: Sequence[Mapping[str, Any]], domains: Mapping[tuple[str, str], str]) -> dict[int, Run]:
     """By their places, the runs with keys and methods: by domain, then in the order of Table 1, then by seed."""
+    names = list(domains.values())
+
+    def of_strategy(i: int) -> tuple[Any, ...]:
+        params = runs[i]["params"]
+        return names.index(domains[_domain_of(params)]), place(params["strategy"]), params["strategy"]
 
     def order(i: int) -> tuple[Any, ...]:
-        strategy, seed = params[i]["strategy"], params[i].get("seed") or 0
-        return list(domains).index(_domain_of(params[i])), place(strategy), strategy, seed, str(runs[i]["trials"])
+        return *of_strategy(i), runs[i]["params"].get("seed") or 0, str(runs[i]["trials"])
 
-    params = [run["params"] for run in runs]
-    ordered = sorted(range(len(runs)), key=order)
-    variants: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for i in ordered:
-        of_strategy = variants[domains[_domain_of(params[i])], params[i]["strategy"]]
-        of_strategy += [] if _settings(params[i]) in of_strategy else [_settings(params[i])]
     named: dict[int, Run] = {}
     keys: Counter[str] = Counter()
-    for i in ordered:
-        domain, strategy, seed = domains[_domain_of(params[i])], params[i]["strategy"], params[i].get("seed")
-        of_strategy = variants[domain, strategy]
-        variant = of_strategy.index(_settings(params[i]))
-        method = LABELS.get(strategy, strategy)
-        method += f" ({_difference(of_strategy[variant], of_strategy)})" if len(of_strategy) > 1 else ""
-        key = f"{slug(domain)}/{slug(strategy if seed is None else f'{strategy}-seed{seed}')}"
-        keys[key] += 1
-        key += f"-{keys[key]}" if keys[key] > 1 else ""
-        named[i] = Run(key, domain, method, style(strategy, variant), **runs[i])
+    for (domain_index, _, strategy), group in groupby(sorted(range(len(runs)), key=order), key=of_strategy):
+        places, domain = list(group), names[domain_index]
+        differences = _differences([runs[i]["params"] for i in places])
+        variants = list(dict.fromkeys(differences))
+        for i, difference in zip(places, differences, strict=True):
+            seed = runs[i]["params"].get("seed")
+            key = f"{slug(domain)}/{slug(strategy if seed is None else f'{strategy}-seed{seed}')}"
+            keys[key] += 1
+            key += f"-{keys[key]}" if keys[key] > 1 else ""
+            method = LABELS.get(strategy, strategy) + (f" ({difference})" if difference else "")
+            named[i] = Run(key, domain, method, style(strategy, variants.index(difference)), **runs[i])
     return named
 
 
-def _difference(mine: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The settings that tell a run from the others, in words."""
+def _differences(params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each of some configs, the settings besides the seed that tell it from the others, in words."""
 
     def short(value: Any) -> str:
         if isinstance(value, list):
             return "+".join(Path(str(item)).name for item in value)
         return f"{value:g}" if isinstance(value, float) else str(value)
 
-    names = dict.fromkeys(name for settings in others for name in settings)
-    odd = [name for name in names if any(settings.get(name) != others[0].get(name) for settings in others)]
-    return ", ".join(f"{name} {short(mine.get(name))}" for name in odd)
+    settings = [
+        {name: of[name] for name in HYPER_PARAMETERS if name in of} | dict(of.get("env_config") or {}) for of in params
+    ]
+    names = dict.fromkeys(name for of in settings for name in of)
+    odd = [name for name in names if any(of.get(name) != settings[0].get(name) for of in settings)]
+    return [", ".join(f"{name} {short(of.get(name))}" for name in odd) for of in settings]

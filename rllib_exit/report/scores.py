@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from rllib_exit.report import figures
-from rllib_exit.report.page import GapError, Piece, Source, Sources, cells, unique
+from rllib_exit.report.page import GapError, Piece, cells
 from rllib_exit.report.results import LINE, Results, means
-from rllib_exit.report.runs import BASE, place, slug
+from rllib_exit.report.runs import BASE, place
+from rllib_exit.report.sources import unique
 
 NO_EVALUATION = "no evaluation.json is there; run `rllib evaluate DIR --baseline`"
 NO_SHARED_SPLIT = "the evaluations have no split in common; they have"
@@ -41,24 +41,15 @@ class Comparison:
     def tasks(self) -> int:
         return int(self.rows.groupby("of").tasks.first().sum())
 
-    def means(self, score: str) -> pd.DataFrame:
-        """By method and step, the ``mean`` of a score and its ``standard_error``; NaN for a single replicate."""
-        return means(self.scores, ["method", "over", "step"], score)
+    def lines(self, score: str, panel: str = "", y_label: str = "") -> pd.DataFrame:
+        """By method and step, the ``mean`` of a score and its ``standard_error``, NaN for a single replicate.
 
-    def files(self, sources: Sources) -> dict[str, tuple[Source, ...]]:
-        """By method, the files that its scores come from."""
-        return {
-            str(method): tuple(_source(sources, row) for row in rows.drop_duplicates("file").to_dict("records"))
-            for method, rows in self.rows.groupby("method", sort=False)
-        }
-
-
-def _source(sources: Sources, row: Mapping[Any, Any]) -> Source:
-    if "competition" not in row:
-        return sources.add(row["file"], f"{row['run']}/{row['file'].name}", row["run"].partition("/")[2])
-    run = row["run"].partition("/")[2] or "base"
-    name = f"{slug(row['domain'])}/search/{run}-{slug(row['competition'])}-seed{row['seed']}.jsonl"
-    return sources.add(row["file"], name, f"{run}, {row['competition']}, seed {row['seed']}")
+        With what they are over, the files that they come from and the figure's panel that they are drawn in.
+        """
+        lines = means(self.scores, ["method", "over", "step"], score)
+        files = {str(method): unique([sources]) for method, sources in self.rows.groupby("method").source}
+        about = {"split": " + ".join(self.of), "tasks": self.tasks, "panel": panel, "y_label": y_label}
+        return lines.assign(files=lines.method.map(files), **about)
 
 
 def _comparison(of: Sequence[str], rows: pd.DataFrame, scores: Sequence[str]) -> Comparison:
@@ -91,11 +82,7 @@ def _comparison(of: Sequence[str], rows: pd.DataFrame, scores: Sequence[str]) ->
 
 
 def evaluated(domain: Results) -> tuple[Comparison | None, list[Comparison]]:
-    """The tasks together of the splits that all evaluations have, if there are any; then every other split.
-
-    Raises:
-        GapError: If nothing was evaluated.
-    """
+    """The tasks together of the splits that all evaluations have, if there are any; then every other split."""
     if domain.evaluations.empty:
         raise GapError(NO_EVALUATION)
     rows = domain.evaluations.assign(of=domain.evaluations.split)
@@ -108,11 +95,7 @@ def evaluated(domain: Results) -> tuple[Comparison | None, list[Comparison]]:
 
 
 def searched(domain: Results) -> tuple[dict[str, Comparison], dict[str, Comparison]]:
-    """By title: the competitions trained on and those held out, of those that all runs have; then each competition.
-
-    Raises:
-        GapError: If there was no search.
-    """
+    """By title: the competitions trained on and those held out, of those that all runs have; then each competition."""
     if domain.searches.empty:
         raise GapError("no search.jsonl is there; run `rllib search RUN --competition DIR`")
     rows = domain.searches.assign(of=domain.searches.competition, tasks=1)
@@ -128,29 +111,26 @@ def searched(domain: Results) -> tuple[dict[str, Comparison], dict[str, Comparis
     return together, each
 
 
-def table_1(domains: Sequence[Results], sources: Sources) -> Piece:
+def table_1(domains: Sequence[Results]) -> Piece:
     """Initial score and gain by method and domain."""
     tables, rows, notes = [], [], []
     for domain in domains:
         if domain.searches.empty and domain.evaluations.empty:
             continue
-        searches = not domain.searches.empty
-        comparison, note = _search_column(domain) if searches else _evaluation_column(domain)
-        notes.append(note)
-        header = {f"{domain.name} (%)": ("initial", "{:.1f}", "standard_error"), "gain": ("gain", "{:+.1f}")}
+        comparison, note = _evaluation_column(domain) if domain.searches.empty else _search_column(domain)
+        notes.append(f"{domain.name}: {note}")
+        header = {f"{domain.name} (%)": ("initial", ".1f", "standard_error"), "gain": ("gain", "+.1f")}
         if comparison is None:
             tables.append(pd.DataFrame(columns=list(header), dtype=object))
             continue
-        by_step = comparison.means("best" if searches else "accuracy")
-        ends = by_step.groupby(["method", "over"], sort=False).agg(
+        lines = comparison.lines("accuracy" if domain.searches.empty else "best")
+        ends = lines.groupby(["method", "over", "tasks", "files"], sort=False).agg(
             initial=("mean", "first"), standard_error=("standard_error", "first"), final=("mean", "last")
         )
-        ends = (ends * (100 if searches else 1)).reset_index()
-        split = "all" if len(comparison.of) > 1 and not searches else " ".join(comparison.of)
-        about = {"domain": domain.name, "split": split, "steps": comparison.steps, "tasks": comparison.tasks}
-        rows.append(
-            ends.assign(gain=ends.final - ends.initial, files=ends.method.map(comparison.files(sources)), **about)
-        )
+        ends = (ends * (1 if domain.searches.empty else 100)).reset_index()
+        split = "all" if len(comparison.of) > 1 and domain.searches.empty else " ".join(comparison.of)
+        about = {"domain": domain.name, "split": split, "steps": comparison.steps}
+        rows.append(ends.assign(gain=ends.final - ends.initial, **about))
         tables.append(cells(rows[-1], header, index="method", name="Method"))
     if not rows:
         raise GapError(" ".join(notes) or NO_EVALUATION)
@@ -162,7 +142,7 @@ def table_1(domains: Sequence[Results], sources: Sources) -> Piece:
         f"points gained by the last step. {' '.join(notes)}"
     )
     columns = ["domain", "method", "initial", "standard_error", "final", "gain", "split", "steps", "tasks", "over"]
-    table = pd.concat([table.reindex(order) for table in tables], axis="columns")
+    table = pd.concat([table.reindex(order, fill_value="—") for table in tables], axis="columns")
     return Piece(caption, numbers[[*columns, "files"]], unique(numbers.files), table=table)
 
 
@@ -170,12 +150,12 @@ def _evaluation_column(domain: Results) -> tuple[Comparison | None, str]:
     """What Table 1 shows of a domain without searches, and a note on it."""
     together, each = evaluated(domain)
     if together is None:
-        return None, f"{domain.name}: {NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}."
+        return None, f"{NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}."
     *others, last = together.of
     which = f"splits {', '.join(others)} and {last} together" if others else f"split {last}"
     return together, (
-        f"{domain.name}: accuracy on the {which} ({together.tasks} tasks), {together.steps} self-improvement steps; "
-        f"mean over {_over([together])}.{_not_shared(together, each)}"
+        f"accuracy on the {which} ({together.tasks} tasks), {together.steps} self-improvement steps; "
+        f"mean over {_over([together])}.{_not_evaluated(together, each)}"
     )
 
 
@@ -183,25 +163,28 @@ def _search_column(domain: Results) -> tuple[Comparison | None, str]:
     """What Table 1 shows of a domain with searches, and a note on it."""
     together, _ = searched(domain)
     if not together:
-        return None, f"{domain.name}: {NO_SHARED_COMPETITION}."
-    which = "Held out" if "Held out" in together else "Training"
-    shown = together[which]
+        return None, f"{NO_SHARED_COMPETITION}."
+    which, shown = list(together.items())[-1]
     return shown, (
-        f"{domain.name}: best normalised score of a greedy search's first response and after step {shown.steps}, over "
-        f"the {which.lower().replace(' ', '-')} competitions {', '.join(shown.of)}; "
-        f"mean over {' or '.join(shown.scores.over.unique())}.{_left_out(domain, together)}"
+        f"best normalised score of a greedy search's first response and after step {shown.steps}, over the "
+        f"{which.lower().replace(' ', '-')} competitions {', '.join(shown.of)}; "
+        f"mean over {' or '.join(shown.scores.over.unique())}.{_not_searched(domain, together)}"
     )
 
 
-def _not_shared(together: Comparison, each: Sequence[Comparison]) -> str:
-    left_out = [other.of[0] for other in each if other.of[0] not in together.of]
-    return f" Not counted, as not every run was evaluated on it: {', '.join(left_out)}." if left_out else ""
+def _not_counted(others: Iterable[str], done: str) -> str:
+    names = ", ".join(others)
+    return f" Not counted, as not every run was {done} on it: {names}." if names else ""
 
 
-def _left_out(domain: Results, shown: Mapping[str, Comparison]) -> str:
+def _not_evaluated(together: Comparison, each: Sequence[Comparison]) -> str:
+    return _not_counted((other.of[0] for other in each if other.of[0] not in together.of), "evaluated")
+
+
+def _not_searched(domain: Results, shown: Mapping[str, Comparison]) -> str:
     """What of the searches is not in the means that are shown, in words."""
-    others = sorted(set(domain.searches.competition).difference(*(comparison.of for comparison in shown.values())))
-    text = f" Not counted, as not every run was searched on it: {', '.join(others)}." if others else ""
+    counted = [name for comparison in shown.values() for name in comparison.of]
+    text = _not_counted(sorted(set(domain.searches.competition).difference(counted)), "searched")
     lengths = domain.searches.groupby("file").step.max()
     if lengths.nunique() > 1:
         text += f" The searches have {lengths.min()} to {lengths.max()} steps; curves end with the shortest."
@@ -217,40 +200,30 @@ def _over(comparisons: Sequence[Comparison]) -> str:
     return f"{most} ({others})" if others else str(most)
 
 
-def self_improvement(domain: Results, sources: Sources) -> Piece:
+def self_improvement(domain: Results) -> Piece:
     """Accuracy and net corrections by step, on the splits that all evaluations have."""
     together, each = evaluated(domain)
     if together is None:
         raise GapError(f"{NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}, shown below")
-    content = _by_step(domain, [together], sources)
-    return replace(content, caption=content.caption + _not_shared(together, each))
+    return _by_step(domain, [together], _not_evaluated(together, each))
 
 
-def per_split(domain: Results, sources: Sources) -> Piece:
+def per_split(domain: Results) -> Piece:
     """Accuracy and net corrections by step, on every other split."""
     together, each = evaluated(domain)
     if not each and together:
         raise GapError(
             f"the evaluations have one split, {together.of[0]}, shown above; run `rllib evaluate DIR --split ...`"
         )
-    return _by_step(domain, each, sources)
+    return _by_step(domain, each)
 
 
-def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Sources) -> Piece:
-    y_labels, lines, rows = {}, [], []
+def _by_step(domain: Results, comparisons: Sequence[Comparison], note: str = "") -> Piece:
+    lines = []
     for comparison in comparisons:
         name = " + ".join(comparison.of)
-        split = "all" if len(comparison.of) > 1 else name
-        accuracy, corrections = comparison.means("accuracy"), comparison.means("net_corrections")
-        titles = f"{name} ({comparison.tasks} tasks)", f"{name}: net corrections"
-        y_labels |= dict(zip(titles, ("accuracy (%)", "problems"), strict=True))
-        lines += [accuracy.assign(panel=titles[0]), corrections.assign(panel=titles[1])]
-        table = accuracy.merge(corrections, on=["method", "over", "step"], suffixes=("_accuracy", "_net_corrections"))
-        files = table.method.map(comparison.files(sources))
-        rows.append(table.assign(split=split, tasks=comparison.tasks, files=files))
-    names = {f"mean_{score}": score for score in ("accuracy", "net_corrections")}
-    names |= {f"standard_error_{score}": f"{score}_standard_error" for score in names.values()}
-    numbers = pd.concat(rows).rename(columns=names)
+        lines.append(comparison.lines("accuracy", f"{name} ({comparison.tasks} tasks)", "accuracy (%)"))
+        lines.append(comparison.lines("net_corrections", f"{name}: net corrections", "problems"))
     settings = sorted({text for comparison in comparisons for text in comparison.rows.settings})
     caption = (
         "Net corrections: problems that are right after step k and were wrong at step 0, less those the other way "
@@ -258,55 +231,55 @@ def _by_step(domain: Results, comparisons: Sequence[Comparison], sources: Source
         f"Settings: {' | '.join(settings)}; up to the step that all evaluations have."
     )
     caption += " The evaluations differ in their settings: compare with care." if len(settings) > 1 else ""
-    figure = figures.panels(pd.concat(lines), domain.styles, y_labels, x="step", x_label="self-improvement step k")
-    columns = ["accuracy", "accuracy_standard_error", "net_corrections", "net_corrections_standard_error"]
-    columns = ["split", "method", "step", *columns, "tasks", "over", "files"]
-    return Piece(caption, numbers[columns], unique(numbers.files), figure)
+    return _curves(domain, lines, caption + note)
 
 
 FIRST_TURN = "metrics/first_turn_accuracy"
 
 
-def first_turn(domain: Results, sources: Sources) -> Piece:
+def first_turn(domain: Results) -> Piece:
     """The first request solved, and the share of requests solved, by step."""
     together, _ = evaluated(domain)
     if together is None:
         raise GapError("the evaluations have no split in common")
-    titles = {"First request solved": FIRST_TURN, "Requests solved": "metrics/requests_solved_fraction"}
-    lines = pd.concat(
-        [together.means(name).assign(panel=title) for title, name in titles.items() if name in together.scores]
-    )
-    lines = lines.dropna(subset="mean")
-    y_labels = dict.fromkeys(lines.panel, "%")
-    figure = figures.panels(lines, domain.styles, y_labels, x="step", x_label="self-improvement step k")
-    files = unique(of for method, of in together.files(sources).items() if method in set(lines.method))
-    caption = (
-        "The first user request solved, and the share of all of a task's requests; all of them is the accuracy above."
-    )
-    return Piece(caption, lines[["panel", "method", "step", *LINE]], files, figure)
+    titles = {FIRST_TURN: "First request solved", "metrics/requests_solved_fraction": "Requests solved"}
+    lines = [together.lines(name, title, "%") for name, title in titles.items() if name in together.scores]
+    caption = "The first request solved, and the share of all of a task's requests; all is the accuracy above."
+    return _curves(domain, lines, caption)
 
 
-def search(domain: Results, sources: Sources) -> Piece:
+def search(domain: Results) -> Piece:
     """The best score so far of greedy search by step, over training and held-out competitions."""
     together, _ = searched(domain)
     if not together:
         raise GapError(f"{NO_SHARED_COMPETITION}; each is shown below")
-    return _best_so_far(domain, together, sources)
+    return _best_so_far(domain, together)
 
 
-def search_each(domain: Results, sources: Sources) -> Piece:
+def search_each(domain: Results) -> Piece:
     """The best score so far of greedy search by step, per competition."""
-    return _best_so_far(domain, searched(domain)[1], sources)
+    return _best_so_far(domain, searched(domain)[1])
 
 
-def _best_so_far(domain: Results, shown: Mapping[str, Comparison], sources: Sources) -> Piece:
-    lines = pd.concat([comparison.means("best").assign(panel=title) for title, comparison in shown.items()])
+def _best_so_far(domain: Results, shown: Mapping[str, Comparison]) -> Piece:
     caption = (
         "The best score up to each step, in [0, 1]; a script without a score counts 0. Bands are one standard error "
         "over training runs or, of a single one and of the base model, over sampling seeds, where there is more than "
-        f"one.{_left_out(domain, shown)}"
+        f"one.{_not_searched(domain, shown)}"
     )
-    y_labels = dict.fromkeys(shown, "best normalised score")
-    figure = figures.panels(lines, domain.styles, y_labels, x="step", x_label="search step", steps=True)
-    files = unique(of for comparison in searched(domain)[1].values() for of in comparison.files(sources).values())
-    return Piece(caption, lines[["panel", "method", "step", *LINE]], files, figure)
+    lines = [comparison.lines("best", title, "best normalised score") for title, comparison in shown.items()]
+    return _curves(domain, lines, caption, x_label="search step", steps=True)
+
+
+def _curves(
+    domain: Results,
+    panels: Sequence[pd.DataFrame],
+    caption: str,
+    *,
+    x_label: str = "self-improvement step k",
+    steps: bool = False,
+) -> Piece:
+    lines = pd.concat(panels).dropna(subset="mean")
+    figure = figures.panels(lines, domain.styles, x="step", x_label=x_label, steps=steps)
+    rows = lines[["panel", "split", "method", "step", *LINE, "tasks", "over", "files"]]
+    return Piece(caption, rows, unique(lines.files), figure)

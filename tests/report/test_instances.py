@@ -11,7 +11,7 @@ import pytest
 from envs.bfcl.env import BFCLEnv
 from envs.mle_bench.env import MLEBenchEnv
 from rllib_exit.report.instances import Instances, chains, distances, mean_distances, one_task, sample, umap_map
-from rllib_exit.report.page import GapError, Sources
+from rllib_exit.report.page import GapError
 from rllib_exit.report.results import find
 from rllib_exit.report.training import distinct_instances
 from tests.report.runs_on_disk import train
@@ -21,10 +21,10 @@ BFCL = {"split": "train", "classes": ["TradingBot"]}
 
 def test_a_chain_of_several_turns_shows_the_turn_that_was_gone_on_from(tmp_path: Path):
     train(tmp_path / "runs", "exit", 0, env=BFCLEnv, env_config=BFCL, iterations=20, task_ids=["a", "b", "c"])
-    (domain,) = find([tmp_path / "runs"]).domains()
+    (domain,) = find([tmp_path / "runs"], tmp_path / "report").domains()
     (run,) = domain.runs
     assert run.log is not None
-    rows = chains(Instances(domain, Sources(tmp_path), None)).rows.to_dict("records")
+    rows = chains(Instances(domain, None)).rows.to_dict("records")
     steps = [(before, row) for before, row in pairwise(rows) if before["chain"] == row["chain"]]
     assert any(before["turn"] > before["starting_turn"] for before, _ in steps)
     for before, row in steps:
@@ -37,13 +37,12 @@ def test_a_chain_of_several_turns_shows_the_turn_that_was_gone_on_from(tmp_path:
 def test_distinct_instances_are_compared_at_an_iteration_that_all_runs_have(tmp_path: Path):
     train(tmp_path, "grpo", 0, iterations=3, log=False)
     train(tmp_path, "exit", 0, iterations=3, first=3, log=False)
-    (domain,) = find([tmp_path]).domains()
-    sources = Sources(tmp_path / "report")
-    assert set(distinct_instances(domain, sources).rows.iteration) == {3}
+    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    assert set(distinct_instances(domain).rows.iteration) == {3}
     train(tmp_path, "improve", 0, iterations=3, first=9, log=False)
-    (domain,) = find([tmp_path]).domains()
+    (domain,) = find([tmp_path], tmp_path / "report").domains()
     with pytest.raises(GapError, match="no iteration in common"):
-        distinct_instances(domain, sources)
+        distinct_instances(domain)
 
 
 def test_a_seed_without_a_log_is_left_out_of_one_task_alone(tmp_path: Path):
@@ -54,8 +53,8 @@ def test_a_seed_without_a_log_is_left_out_of_one_task_alone(tmp_path: Path):
                 tmp_path / f"{len(names)}", "grpo", seed, env=MLEBenchEnv, env_config=config, task_ids=names,
                 iterations=2, log=seed == 1,
             )  # fmt: skip
-    (domain,) = find([tmp_path]).domains()
-    piece = one_task(Instances(domain, Sources(tmp_path / "report"), None))
+    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    piece = one_task(Instances(domain, None))
     assert set(piece.rows.method) == {"GRPO, alone", "GRPO, 2 tasks"}
 
 
@@ -71,9 +70,9 @@ def test_the_tasks_of_every_run_are_embedded_by_their_own_prompts(tmp_path: Path
 
     for strategy, level in (("grpo", "add1"), ("exit", "mul1")):
         train(tmp_path, strategy, 0, iterations=1, env_config={"tasks": "arithmetic", "levels": [level]})
-    (domain,) = find([tmp_path]).domains()
+    (domain,) = find([tmp_path], tmp_path / "report").domains()
     embedder: Any = Embedder()
-    distances(Instances(domain, Sources(tmp_path / "report"), embedder), new=False)
+    distances(Instances(domain, embedder), new=False)
     assert embedded
     ids = {row["task_id"] for run in domain.runs if run.log for row in run.log.read(columns=["task_id"])}
     assert not ids & {text.rsplit("\n\n", 1)[-1] for text in embedded}
@@ -103,9 +102,9 @@ def test_umap_puts_likes_together(tmp_path: Path):
             return np.array([np.eye(8)[int("\n\n" in text)] for text in texts]) + noise
 
     train(tmp_path, "exit", 0, iterations=12)
-    (domain,) = find([tmp_path]).domains()
+    (domain,) = find([tmp_path], tmp_path / "report").domains()
     embedder: Any = Embedder()
-    points = umap_map(Instances(domain, Sources(tmp_path / "report"), embedder)).rows
+    points = umap_map(Instances(domain, embedder)).rows
     assert np.isfinite(points[["x", "y"]].to_numpy()).all() and points.method.nunique() == 2
     of = {method: own[["x", "y"]].to_numpy() for method, own in points.groupby("method")}
     base, new = of["base tasks"], of["+ diversity (ExIt)"]

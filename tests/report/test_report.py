@@ -107,6 +107,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_link_leads_somewhere(wr
     html = Page(written / "report.html")
     assert html.images and all(image.startswith("data:image/svg+xml;base64,") for image in html.images)
     assert len(set(html.ids)) == len(html.ids)
+    assert "<a" not in html.text and "nan" not in html.text.split()
     for link in set(html.links):
         if link.startswith("#"):
             assert link[1:] in html.ids
@@ -155,10 +156,14 @@ def test_self_improvement_has_every_split_and_step(written: Path):
     assert {(row["split"], row["step"]) for row in shown} == {
         (split, str(k)) for split in ("add1", "sub", "mul1") for k in range(3)
     }
-    together = [row for row in rows(written, "arithmetic-self-improvement") if row["step"] == "2"]
-    for row in together:
-        parts = [r for r in shown if (r["method"], r["step"]) == (row["method"], "2")]
-        assert float(row["net_corrections"]) == pytest.approx(sum(float(r["net_corrections"]) for r in parts))
+
+    def net_corrections(name: str) -> list[dict[str, str]]:
+        return [row for row in rows(written, name) if "net corrections" in row["panel"] and row["step"] == "2"]
+
+    for row in net_corrections("arithmetic-self-improvement"):
+        parts = [r for r in net_corrections("arithmetic-splits") if r["method"] == row["method"]]
+        assert len(parts) == 3
+        assert float(row["mean"]) == pytest.approx(sum(float(r["mean"]) for r in parts))
 
 
 def test_the_curriculum_is_what_the_results_say(written: Path, runs: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from envs.mle_bench.env import MLEBenchEnv
 from rllib_exit.report import report
-from rllib_exit.report.page import GapError, Piece, Sources
+from rllib_exit.report.page import GapError, Piece
 from rllib_exit.report.results import Results, find
 from rllib_exit.report.scores import evaluated, per_split, search, search_each, self_improvement, table_1
 from tests.report.runs_on_disk import evaluate, train
@@ -18,12 +18,12 @@ from tests.report.runs_on_disk import search as write_search
 
 
 def only_domain(root: Path) -> Results:
-    (domain,) = find([root]).domains()
+    (domain,) = find([root], root / "report").domains()
     return domain
 
 
 def table(root: Path) -> Piece:
-    return table_1([only_domain(root)], Sources(root / "report"))
+    return table_1([only_domain(root)])
 
 
 def write_evaluations(root: Path, **splits: Sequence[str]) -> None:
@@ -63,14 +63,14 @@ def test_table_1_has_every_method_if_one_has_a_single_split(tmp_path: Path):
 
 def test_table_1_says_where_there_is_nothing_to_compare(tmp_path: Path):
     write_evaluations(tmp_path, grpo=["a"], exit=["b"])
-    domain, sources = only_domain(tmp_path), Sources(tmp_path / "report")
+    domain = only_domain(tmp_path)
     together, each = evaluated(domain)
     assert together is None and [comparison.of for comparison in each] == [("a",), ("b",)]
     with pytest.raises(GapError, match="no split in common; they have a, b"):
         table(tmp_path)
     with pytest.raises(GapError, match="no split in common"):
-        self_improvement(domain, sources)
-    assert set(per_split(domain, sources).rows.split) == {"a", "b"}
+        self_improvement(domain)
+    assert set(per_split(domain).rows.split) == {"a", "b"}
 
 
 def test_a_split_of_fewer_tasks_is_another_split(tmp_path: Path):
@@ -93,10 +93,10 @@ def test_searches_are_compared_on_the_competitions_that_all_have(tmp_path: Path)
     piece = table(tmp_path)
     assert set(piece.rows.split) == {"w"} and set(piece.rows.tasks) == {1}
     assert "every run was searched on it: x, y, z" in piece.caption
-    domain, sources = only_domain(tmp_path), Sources(tmp_path / "report")
-    together = search(domain, sources)
+    domain = only_domain(tmp_path)
+    together = search(domain)
     assert set(together.rows.panel) == {"Held out"} and "x, y, z" in together.caption
-    assert search_each(domain, sources).rows.panel.nunique() == 4
+    assert search_each(domain).rows.panel.nunique() == 4
 
 
 def test_sampling_seeds_are_averaged_within_a_run(tmp_path: Path):
@@ -134,7 +134,7 @@ def test_a_competition_that_a_run_was_trained_on_is_never_held_out(tmp_path: Pat
     for name in ("one", "other"):
         write_search(tmp_path / "base" / name, name)
     assert set(table(tmp_path).rows.split) == {"other"}
-    together = search(only_domain(tmp_path), Sources(tmp_path / "report"))
+    together = search(only_domain(tmp_path))
     assert set(together.rows.panel) == {"Training", "Held out"}
 
 
