@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,40 +76,15 @@ class Result(StrEnum):
     INVALID_SUBMISSION = "invalid_submission"
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One response, extracted, run and graded.
-
-    Attributes:
-        result: What became of the response.
-        message: What the policy is told about it.
-        script: The script; None if the response has none.
-        submission: The ``submission.csv`` that the script wrote, if it did.
-        score: The competition's score, if there is one.
-        seconds: How long the script ran.
-    """
-
-    result: Result
-    message: str
-    script: str | None = None
-    submission: bytes | None = None
-    score: float | None = None
-    seconds: float = 0.0
-
-
 class MLEBenchEnv(SelfImprovementEnv):
     """One competition, one response with a Python script; quality is the normalised score of its submission.
 
-    The script is the response's last fenced block. It runs in a sandbox, with the competition's public data
-    as ``data``. A script that fails, is stopped, or leaves no valid ``submission.csv`` has quality 0.
-    An ``improve`` step's return is the share of the possible gain that it made.
+    The script is the response's last fenced block. It runs in a sandbox, with the competition's public data as
+    ``data``. A script that fails, is stopped, or leaves no valid ``submission.csv`` has quality 0. An ``improve``
+    step's return is the share of the possible gain that it made.
 
-    Args:
-        config: The options, see :class:`MLEBenchOptions`; also as RLlib's ``env_config``.
-
-    Raises:
-        FileNotFoundError: If a competition's file is missing.
-        ValueError: If an option is unknown or has an impossible value, or a competition has no score range.
+    Its options, RLlib's ``env_config``, are those of :class:`MLEBenchOptions`; a ValueError names one that cannot be
+    used, a FileNotFoundError a competition's file that is missing.
     """
 
     max_turns = 1
@@ -147,21 +121,30 @@ class MLEBenchEnv(SelfImprovementEnv):
         return self._chat(self.task, goal, extract_script(iterate.response) or START_SCRIPT, iterate.feedback)
 
     def respond(self, task: Task, response: str) -> Outcome:
-        attempt = self._attempt(task, response)
-        metrics = {result.value: float(result is attempt.result) for result in Result}
-        if attempt.script is not None:
-            metrics["script_seconds"] = attempt.seconds
-        if attempt.score is not None:
-            metrics[f"score_{task.id}"] = attempt.score
-        return Outcome(
-            quality=0.0 if attempt.score is None else self.score_ranges[task.id].quality(attempt.score),
-            feedback=attempt.message,
-            valid=attempt.script is not None,
-            metrics=metrics,
-            files={SUBMISSION: attempt.submission}
-            if self.options.keep_submission and attempt.submission is not None
-            else {},
-        )
+        script = extract_script(response)
+        if script is None:
+            message = "The response has no script: no block begins with ```python and ends with ```."
+            return Outcome(0.0, message, valid=False, metrics=_counted(Result.NO_SCRIPT))
+        run = self._run(task, script)
+        submission = run.files.get(SUBMISSION)
+        result, message = _judge(run)
+        metrics, quality = {"script_seconds": run.seconds}, 0.0
+        if result is Result.SCORED:
+            assert submission is not None
+            grade = self._grade(task.id, submission)
+            if grade.score is None:
+                result = Result.INVALID_SUBMISSION
+                message = f"The script wrote a {SUBMISSION} that is not valid: {grade.message}"
+            else:
+                score_range = self.score_ranges[task.id]
+                quality, metrics[f"score_{task.id}"] = score_range.quality(grade.score), grade.score
+                better = "higher" if score_range.higher_is_better else "lower"
+                metric = self.competitions[task.id].metric
+                message = f"{SCORED}{grade.score:g} ({metric}; {better} is better, the best is {score_range.best:g})."
+        elif output := tail(run.output, self.options.output_chars):
+            message += f" The end of its output:\n```\n{output}\n```"
+        files = {SUBMISSION: submission} if self.options.keep_submission and submission is not None else {}
+        return Outcome(quality, message, metrics=_counted(result) | metrics, files=files)
 
     def reward(self, quality: float, previous: float | None) -> float:
         """The quality; of an ``improve`` step, its gain as a share of the largest possible one, at least -1."""
@@ -213,13 +196,9 @@ class MLEBenchEnv(SelfImprovementEnv):
         )
         return [{"role": "user", "content": content}]
 
-    def _attempt(self, task: Task, response: str) -> Attempt:
-        script = extract_script(response)
-        if script is None:
-            message = "The response has no script: no block begins with ```python and ends with ```."
-            return Attempt(Result.NO_SCRIPT, message)
+    def _run(self, task: Task, script: str) -> Run:
         try:
-            run = run_script(
+            return run_script(
                 script,
                 data=self.competitions[task.id].public,
                 files=[SUBMISSION],
@@ -232,22 +211,6 @@ class MLEBenchEnv(SelfImprovementEnv):
             raise  # no script will ever run here
         except SandboxError as error:
             raise InfrastructureError(str(error)) from error
-        submission = run.files.get(SUBMISSION)
-        result, message = _judge(run)
-        if result is not Result.SCORED:
-            if output := tail(run.output, self.options.output_chars):
-                message += f" The end of its output:\n```\n{output}\n```"
-            return Attempt(result, message, script, submission, seconds=run.seconds)
-        assert submission is not None
-        grade = self._grade(task.id, submission)
-        if grade.score is None:
-            message = f"The script wrote a {SUBMISSION} that is not valid: {grade.message}"
-            return Attempt(Result.INVALID_SUBMISSION, message, script, submission, seconds=run.seconds)
-        score_range = self.score_ranges[task.id]
-        better = "higher" if score_range.higher_is_better else "lower"
-        metric = self.competitions[task.id].metric
-        message = f"{SCORED}{grade.score:g} ({metric}; {better} is better, the best is {score_range.best:g})."
-        return Attempt(Result.SCORED, message, script, submission, grade.score, run.seconds)
 
     def _grade(self, name: str, submission: bytes) -> Grade:
         grader, score_range = shared_grader(self.competitions[name]), self.score_ranges[name]
@@ -258,6 +221,10 @@ class MLEBenchEnv(SelfImprovementEnv):
                 f"best {score_range.best}: correct its score range"
             )
         return grader.grade(submission, self.options.grading_timeout_s)
+
+
+def _counted(result: Result) -> dict[str, float]:
+    return {each.value: float(each is result) for each in Result}
 
 
 def _has_score(turn: Turn) -> bool:
