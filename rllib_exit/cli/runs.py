@@ -6,13 +6,13 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_exit import checkpoints
-from rllib_exit.cli.console import CommandError
+from rllib_exit.cli.console import CommandError, say
 from rllib_exit.run_identity import identity
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The newest whole checkpoint at or under a path.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
+    """The newest whole checkpoint at or under a path."""
     if not path.exists() or (path / "config.json").is_file():
         raise checkpoints.CheckpointError(
             f"{path} is no checkpoint of a run"
@@ -39,11 +35,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """The newest whole checkpoint of every run at or under a path, in the order of their paths.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
+    """The newest whole checkpoint of every run at or under a path, in the order of their paths."""
     newest = find_checkpoint(path)
     if newest == path:
         return [newest]
@@ -64,11 +56,7 @@ def _written(checkpoint: Path) -> int:
 
 
 def load_config(checkpoint: Path) -> GRPOConfig:
-    """The config of the run that wrote a checkpoint. Checkpoints hold pickles: load only what you trust.
-
-    Raises:
-        CheckpointError: If it is not a checkpoint of a GRPO run.
-    """
+    """The config of the run that wrote a checkpoint. Checkpoints hold pickles: load only what you trust."""
     from rllib_exit.grpo.config import GRPOConfig
 
     # Envs that a run's file imported from beside it, if the command is run there.
@@ -87,11 +75,7 @@ def generation_settings(config: GRPOConfig) -> dict[str, Any]:
 
 
 def load_weights(checkpoint: Path) -> np.ndarray:
-    """(bytes,) uint8, the policy's weights in a checkpoint as a float32 safetensors file.
-
-    Raises:
-        CheckpointError: If it has none.
-    """
+    """(bytes,) uint8, the policy's weights in a checkpoint as a float32 safetensors file."""
     from rllib_exit.learner.learner_group import load_policy
     from rllib_exit.settings import LoRASettings
 
@@ -100,11 +84,7 @@ def load_weights(checkpoint: Path) -> np.ndarray:
 
 
 def load_iteration(checkpoint: Path) -> int:
-    """How many iterations were done when a checkpoint was written.
-
-    Raises:
-        CheckpointError: If it does not say.
-    """
+    """How many iterations were done when a checkpoint was written."""
     return _unpickle(checkpoint / "algorithm_state.pkl")["training_iteration"]
 
 
@@ -131,11 +111,7 @@ def cast(weights: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
 
 
 def load_into(env_runners: Dispatcher, checkpoint: Path, config: GRPOConfig) -> None:
-    """Gives a checkpoint's weights to env runners.
-
-    Raises:
-        CheckpointError: If it has none.
-    """
+    """Gives a checkpoint's weights to env runners."""
     import ray
 
     from rllib_exit.env_runners.llm_env_runner import remote_call
@@ -150,9 +126,7 @@ def load_into(env_runners: Dispatcher, checkpoint: Path, config: GRPOConfig) -> 
 def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
     """The env runners of a command: ``num_env_runners`` actors, or with 0 one in this process, without Ray.
 
-    Raises:
-        ValueError: If Ray has too few CPUs or GPUs for them.
-        CommandError: In place of what goes wrong in their episodes or engines.
+    What goes wrong in their episodes or engines becomes a CommandError.
     """
     import ray
 
@@ -165,8 +139,11 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
     # The engines have no learners beside them.
     config.colocated, config.weight_transfer = False, "object_store"
     try:
-        if config.num_env_runners:
-            _start_ray(config)
+        if number := config.num_env_runners:
+            each = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
+            needed = {name: (amount or 0) * number for name, amount in each.items()}
+            init_ray()
+            require(f"{number} env runners need", needed, "use a lower --env-runners")
         with env_runners_of_its_own(config) as env_runners:
             yield env_runners
     except (EpisodeError, EngineError, EnvRunnersLostError) as error:
@@ -176,15 +153,25 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
             ray.shutdown()
 
 
-def _start_ray(config: GRPOConfig) -> None:
+def init_ray(verbose: bool = False, num_cpus: int | None = None) -> None:
+    """Joins the Ray cluster that RAY_ADDRESS names; without it, starts Ray here and joins none by chance."""
     import ray
 
     address = None if "RAY_ADDRESS" in os.environ else "local"
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    for name, each in (("CPU", config.num_cpus_per_env_runner), ("GPU", config.num_gpus_per_env_runner)):
-        needed, there = (each or 0) * config.num_env_runners, ray.cluster_resources().get(name, 0)
-        if needed > there:
+    level = logging.INFO if verbose else logging.ERROR
+    context = ray.init(address=address, num_cpus=num_cpus, log_to_driver=verbose, logging_level=level)
+    if url := context.dashboard_url:
+        say(f"Ray dashboard: http://{url}")
+
+
+def require(who: str, needed: Mapping[str, float], mend: str) -> None:
+    """Raises a ValueError if Ray lacks resources that somebody needs, who would wait for them forever."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, amount in needed.items():
+        if amount > there.get(name, 0):
             raise ValueError(
-                f"{config.num_env_runners} env runners need {needed:g} {name} and Ray has {there:g}: use a lower "
-                "--env-runners, or start Ray on more nodes and set RAY_ADDRESS"
+                f"{who} {amount:g} {name} and Ray has {there.get(name, 0):g}: {mend}, or start Ray on more nodes and "
+                "set RAY_ADDRESS"
             )

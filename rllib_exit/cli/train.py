@@ -58,8 +58,9 @@ def train_file(
         import ray
 
         from rllib_exit.cli import sweeps
+        from rllib_exit.cli.runs import init_ray
         from rllib_exit.cli.sweep_run import train_sweep
-        from rllib_exit.cli.training import Training, init_ray, train_run
+        from rllib_exit.cli.training import Training, train_run
 
         try:
             if "RAY_ADDRESS" in os.environ:

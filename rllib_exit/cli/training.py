@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,7 +20,7 @@ from rllib_exit import checkpoints
 from rllib_exit.cli.config import check
 from rllib_exit.cli.console import CommandError, duration, err, error_message, out, say
 from rllib_exit.cli.progress import Progress
-from rllib_exit.cli.runs import load_iteration
+from rllib_exit.cli.runs import init_ray, load_iteration, require
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.stopping import request_stop
 from rllib_exit.learner.learner_group import LearnerError
@@ -54,11 +52,7 @@ class Training:
 
 
 def reached(stop: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Whether a result has reached a value of ``stop``.
-
-    Raises:
-        ValueError: If the result does not have a key of ``stop``.
-    """
+    """Whether a result has reached a value of ``stop``."""
     flat = flatten_dict(dict(result))
     for key, limit in stop.items():
         if key not in flat:
@@ -68,41 +62,20 @@ def reached(stop: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     return False
 
 
-def init_ray(verbose: bool, num_cpus: int | None = None) -> None:
-    """Joins the Ray cluster that RAY_ADDRESS names; without it, starts Ray here and joins none by chance."""
-    address = None if "RAY_ADDRESS" in os.environ else "local"
-    level = logging.INFO if verbose else logging.ERROR
-    context = ray.init(address=address, num_cpus=num_cpus, log_to_driver=verbose, logging_level=level)
-    if url := context.dashboard_url:
-        say(f"Ray dashboard: http://{url}")
-
-
 def reserve(config: Any, verbose: bool, num_trials: int = 1) -> None:
-    """Starts Ray for trials of a config, unless a cluster was joined.
-
-    Raises:
-        ValueError: If Ray lacks what one trial needs. Tune would wait for it forever.
-    """
+    """Starts Ray for trials of a config, unless a cluster was joined."""
     needed = config.algo_class.default_resource_request(config.to_dict()).required_resources
     if not ray.is_initialized():
         # These are logical CPUs, one for the algorithm and one for each actor: they take turns on the cores.
         init_ray(verbose, num_cpus=max(usable_cpus(), num_trials * int(needed.get("CPU", 0))))
-    there = ray.cluster_resources()
-    for name, amount in needed.items():
-        if amount > there.get(name, 0):
-            raise ValueError(
-                f"the run needs {amount:g} {name} and Ray has {there.get(name, 0):g}: lower num_env_runners, "
-                f"num_learners or their num_gpus_..., or start Ray on more nodes and set RAY_ADDRESS"
-            )
+    require("the run needs", needed, "lower num_env_runners, num_learners or their num_gpus_...")
 
 
 def run_trials(training: Training, *, num_to_keep: int = 2, **options: Any) -> list[Any]:
     """Tune's trials, which have ended or failed.
 
-    Args:
-        training: What to train.
-        num_to_keep: The number of checkpoints that a trial keeps.
-        **options: Further arguments of ``tune.run``. (``Tuner.fit`` cannot begin a trial from a checkpoint.)
+    They keep ``num_to_keep`` checkpoints; ``options`` are further arguments of ``tune.run``. (``Tuner.fit`` cannot
+    begin a trial from a checkpoint.)
     """
     algorithm: Any = training.config.algo_class
     analysis = tune.run(
@@ -124,17 +97,7 @@ def run_trials(training: Training, *, num_to_keep: int = 2, **options: Any) -> l
 
 
 def train_run(training: Training, resume: Path | None) -> None:
-    """Trains; goes on from the newest checkpoint if a learner fails.
-
-    Args:
-        training: What to train.
-        resume: A checkpoint to begin from, or a directory above some.
-
-    Raises:
-        ValueError: If the config is wrong, or there is nothing left to train.
-        CommandError: If training failed.
-        typer.Exit: If SIGTERM ended it.
-    """
+    """Trains, from the newest checkpoint at or under ``resume`` if given; goes on if a learner fails."""
     checkpoint = None if resume is None else _checkpoint(training, resume)
     check(training.config)
     reserve(training.config, training.verbose)
