@@ -168,15 +168,9 @@ def load_competition(directory: str | Path) -> Competition:
 
 
 def import_from(definition: Path, name: str) -> Callable[..., Any]:
-    """Imports a function from a competition's definition, whose modules may import each other relatively.
+    """Imports ``module:function`` from a competition's definition, whose modules may import each other relatively.
 
-    Args:
-        definition: The directory.
-        name: ``module:function``. Of a dotted module, as in mle-bench, only the last part counts.
-
-    Raises:
-        ImportError: If there is no such module, or it cannot be imported.
-        AttributeError: If it has no such function.
+    Of a dotted module, as in mle-bench, only the last part counts.
     """
     module, function = name.split(":")
     package = ModuleType(f"competition:{definition}".replace(".", "_"))

@@ -95,14 +95,10 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is asked of one checkpoint.
+    """What is asked of one checkpoint, and where to write it.
 
-    Attributes:
-        checkpoint: The checkpoint.
-        directory: Where to write.
-        config: The evaluation's, with what was overridden. Its ``splits`` are those to evaluate on, each with all of
-            the environment's options.
-        evaluation: What is to be measured, without its curves.
+    The config is the evaluation's, with what was overridden; its ``splits`` are those to evaluate on, each with all of
+    the environment's options. The evaluation says what is to be measured, without its curves.
     """
 
     checkpoint: Path

@@ -61,22 +61,17 @@ class Sampler(Protocol):
         ...
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
-        """Samples one response.
-
-        Raises:
-            EngineError: If the engine died.
-        """
+        """Samples one response."""
         ...
 
 
 class Generator(Sampler, Protocol):
-    """An inference engine."""
+    """An inference engine. If it has died, its methods raise an :class:`EngineError`."""
 
     def start(self) -> None:
         """Starts the engine, if it has not started; returns when it has. Any thread may call it.
 
-        Raises:
-            Exception: If it cannot start; from every call, without another try.
+        If it cannot start, every call raises the reason, without another try.
         """
         ...
 
@@ -91,18 +86,11 @@ class Generator(Sampler, Protocol):
 
         Returns:
             How many seconds the engine itself took.
-
-        Raises:
-            EngineError: If the engine died.
         """
         ...
 
     async def sleep(self) -> None:
-        """Frees what memory it can until it gets new weights. Nothing may run.
-
-        Raises:
-            EngineError: If the engine died.
-        """
+        """Frees what memory it can until it gets new weights. Nothing may run."""
         ...
 
     async def close(self) -> None:
