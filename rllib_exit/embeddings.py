@@ -35,20 +35,19 @@ class Embedder:
 
     Args:
         model: A name that :func:`rllib_exit.models.resolve_model` takes.
-        device: A torch device. The default leaves the GPUs to generation and training.
         batch_size: The number of texts that are embedded together.
     """
 
-    def __init__(self, model: str = MINILM, *, device: str = "cpu", batch_size: int = 32) -> None:
+    def __init__(self, model: str = MINILM, *, batch_size: int = 32) -> None:
         self.model = model
-        self.device = device
         self.batch_size = batch_size
 
     @cached_property
     def _encoder(self) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(resolve_model(self.model), device=self.device)
+        # The GPUs are left to generation and training.
+        return SentenceTransformer(resolve_model(self.model), device="cpu")
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(N, E) float32, one row per text, empty ones too; the same for the same texts."""

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -70,6 +70,18 @@ def make_once(path: Path, make: Callable[[Path], object]) -> None:
             shutil.rmtree(left_by_crash)
         with atomic_directory(path) as staging:
             make(staging)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    staging = file.with_name(f".{file.name}.tmp")
+    staging.write_bytes(content)
+    os.replace(staging, file)
+
+
+def whole_lines(file: Path) -> list[str]:
+    """The lines of a file, without a last one that is cut off or still being written; none if there is no file."""
+    return file.read_text().split("\n")[:-1] if file.is_file() else []
 
 
 def _fsync(path: Path) -> None:

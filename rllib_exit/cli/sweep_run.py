@@ -20,6 +20,7 @@ from rllib_exit.cli.config import check
 from rllib_exit.cli.console import CommandError, error_message, say
 from rllib_exit.cli.sweeps import Sweep
 from rllib_exit.cli.training import Training, reached, reserve, run_trials
+from rllib_exit.files import whole_lines
 
 SCHEDULERS = ("none", "asha", "pbt")
 # What may change between two iterations of one run. The size of a buffer that is full may not, nor may kl_coeff
@@ -130,8 +131,7 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
 def mend_results(directory: Path) -> None:
     """Removes a last line that a kill has cut off from every trial's ``result.json``: Tune would write on after it."""
     for file in directory.glob("*/result.json"):
-        text = file.read_text()
-        file.write_text(text[: text.rfind("\n") + 1])
+        file.write_text("".join(f"{line}\n" for line in whole_lines(file)))
 
 
 def _finish(trials: Sequence[Any], sweep: Sweep, directory: Path) -> None:
@@ -216,8 +216,7 @@ def saved_iteration(trial: Any) -> int:
 
 def reported(trial_directory: Path) -> list[dict[str, Any]]:
     """The results in a trial's ``result.json``."""
-    file = trial_directory / "result.json"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [json.loads(line) for line in whole_lines(trial_directory / "result.json")]
 
 
 # What is told and tidied while the trials run.

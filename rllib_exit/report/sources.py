@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from rllib_exit.files import whole_lines
 from rllib_exit.report.runs import Run
 from rllib_exit.run_identity import PARAMS, RESULTS
 
@@ -102,9 +103,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If another one is damaged.
     """
-    text = file.read_text()
     lines = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(file), start=1):
         try:
             lines.append(json.loads(line))
         except ValueError as error:

@@ -20,6 +20,7 @@ from rich.table import Table
 from envs.base import SelfImprovementEnv, Turn
 from envs.mle_bench.env import SUBMISSION, Result
 from envs.mle_bench.prompts import extract_script
+from rllib_exit.files import whole_lines, write_whole
 from rllib_exit.rollouts import Rollout
 from rllib_exit.self_improvement.chain import Play, take_steps
 from rllib_exit.self_improvement.curves import figure_axes
@@ -89,10 +90,8 @@ class SearchDirectory:
         self.steps: list[Step] = []
         (self.path / "steps").mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))
-        # A last line without its end is of a search that was killed while it wrote.
         log = self.path / LOG
-        text = log.read_text() if log.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()
+        lines = whole_lines(log)  # a search that was killed may have cut off the last one
         if not lines:
             log.write_text(json.dumps(settings) + "\n")
             return
@@ -104,15 +103,15 @@ class SearchDirectory:
                     "name another directory, or remove this one"
                 )
         self.steps = [Step(**json.loads(line)) for line in lines[1:]]
-        _write(log, "".join(f"{line}\n" for line in lines).encode())
+        write_whole(log, "".join(f"{line}\n" for line in lines).encode())
         self._keep_best()
 
     def add(self, step: Step, script: str | None, submission: bytes | None) -> None:
         """Writes down a step; when this returns it is kept."""
         if script is not None:
-            _write(self._step_file(step, ".py"), script.encode(errors="replace"))
+            write_whole(self._step_file(step, ".py"), script.encode(errors="replace"))
         if submission is not None:
-            _write(self._step_file(step, ".csv"), submission)
+            write_whole(self._step_file(step, ".csv"), submission)
         with open(self.path / LOG, "a") as log:
             log.write(json.dumps(asdict(step)) + "\n")
             log.flush()
@@ -123,18 +122,11 @@ class SearchDirectory:
     def _keep_best(self) -> None:
         best = best_step(self.steps)
         if best is not None:
-            _write(self.path / BEST_SCRIPT, self._step_file(best, ".py").read_bytes())
-            _write(self.path / BEST_SUBMISSION, self._step_file(best, ".csv").read_bytes())
+            write_whole(self.path / BEST_SCRIPT, self._step_file(best, ".py").read_bytes())
+            write_whole(self.path / BEST_SUBMISSION, self._step_file(best, ".csv").read_bytes())
 
     def _step_file(self, step: Step, suffix: str) -> Path:
         return self.path / "steps" / f"{step.index:03}{suffix}"
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
 
 
 async def greedy_search(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rllib_exit.chat import replace_surrogates
+from rllib_exit.files import write_whole
 from rllib_exit.self_improvement.chain import Chain
 from rllib_exit.self_improvement.curves import Curve
 
@@ -113,9 +114,7 @@ def write(directory: Path, evaluation: Evaluation, chains: Mapping[str, Chains])
             for split, policies in evaluation.curves.items()
         },
     }
-    staging = directory / f".{JSON}.tmp"
-    staging.write_text(json.dumps(data, indent=1, default=str) + "\n")
-    os.replace(staging, directory / JSON)
+    write_whole(directory / JSON, (json.dumps(data, indent=1, default=str) + "\n").encode())
 
 
 def read(file: Path) -> Evaluation:
