@@ -85,7 +85,7 @@ def cells(rows: pd.DataFrame, columns: Mapping[str, tuple[str, ...]], *, index: 
 
     def number(row: Mapping[Any, Any], column: str, spec: str, error: str = "") -> Markup:
         text = "—" if math.isnan(row[column]) else f"{row[column]:{spec}}".replace("-", "−")
-        text += f" ± {row[error]:{spec}}" if error and not math.isnan(row[error]) else ""
+        text += f" ± {row[error]:{spec.lstrip('+')}}" if error and not math.isnan(row[error]) else ""
         return cell(text, row["files"])
 
     table = {header: [number(row, *of) for row in rows.to_dict("records")] for header, of in columns.items()}

@@ -13,13 +13,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
+from markupsafe import Markup
 
 from envs.bfcl.env import BFCLEnv
 from envs.mle_bench.env import MLEBenchEnv
 from rllib_exit.report import page, report
 from rllib_exit.report.figures import rendered
-from rllib_exit.report.page import printable, with_code
+from rllib_exit.report.page import cells, printable, with_code
+from rllib_exit.report.sources import Source
 from tests.cli.helpers import message, run
 from tests.report.runs_on_disk import evaluate, search, train
 
@@ -273,6 +276,15 @@ def test_the_command_writes_the_page(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     assert "nothing to report" in message(run("report", tmp_path / "empty", "--output", tmp_path / "r"))
     assert "is no directory" in message(run("report", tmp_path / "none", "--output", tmp_path / "r"))
+
+
+def test_cells_link_to_their_files():
+    one, two = Source("one", "data/1.csv", "../1.csv"), Source("two", "data/2.csv", "../2.csv")
+    rows = pd.DataFrame({"name": ["a", "b"], "mean": [-1.5, np.nan], "error": [0.1, np.nan]})
+    rows["files"] = [(one,), (one, two)]
+    first, second = cells(rows, {"Mean": ("mean", "+.1f", "error")}, index="name", name="Name")["Mean"]
+    assert isinstance(first, Markup) and first.endswith('href="data/1.csv" title="../1.csv">−1.5 ± 0.1</a>')
+    assert re.findall('href="(.*?)"', second) == ["data/1.csv", "data/2.csv"] and second.startswith("— ")
 
 
 def test_texts_are_safe_in_the_page():
