@@ -113,8 +113,8 @@ class Instances:
             history = row["turns"][: row["starting_turn"]]
             prompt = self.prompts[run.method].get(row["task_id"], row["task_id"])
             request = str(history[-1]["feedback"] or "") if history else prompt
-            iterate = [row["iterate"]["response"]] if row["iterate"] else []
-            written.setdefault(row["instance_id"], "\n\n".join([*iterate, request]))
+            iterate = [str(row["iterate"]["response"])] if row["iterate"] else []
+            written.setdefault(row["instance_id"], "\n\n".join([*iterate, str(request)]))
         return [written[name] for name in ids]
 
 

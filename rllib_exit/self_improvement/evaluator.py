@@ -48,14 +48,14 @@ def start_chains(
         A chain for each task; None where the prompt does not fit the context. Each raises what
         :meth:`Player.play` raises, or EnvRunnersLostError.
     """
-    steps = config.self_improvement_steps if steps is None else steps
+    num_steps: int = config.self_improvement_steps if steps is None else steps
     first = seed * SEEDS_PER_EVALUATION
     chains = (
         self_improve(
             env,
             task_id,
-            steps,
-            play_on(env_runners, seed=chain_seed(first, i, steps), split=split),
+            num_steps,
+            play_on(env_runners, seed=chain_seed(first, i, num_steps), split=split),
             greedy=config.greedy_search,
         )
         for i, task_id in enumerate(task_ids)

@@ -280,8 +280,8 @@ def test_the_command_writes_the_page(tmp_path: Path):
 
 def test_cells_link_to_their_files():
     one, two = Source("one", "data/1.csv", "../1.csv"), Source("two", "data/2.csv", "../2.csv")
-    rows = pd.DataFrame({"name": ["a", "b"], "mean": [-1.5, np.nan], "error": [0.1, np.nan]})
-    rows["files"] = [(one,), (one, two)]
+    files = pd.Series([(one,), (one, two)], dtype=object)
+    rows = pd.DataFrame({"name": ["a", "b"], "mean": [-1.5, np.nan], "error": [0.1, np.nan], "files": files})
     first, second = cells(rows, {"Mean": ("mean", "+.1f", "error")}, index="name", name="Name")["Mean"]
     assert isinstance(first, Markup) and first.endswith('href="data/1.csv" title="../1.csv">−1.5 ± 0.1</a>')
     assert re.findall('href="(.*?)"', second) == ["data/1.csv", "data/2.csv"] and second.startswith("— ")
