@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rllib_exit.report.figures import style
+from rllib_exit.report.figures import BASE_STYLE, style
 from rllib_exit.self_improvement import results
 from rllib_exit.self_improvement.curves import figure_axes
 
@@ -155,11 +155,11 @@ def draw(entries: Sequence[dict[str, Any]], file: Path, title: str) -> None:
 
     The bands are 95 % intervals over training seeds.
     """
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
     sampled, greedy, samples = figure.subplots(1, 3, sharey=True)
     for strategy in dict.fromkeys(entry["strategy"] for entry in entries):
         of_strategy = [entry for entry in entries if entry["strategy"] == strategy]
-        look = style("base" if strategy == "untrained" else strategy)
+        look = BASE_STYLE if strategy == "untrained" else style(strategy)
 
         def line(
             axes: Any, name: str, start: int, label: str, linestyle: Any, runs=of_strategy, color=look.color
@@ -182,7 +182,9 @@ def draw(entries: Sequence[dict[str, Any]], file: Path, title: str) -> None:
     for axes in (sampled, greedy, samples):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.set_ylim(0, 100)
+    sampled.legend(fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, 0.16))
+    samples.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title)
     figure.savefig(file, dpi=130)
 
@@ -208,8 +210,8 @@ def main() -> None:
     with figure_axes(
         file, "self-improvement steps", "held-out accuracy (%)", "What steps of self-improvement add"
     ) as axes:
-        for (name, accuracy), look in zip(lines.items(), ("base", "grpo", "exit"), strict=True):
-            axes.plot(100 * accuracy, color=style(look).color, marker=style(look).marker, label=name)
+        for (name, accuracy), look in zip(lines.items(), (BASE_STYLE, style("grpo"), style("exit")), strict=True):
+            axes.plot(100 * accuracy, color=look.color, marker=look.marker, label=name)
         axes.set_ylim(0, 100)
     print(f"picture: {file}")
 
