@@ -193,7 +193,7 @@ def compare(model: str, **options: Any) -> None:
     options = {
         "loss": "grpo",
         "clip_param": 0.003,
-        "clip_param_high": 0.004,
+        "clip_param_high": 0.008,
         "mismatch_clip": 2.0,
         "grad_clip": 0.5,
         "weight_decay": 0.1,
