@@ -134,11 +134,9 @@ class GRPO(CheckpointedAlgorithm):
         )
         if config.colocated:
             self._env_runners.broadcast(remote_call("sleep"))
-        one = self.learner_group.is_local
+        data = TrainingData(batch=batches[0]) if self.learner_group.is_local else TrainingData(batches=batches)
         with learner_errors():
-            results = self.learner_group.update(
-                training_data=TrainingData(batch=batches[0]) if one else TrainingData(batches=batches)
-            )
+            results = self.learner_group.update(training_data=data)
         self.metrics.aggregate(results, key="learner")
 
     def _sync_weights(self, env_runners: Dispatcher) -> None:
@@ -153,11 +151,7 @@ class GRPO(CheckpointedAlgorithm):
             self._rollout_log.write(self.iteration + 1, rolled_out.trainable)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """K-step self-improvement on every task of ``evaluation_config``'s environment, see :func:`steps_after`.
-
-        Returns:
-            See :meth:`Curve.to_metrics`.
-        """
+        """K-step self-improvement on every task of the evaluation's environment, as :meth:`Curve.to_metrics` has it."""
         config, env_runners = self.evaluation_config, self._evaluation_env_runners
         self._sync_weights(env_runners)
         env = make_env(config.env, config.env_config)

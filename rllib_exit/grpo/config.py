@@ -88,14 +88,10 @@ class GRPOConfig(_Fields):
 
         A part of the rows is held out. It is what evaluation, and ``rllib evaluate --split test``, are on.
 
-        Example:
-            >>> config = GRPOConfig().dataset("problems.jsonl", prompt="question", answer="gold").reward(math_reward)
-
         Args:
             data: A JSONL, Parquet or CSV file, a folder, a Hub data set, a ``datasets.Dataset``, or a list of rows.
             test_fraction: The share of the rows that is held out.
-            **options: Further options of :class:`envs.dataset.env.DatasetOptions`, such as ``prompt`` and ``answer``,
-                the names of the columns.
+            **options: Others of :class:`envs.dataset.env.DatasetOptions`, such as ``prompt`` and ``answer``.
         """
         from envs.dataset.env import DatasetEnv
 
