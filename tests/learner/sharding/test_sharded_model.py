@@ -253,7 +253,8 @@ def test_adapters(name: str, dtype: str, pair: Processes, tiny_model: str, tmp_p
         assert metrics["kl"] == pytest.approx(expected["kl"], rel=1e-3) if dtype == "float32" else metrics["kl"] > 0
     state, expected = saved(learners, tmp_path / "two"), saved(alone, tmp_path / "one")
     assert len(of("policy", state)) == 2 * 7 * 2 and not of("reference", state)
-    assert_close(of("policy", state), of("policy", expected), 1e-5 if dtype == "float32" else 0.05)
+    # Half of the adapters' weights begin at 0: what they are after two updates is small beside their rounding.
+    assert_close(of("policy", state), of("policy", expected), 3e-5 if dtype == "float32" else 0.05)
     merged = load(learners.collect_weights().tobytes())
     expected = load(alone.collect_weights().tobytes())
     assert_close(merged, expected, 1e-5 if dtype == "float32" else 0.01)
