@@ -348,7 +348,11 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         return Turn(response, outcome.feedback, outcome.quality, depth, self.solution(response))
 
     def episode_return(self, quality: float) -> float:
-        """The return of the current episode if it ends with this quality."""
+        """The return of the current episode if it ends with this quality.
+
+        Raises:
+            ValueError: If the domain's reward is not finite.
+        """
         instance = self.instance
         previous = instance.iterate.quality if instance.iterate and instance.kind == "improve" else None
         reward = float(self.reward(quality, previous))

@@ -18,7 +18,15 @@ FEEDBACK = "Your previous response got this feedback:\n{feedback}\n\n"
 
 
 def self_iteration_prompt(kind: str, feedback: str | None = None) -> str:
-    """The user message that asks for an ``improve`` or ``diverge`` step; shows the feedback to the response, if any."""
+    """The user message that asks for a self-iteration step.
+
+    Args:
+        kind: ``improve`` or ``diverge``.
+        feedback: The environment's answer to the response, shown if there is one.
+
+    Raises:
+        ValueError: If the kind is neither.
+    """
     if kind not in ("improve", "diverge"):
         raise ValueError(f"kind is {kind!r}: a self-iteration step is 'improve' or 'diverge'")
     prompt = IMPROVE if kind == "improve" else DIVERGE

@@ -16,7 +16,14 @@ def stable_hash(text: str) -> int:
 def subset(
     tasks: tuple[Task, ...], size: int | None, seed: int = 0, key: Callable[[Task], str] = lambda task: task.prompt
 ) -> tuple[Task, ...]:
-    """Draws ``size`` tasks by the seed, or takes all, in their old order; equal keys are drawn alike everywhere."""
+    """Draws tasks by a hash, in their old order.
+
+    Args:
+        tasks: The tasks to draw from.
+        size: How many to draw; None for all.
+        seed: The seed of the draw.
+        key: What of a task is hashed: equal keys are drawn alike on every machine.
+    """
     if size is None:
         return tasks
     drawn = sorted(range(len(tasks)), key=lambda i: stable_hash(f"{seed}:{key(tasks[i])}"))[:size]

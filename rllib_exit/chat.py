@@ -179,7 +179,8 @@ class ChatTokenizer:
     def _render(self, roles: tuple[str, ...]) -> tuple[list[_Slot | None], array[int]]:
         """Tokenises the template's own text for a chat of these roles.
 
-        Gives for each content the place where it goes, None if it goes nowhere; and the ids after the last content.
+        Returns:
+            For each content the place where it goes, None if it goes nowhere; and the ids after the last content.
         """
         from jinja2 import TemplateError
 

@@ -23,7 +23,11 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def atomic_checkpoint(path: str | Path) -> Iterator[Path]:
-    """As :func:`atomic_directory`, with a manifest."""
+    """A directory to write into; it appears at ``path``, with a manifest, when the context ends without error.
+
+    Raises:
+        OSError: If there is a non-empty directory at ``path``.
+    """
     with atomic_directory(path) as staging:
         yield staging
         sums = {str(f.relative_to(staging)): _sha256(f) for f in sorted(staging.rglob("*")) if f.is_file()}
@@ -31,7 +35,11 @@ def atomic_checkpoint(path: str | Path) -> Iterator[Path]:
 
 
 def verify(path: str | Path) -> None:
-    """Raises a :class:`CheckpointError` if a checkpoint is not whole: it says which file is damaged, and how."""
+    """Checks that a checkpoint is whole.
+
+    Raises:
+        CheckpointError: If it is not; says which file and what is wrong with it.
+    """
     path = Path(path)
     manifest = path / MANIFEST
     if not manifest.is_file():
@@ -44,7 +52,11 @@ def verify(path: str | Path) -> None:
 
 
 def newest(path: str | Path) -> Path:
-    """The newest whole checkpoint at or under ``path``; raises a :class:`CheckpointError` if there is none."""
+    """The newest whole checkpoint at or under ``path``.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")

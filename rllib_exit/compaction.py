@@ -10,11 +10,17 @@ MARK = "\n[… {count} characters left out …]\n"
 
 
 def compactions(messages: Sequence[Message], keep_chars: int) -> Iterator[tuple[list[Message], frozenset[int]]]:
-    """Ever shorter versions of a chat, each with the indices of the messages that are cut in it.
+    """Ever shorter versions of a chat: in each of them one more old message is cut, the oldest first.
 
-    In each of them one more old message is cut, the oldest first. A message that is cut keeps its first and its last
-    characters, ``keep_chars`` in all, around a note of how much is left out. What stands before the first response is
-    never cut, nor are the last two messages: the last response and what is asked now.
+    A message that is cut keeps its first and its last characters, around a note of how much is left out. What stands
+    before the first response is never cut, nor are the last two messages: the last response and what is asked now.
+
+    Args:
+        messages: The chat.
+        keep_chars: How many characters stay of a message that is cut.
+
+    Yields:
+        The chat, and the indices of the messages that are cut in it.
     """
     shorter = list(messages)
     cut: frozenset[int] = frozenset()

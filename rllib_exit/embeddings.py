@@ -50,7 +50,11 @@ class Embedder:
         return SentenceTransformer(resolve_model(self.model), device="cpu")
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, E) float32, one row per text, empty ones too; the same for the same texts."""
+        """Embeds texts; empty ones too.
+
+        Returns:
+            (N, E) float32, one row per text, the same for the same texts.
+        """
         if not texts:  # the encoder would drop the second axis
             return np.zeros((0, self._encoder.get_embedding_dimension() or 0), np.float32)
         embeddings = self._encoder.encode(

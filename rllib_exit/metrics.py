@@ -109,7 +109,11 @@ DOMAIN_ROWS = ("curriculum", "rollouts", "evaluation")
 
 
 def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str], float]]:
-    """The listed metrics that a result holds, then the domain's own: metric, tag ``step`` if by step, value."""
+    """The listed metrics that a result holds, then the domain's own.
+
+    Yields:
+        The metric, its tag ``step`` if it is by step, and its value.
+    """
     listed = {metric.path for metric in METRICS}
     domain = [
         Metric(f"{row}/{name}", "A number of the domain.", by_step=isinstance(value, Mapping))
@@ -130,9 +134,13 @@ def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str]
 
 
 class Gauges:
-    """Ray's gauges of the metrics, tagged with run and strategy, which Prometheus scrapes from the nodes.
+    """Ray's gauges of the metrics, which Prometheus scrapes from the nodes.
 
     Ray forgets a gauge soon after it was set. So a thread sets them all again every second, until ``close``.
+
+    Args:
+        run: The value of the tag ``run``.
+        strategy: The value of the tag ``strategy``.
     """
 
     def __init__(self, run: str, strategy: str) -> None:

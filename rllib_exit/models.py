@@ -33,11 +33,14 @@ class ModelNotFoundError(ValueError):
 
 
 def resolve_model(name: str) -> str:
-    """The absolute path of a model's local directory; the model is downloaded or converted if need be.
+    """Finds the local directory of a model, downloading or converting it if need be.
 
     Args:
         name: A directory; a hub id ``org/name`` or ``org/name@revision``; ``bundled:smollm2-135m-instruct``,
             ``bundled:countdown-1m`` or ``bundled:all-minilm-l6-v2``. A directory wins over a hub id of the same name.
+
+    Returns:
+        The absolute path of a directory.
 
     Raises:
         ModelNotFoundError: If there is no such model, or it cannot be had now.

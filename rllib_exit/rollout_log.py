@@ -51,7 +51,12 @@ SCHEMA = pa.schema(
 
 
 class RolloutLog:
-    """Writes the log into a directory, which is made if it is missing; by default on this machine's file system."""
+    """Writes the log.
+
+    Args:
+        directory: Where the files go. It is made if it is missing.
+        filesystem: The file system that holds the directory; by default this machine's.
+    """
 
     def __init__(self, directory: str | Path, filesystem: FileSystem | None = None) -> None:
         self._directory = Path(directory).as_posix()
@@ -60,13 +65,23 @@ class RolloutLog:
 
     @classmethod
     def of_trial(cls, logdir: str, storage: Any) -> RolloutLog:
-        """The log of a trial: where Tune's StorageContext says, maybe in a bucket; in ``logdir`` without one."""
+        """The log in a trial's directory.
+
+        Args:
+            logdir: The directory, where there is no storage.
+            storage: Tune's StorageContext, which may be a bucket; None without Tune.
+        """
         if storage is None:
             return cls(Path(logdir) / "rollouts")
         return cls(Path(storage.trial_fs_path) / "rollouts", storage.storage_filesystem)
 
     def write(self, iteration: int, groups: Sequence[ScoredGroup]) -> None:
-        """Writes an iteration's file, whole or not at all; a file of that iteration is replaced."""
+        """Writes an iteration's file, whole or not at all; a file of that iteration is replaced.
+
+        Args:
+            iteration: Its number, counted from 1.
+            groups: The iteration's groups.
+        """
         rows = [
             _row(iteration, scored.group, g, float(advantage))
             for scored in groups
@@ -155,10 +170,15 @@ class LoggedRollouts:
         iteration: int | None = None,
         columns: Sequence[str] | None = None,
     ) -> list[Row]:
-        """The rollouts of one or all iterations for which a condition holds, in the order in which they were written.
+        """The rollouts for which a condition holds, in the order in which they were written.
 
-        The condition is over :data:`SCHEMA`'s columns, of which only ``columns`` are read. Raises a ValueError if the
-        log has no such iteration, or a file is damaged.
+        Args:
+            where: The condition, over :data:`SCHEMA`'s columns.
+            iteration: The only iteration to look into; by default all of them.
+            columns: The columns to read; by default all of them.
+
+        Raises:
+            ValueError: If the log has no such iteration, or a file is damaged.
         """
         if iteration is not None and iteration not in self.files:
             raise ValueError(f"the log has no iteration {iteration}: it has {min(self.files)} to {max(self.files)}")
@@ -167,16 +187,23 @@ class LoggedRollouts:
         return dataset.to_table(columns and list(columns), filter=where).to_pylist()
 
     def rollout(self, group_id: str, g: int, *, iteration: int | None = None) -> Row:
-        """One rollout, found sooner if its iteration is known; raises a ValueError if the log does not have it."""
+        """One rollout, which is found sooner if its iteration is known.
+
+        Raises:
+            ValueError: If the log does not have it.
+        """
         rows = self.read((ds.field("group_id") == group_id) & (ds.field("g") == g), iteration=iteration)
         if not rows:
             raise ValueError(f"the log has no rollout {group_id}/{g}")
         return rows[0]
 
     def lineage(self, rollout: Row) -> tuple[list[Row], list[Row]]:
-        """Where a rollout comes from, its parent, its parent's and so on, and its children; all without texts.
+        """Where a rollout comes from and what came of it.
 
         Where several rollouts wrote the same iterate, the first of them counts.
+
+        Returns:
+            The parent, its parent and so on, as far as the log goes; and the children. Both without texts.
         """
         columns = [name for name in SCHEMA.names if name not in ("iterate", "turns", "metrics")]
         rows = self.read(ds.field("task_id") == rollout["task_id"], columns=columns)

@@ -15,12 +15,20 @@ Scale = Literal["cpu", "paper"]
 
 
 def current_scale() -> Scale:
-    """The scale that the environment variable ``RLLIB_EXIT_SCALE`` names, or that the hardware allows."""
+    """The scale that the environment variable ``RLLIB_EXIT_SCALE`` names, or that the hardware allows.
+
+    Raises:
+        ValueError: If the variable names no scale.
+    """
     return scale_and_reason()[0]
 
 
 def scale_and_reason() -> tuple[Scale, str]:
-    """The scale, and the reason for it for the user; raises a ValueError if the variable names no scale."""
+    """The scale, and the reason for it, which is shown to the user.
+
+    Raises:
+        ValueError: If ``RLLIB_EXIT_SCALE`` names no scale.
+    """
     asked = os.environ.get(SCALE_VARIABLE) or "auto"
     if asked == "cpu" or asked == "paper":
         return asked, "as asked"

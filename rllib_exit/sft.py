@@ -90,11 +90,20 @@ async def play_demonstrations(
     sampling: SamplingParams,
     max_model_len: int,
 ) -> tuple[dict[str, Rollout], dict[str, str]]:
-    """Plays the demonstrations of tasks: the episodes by task, and for every other task the reason why it has none.
+    """Plays the demonstrations of tasks.
 
     A demonstration is left out if it raises an error, if it is shorter or longer than its episode, if it does not fit
     the context, or if it has a response that the environment calls invalid or that the engine would have ended earlier.
-    As in training, a prompt must leave room for the ``max_tokens`` of ``sampling``, whose ``stop`` counts too.
+
+    Args:
+        env: The environment.
+        task_ids: The tasks to play.
+        chat: The model's tokenizer.
+        sampling: ``max_tokens`` and ``stop``, as in training.
+        max_model_len: The context's length; as in training, every prompt must leave room for ``max_tokens``.
+
+    Returns:
+        The episodes by task, and for every other task the reason why it has none.
     """
     end_of_turn = _end_of_turn(chat)
     played: dict[str, Rollout] = {}
@@ -167,9 +176,12 @@ def _end_of_turn(chat: ChatTokenizer) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One optimizer step of :func:`fine_tune`: ``number`` of ``total``, both over all epochs, from 1.
+    """One optimizer step of :func:`fine_tune`.
 
     Attributes:
+        epoch: The number of the epoch, from 1.
+        number: The number of the update, from 1, over all epochs.
+        total: How many updates there are in all.
         loss: The mean cross-entropy of the batch's trained tokens, before the step.
         trained_tokens: How many trained tokens the batch has.
         tokens_per_s: How many of its tokens, those of prompts included, were processed in a second.

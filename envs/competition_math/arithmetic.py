@@ -64,10 +64,19 @@ def arithmetic_tasks(
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[Task, ...]:
-    """The arithmetic tasks of some levels, by default of all; at most ``limit`` of them, which ``seed`` draws.
+    """The arithmetic tasks of some levels.
 
-    A hash decides whether a problem is for training (75 %) or for testing. Problems that differ in the order of their
-    operands alone are on the same side.
+    A hash decides whether a problem is for training or for testing. Problems that differ in the order of their operands
+    alone are on the same side.
+
+    Args:
+        levels: Names in ``LEVELS``; None for all.
+        split: ``train`` (75 %) or ``test`` (25 %).
+        limit: How many tasks are drawn; None for all.
+        seed: The seed of that draw.
+
+    Raises:
+        ValueError: If a level or the split is unknown.
     """
     levels = tuple(LEVELS) if levels is None else levels
     if unknown := [level for level in levels if level not in LEVELS]:

@@ -50,8 +50,11 @@ class CompetitionMathOptions(Options):
 class CompetitionMathEnv(SelfImprovementEnv):
     """One math problem, one response; the quality is 1 if math-verify accepts the answer, else 0.
 
-    Its options, RLlib's ``env_config``, are those of :class:`CompetitionMathOptions`; a ValueError names one that is
-    unknown, impossible or contradicts ``tasks``.
+    Args:
+        config: The options, see :class:`CompetitionMathOptions`; also as RLlib's ``env_config``.
+
+    Raises:
+        ValueError: If an option is unknown, contradicts ``tasks`` or has an impossible value.
     """
 
     max_turns = 1

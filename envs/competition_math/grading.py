@@ -72,9 +72,10 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{}`` or ``\fbox{}`` that is not empty; None if there is no box.
+    r"""The content of the last ``\boxed{}`` or ``\fbox{}`` that is not empty.
 
-    The content is empty if the box is not closed within ``MAX_ANSWER_CHARS``.
+    Returns:
+        The content, which is empty if the box is not closed within ``MAX_ANSWER_CHARS``; None if there is no box.
     """
     start = None
     for box in _BOX.finditer(text):

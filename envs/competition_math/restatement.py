@@ -48,7 +48,12 @@ def without_expressions(problem: str, response: str, answer: str) -> str:
 def restates(problem: str, found: list[Any], boxed: str | None, gold: list[Any], answer: str) -> bool:
     """Whether an answer that equals the gold answer is an expression of the problem, in another form than the gold.
 
-    ``found`` and ``gold`` are the answers as math-verify parsed them, ``boxed`` and ``answer`` as they were written.
+    Args:
+        problem: The text of the problem.
+        found: The answer, as math-verify parsed it.
+        boxed: The answer as it was written in a box, if it was.
+        gold: The gold answer, as math-verify parsed it.
+        answer: The gold answer as it was written.
     """
     from math_verify import verify
     from math_verify.grader import is_equation

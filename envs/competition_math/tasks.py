@@ -91,7 +91,7 @@ def load_tasks(path: str, split: str | None = None, **columns: Any) -> tuple[Tas
 
 @functools.lru_cache
 def load_split(name: str, data_dir: str | None = None) -> tuple[Task, ...]:
-    """Loads one of the paper's ``SPLITS``, cached.
+    """Loads one of the paper's splits, cached.
 
     Args:
         name: A name in ``SPLITS``.

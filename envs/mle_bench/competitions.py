@@ -168,9 +168,15 @@ def load_competition(directory: str | Path) -> Competition:
 
 
 def import_from(definition: Path, name: str) -> Callable[..., Any]:
-    """Imports ``module:function`` from a competition's definition, whose modules may import each other relatively.
+    """Imports a function from a competition's definition, whose modules may import each other relatively.
 
-    Of a dotted module, as in mle-bench, only the last part counts.
+    Args:
+        definition: The directory.
+        name: ``module:function``. Of a dotted module, as in mle-bench, only the last part counts.
+
+    Raises:
+        ImportError: If there is no such module, or it cannot be imported.
+        AttributeError: If it has no such function.
     """
     module, function = name.split(":")
     package = ModuleType(f"competition:{definition}".replace(".", "_"))

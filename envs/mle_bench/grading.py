@@ -62,7 +62,11 @@ class SubmissionGrader(Workers):
 
     @functools.cached_property
     def gold_score(self) -> float:
-        """The score of the competition's gold submission; raises as :meth:`grade` does."""
+        """The score of the competition's gold submission.
+
+        Raises:
+            WorkerError: If the grader cannot be loaded, or rejects it.
+        """
         (score,), _ = self.ask(None, START_TIMEOUT_S)
         return score
 

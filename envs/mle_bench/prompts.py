@@ -59,7 +59,16 @@ _FENCE = re.compile(r"\s*```+([^`]*)")
 def prompt(
     goal: str, *, description: str, files: list[str], timeout_s: float, script: str, feedback: str | None = None
 ) -> str:
-    """The user message: a goal of ``GOALS``, the task, the script to begin from and the feedback to that script."""
+    """The user message.
+
+    Args:
+        goal: A key of ``GOALS``.
+        description: The description of the competition.
+        files: The names of the competition's files.
+        timeout_s: The script's time limit in seconds.
+        script: The script to begin from.
+        feedback: The feedback to that script, which is shown below it.
+    """
     named = [f"`{name}`" for name in files[:MAX_FILES]]
     if more := len(files) - len(named):
         named.append(f"{more} more")

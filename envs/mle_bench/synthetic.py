@@ -56,7 +56,18 @@ CITIES = {"Arden": 0.0, "Belmont": 0.3, "Corwin": -0.25, "Dunmore": 0.15, "Elsby
 
 
 def generate(directory: str | Path, seed: int = 0) -> list[Path]:
-    """Writes both competitions into folders of a directory, which must not exist yet, and returns these."""
+    """Writes both competitions.
+
+    Args:
+        directory: Gets a folder for each; such a folder must not exist yet.
+        seed: The seed of the data. The same seed gives the same files.
+
+    Returns:
+        The folders of the competitions.
+
+    Raises:
+        FileExistsError: If there is such a folder.
+    """
     written = []
     for name, file, draw in (
         ("urgent-support-messages", "messages.csv", draw_messages),

@@ -174,8 +174,12 @@ def _grader(source: Source) -> Callable[[str, Mapping[str, Any]], float]:
 def confined_score(grader: Callable[[], float], timeout_s: float) -> float:
     """What a grader says in a confined child; 0 if that is anything but one number in [0, 1].
 
-    It may turn out to be hostile. ``timeout_s`` is its CPU time; it may take ``STALL_FACTOR`` times as long on the
-    clock.
+    Args:
+        grader: It may turn out to be hostile.
+        timeout_s: Its CPU time; it may take ``STALL_FACTOR`` times as long on the clock.
+
+    Raises:
+        OSError: If the child could not be confined.
     """
     end, reply = os.pipe()
     child = os.fork()

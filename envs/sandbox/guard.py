@@ -378,7 +378,11 @@ class _Watch:
         return None
 
     def look_at_disk(self) -> str | None:
-        """Looks at the work directory; also called once after the script has ended."""
+        """Looks at the work directory; also called once after the script has ended.
+
+        Raises:
+            _InfrastructureError: If the disk is about to be full.
+        """
         limit = self.limits.disk_bytes
         used = _disk_usage(self.work, limit)
         if used <= limit:

@@ -50,15 +50,20 @@ class Job:
     Attributes:
         caller: The process that waits for the result.
         directory: The guard makes it, with the work directory ``work`` in it, and removes it.
+        script: The script's text.
         files: The files to return, relative to the work directory.
         command: The command that runs the script, in the work directory.
-        bubblewrap: The path of ``bwrap``, or empty in the other tiers; its options do not have the seccomp filter.
+        environment: The script's environment.
+        bubblewrap: The path of ``bwrap``, or empty in the other tiers.
+        bubblewrap_options: The options of ``bwrap``, without the seccomp filter.
+        landlock: Whether to use Landlock.
         readable: What the script may read under Landlock.
         hidden: What it may not read even if that lies below ``readable``.
         seccomp: The program of the seccomp filter; empty if there is none.
         data: The directory that the script sees as ``./data``; None for none.
         uid: The user to become; -1 to stay the same user.
         read_all: Whether that user keeps CAP_DAC_READ_SEARCH.
+        limits: What the script may use.
         cpu_s: The CPU seconds of all its processes, also where ``limits.cpu_s`` is None.
     """
 

@@ -77,7 +77,11 @@ def apply_seccomp(program: bytes) -> None:
 
 
 def landlock_abi() -> int:
-    """The version of Landlock here; raises an OSError if the kernel has none, or it is switched off."""
+    """The version of Landlock here.
+
+    Raises:
+        OSError: If the kernel has none, or it is switched off.
+    """
     flags = ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION)
     return _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flags), "Landlock")
 

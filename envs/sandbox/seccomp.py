@@ -167,7 +167,14 @@ def program(*, landlock: bool, machine: str | None = None) -> bytes:
 
 
 def computing_program(machine: str | None = None) -> bytes:
-    """The filter of a process that only computes: every call that is not in ``_COMPUTING`` fails with EPERM."""
+    """The filter of a process that only computes: every call that is not in ``_COMPUTING`` fails with EPERM.
+
+    Args:
+        machine: As for :func:`program`.
+
+    Raises:
+        OSError: As there.
+    """
     arch, column = _architecture(machine)
     code: _Code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     for numbers in _COMPUTING.values():

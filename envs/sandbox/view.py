@@ -48,7 +48,11 @@ class Interpreter:
 
 @functools.cache
 def interpreter(python: str) -> Interpreter:
-    """Asks an interpreter where it and its packages are installed; raises a ValueError if it does not run."""
+    """Asks an interpreter where it and its packages are installed.
+
+    Raises:
+        ValueError: If it does not run.
+    """
     path = shutil.which(python)
     if path is None:
         raise ValueError(f"python is {python!r}, which is no program: give the path of a Python interpreter")
@@ -82,8 +86,13 @@ def bubblewrap_options(
 ) -> list[str]:
     """The options that tell ``bwrap`` how to build the sandbox, without its seccomp filter.
 
-    ``hidden`` is not shown even if it lies below one of the paths. With a ``uid`` of -1 the keeper stays who it is, in
-    a user namespace of its own; with ``read_all`` it has CAP_DAC_READ_SEARCH.
+    Args:
+        paths: What the script may read.
+        hidden: A directory that is not shown even if it lies below one of the paths.
+        work: The work directory.
+        data: The directory that the script sees as ``./data``.
+        uid: The user that the keeper becomes; -1 if it stays who it is, in a user namespace of its own.
+        read_all: Whether the keeper is to have CAP_DAC_READ_SEARCH.
     """
     options = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     options += ["--hostname", "sandbox", "--die-with-parent", "--cap-drop", "ALL"]
@@ -115,7 +124,13 @@ def bubblewrap_options(
 
 
 def environment(python: Interpreter, work: str, threads: int) -> dict[str, str]:
-    """The script's environment, which has nothing of the caller's, for a work directory as the script sees it."""
+    """The script's environment; nothing of the caller's is in it.
+
+    Args:
+        python: The interpreter, whose directory comes first in PATH.
+        work: The work directory, as the script sees it.
+        threads: The number of CPUs that numerical libraries and process pools assume.
+    """
     counts = (
         *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "RAYON_NUM_THREADS"),
         *("POLARS_MAX_THREADS", "LOKY_MAX_CPU_COUNT", "PYTHON_CPU_COUNT"),

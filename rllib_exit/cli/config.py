@@ -29,7 +29,12 @@ Settings = Annotated[
 
 
 def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None]:
-    """Runs a Python file and takes its ``config``, ``stop`` and ``tune_config``."""
+    """Runs a Python file and takes its ``config``, ``stop`` and ``tune_config``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has no usable ``config``, ``stop`` or ``tune_config``.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist")
 
@@ -67,7 +72,15 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
 
 
 def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
-    """A copy of the config with ``--set``'s settings: ``key=value``, a value being a JSON or YAML literal, or None."""
+    """A copy of the config with ``--set``'s settings.
+
+    Args:
+        config: The config.
+        settings: ``key=value`` each; a value is a JSON or YAML literal, or None.
+
+    Raises:
+        ValueError: If a setting is malformed or names no field.
+    """
     config = config.copy(copy_frozen=False)
     pairs = [_parse_setting(setting) for setting in settings]
     # A strategy sets other fields to its preset: what was asked for besides comes after it.
@@ -112,7 +125,11 @@ def replaced(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def check(config: GRPOConfig) -> None:
-    """Finds a config's mistakes before any actor is started; makes its model's path absolute."""
+    """Finds a config's mistakes before any actor is started; makes its model's path absolute.
+
+    Raises:
+        ValueError: If a field is wrong, or the model is not to be had.
+    """
     from rllib_exit.env_runners.environments import make_env
     from rllib_exit.models import resolve_model
 

@@ -40,7 +40,11 @@ def duration(seconds: float) -> str:
 
 
 def take_scale(scale: str) -> None:
-    """Sets the scale that a file makes its config for, and says which one it is."""
+    """Sets the scale that a file makes its config for, and says which one it is.
+
+    Raises:
+        ValueError: If there is no such scale.
+    """
     os.environ[SCALE_VARIABLE] = scale
     taken, reason = scale_and_reason()
     say(f"scale: {taken} ({reason})")

@@ -95,10 +95,14 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is asked of one checkpoint, and where to write it.
+    """What is asked of one checkpoint.
 
-    The config is the evaluation's, with what was overridden; its ``splits`` are those to evaluate on, each with all of
-    the environment's options. The evaluation says what is to be measured, without its curves.
+    Attributes:
+        checkpoint: The checkpoint.
+        directory: Where to write.
+        config: The evaluation's, with what was overridden. Its ``splits`` are those to evaluate on, each with all of
+            the environment's options.
+        evaluation: What is to be measured, without its curves.
     """
 
     checkpoint: Path

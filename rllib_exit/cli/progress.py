@@ -21,9 +21,12 @@ ACCURACY = "evaluation/accuracy/"
 
 
 class Progress(Callback):
-    """Shows the iterations, of a total if it is known, as a live line in a terminal, else as one line each.
+    """Shows the iterations as a live line in a terminal, else as one line each.
 
     ``signal`` is the share of the groups whose rollouts differ in quality: those from which something can be learned.
+
+    Args:
+        total: The number of iterations, if it is known.
     """
 
     def __init__(self, total: int | None) -> None:

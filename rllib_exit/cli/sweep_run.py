@@ -43,6 +43,11 @@ def train_sweep(
         taken: The values that the config has from another sweep.
         scheduler: The name of a scheduler to take in place of ``tune_config``'s.
         resume: The directory of a sweep to go on with.
+
+    Raises:
+        ValueError: If something is wrong with the file, the command or the directory.
+        CommandError: If a trial failed.
+        KeyboardInterrupt: If Ctrl-C ended it.
     """
     training = replace(training, directory=(resume or training.directory).absolute())
     sweep = Sweep.of(training.config, tune_config, taken)
@@ -60,7 +65,12 @@ def train_sweep(
 
 
 def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
-    """Finds out before anything is started whether a sweep can begin, or go on, in a directory."""
+    """Finds out before anything is started whether a sweep can begin, or go on, in a directory.
+
+    Raises:
+        ValueError: If it holds one that this would overwrite, or another one than is to go on.
+        FileNotFoundError: If it holds none to go on with.
+    """
     if not resume:
         if (directory / sweeps.SWEEP_FILE).exists():
             raise ValueError(
@@ -77,7 +87,11 @@ def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
 
 
 def check_metric(training: Training, sweep: Sweep) -> None:
-    """Finds out whether trials are evaluated before they end, where an evaluation ranks them."""
+    """Finds out whether trials are evaluated before they end, where an evaluation ranks them.
+
+    Raises:
+        ValueError: If they are not.
+    """
     iterations, interval = training.num_iterations, training.config.evaluation_interval
     if not sweep.metric.startswith("evaluation/"):
         return
@@ -158,8 +172,11 @@ def _finish(trials: Sequence[Any], sweep: Sweep, directory: Path) -> None:
 def make_scheduler(name: str, training: Training) -> Any:
     """One of ``SCHEDULERS``, for what is trained.
 
-    ASHA lets the best third go on at a ninth and at a third of the iterations. PBT replaces the worst quarter by copies
-    of the best ones, with other values, ten times in a run. Neither acts before there is an evaluation.
+    ASHA lets the best third go on at a ninth and at a third of the iterations. PBT replaces the worst quarter by
+    copies of the best ones, with other values, ten times in a run. Neither acts before there is an evaluation.
+
+    Raises:
+        ValueError: If the name is unknown, or what the scheduler needs is missing.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"--scheduler is {name!r}: use {', '.join(SCHEDULERS)}")

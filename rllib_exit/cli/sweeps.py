@@ -43,7 +43,11 @@ class Sweep:
 
     @classmethod
     def of(cls, config: GRPOConfig, tune_config: TuneConfig | None, taken: Mapping[str, Any] | None = None) -> Sweep:
-        """The sweep that a file asks for, with what it takes from another one."""
+        """The sweep that a file asks for, with what it takes from another one.
+
+        Raises:
+            ValueError: If it does not say what to rank by.
+        """
         spaces = {name: _space_text(space) for name, space in search_spaces(config).items()}
         if tune_config is None or not (isinstance(tune_config.metric, str) and tune_config.mode in ("min", "max")):
             raise ValueError(
@@ -55,7 +59,11 @@ class Sweep:
 
     @classmethod
     def load(cls, directory: Path) -> Sweep:
-        """The sweep in a directory."""
+        """The sweep in a directory.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
         if not (directory / SWEEP_FILE).is_file():
             raise FileNotFoundError(f"{directory} holds no sweep: it has no {SWEEP_FILE}")
         return cls(**json.loads((directory / SWEEP_FILE).read_text()))
@@ -105,9 +113,13 @@ def mistake(config: GRPOConfig, values: Mapping[str, Any]) -> str | None:
 
 
 def check_variants(config: GRPOConfig) -> GRPOConfig:
-    """Tries every point of the grid, with one sample of what else is searched, and gives the first that can be trained.
+    """Tries every point of the grid, with one sample of what else is searched; says what cannot be trained.
 
-    Says which cannot, and raises a ValueError if none can.
+    Returns:
+        The first config that can.
+
+    Raises:
+        ValueError: If none can.
     """
     variants = [
         {"/".join(map(str, path[1:])): value for path, value in resolved.items()}
@@ -123,7 +135,12 @@ def check_variants(config: GRPOConfig) -> GRPOConfig:
 
 
 class PossibleVariants(BasicVariantGenerator):
-    """Tune's grid and random search, without the combinations that no run of the config can be trained with."""
+    """Tune's grid and random search, without the combinations that no run can be trained with.
+
+    Args:
+        config: The config that the values are tried on.
+        **kwargs: Arguments of ``BasicVariantGenerator``.
+    """
 
     def __init__(self, config: GRPOConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -140,9 +157,15 @@ class PossibleVariants(BasicVariantGenerator):
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: the values of the swept fields, the last value of the metric if there is one, and its newest checkpoint.
+    """A trial.
 
-    ``state`` is ``ended``, ``stopped early``, ``unfinished`` or ``failed``.
+    Attributes:
+        trial_id: Tune's id of the trial.
+        values: The values of the swept fields.
+        score: The last value of the metric; None if there is none.
+        iterations: The number of iterations that it was trained for.
+        state: ``ended``, ``stopped early``, ``unfinished`` or ``failed``.
+        checkpoint: The path of its newest checkpoint.
     """
 
     trial_id: str
@@ -191,7 +214,12 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 
 def load_rows(directory: Path) -> tuple[list[Row], Sweep]:
-    """The trials of a sweep, the best first."""
+    """The trials of a sweep, the best first.
+
+    Raises:
+        FileNotFoundError: If the directory holds no sweep.
+        ValueError: If it has written nothing yet.
+    """
     sweep = Sweep.load(directory)
     if not any(directory.glob("experiment_state-*.json")):
         raise ValueError(f"the sweep in {directory} has written nothing yet: if it has ended, remove {directory}")
@@ -224,7 +252,13 @@ def say_best(rows: Sequence[Row], sweep: Sweep, directory: Path) -> None:
 def best_values(config: GRPOConfig, directory: Path, settings: Sequence[str]) -> dict[str, Any]:
     """The values of a sweep's best trial, and those that the sweep took from another.
 
-    Fields that have a search space in the config, or that ``--set`` asks for, are not taken.
+    Args:
+        config: The config that they are for; a field that has a search space in it is not taken.
+        directory: The sweep's directory.
+        settings: What ``--set`` asks for; those fields are not taken either.
+
+    Raises:
+        ValueError: If the sweep has no trial with a score.
     """
     rows, sweep = load_rows(directory)
     if (best := best_row(rows)) is None:

@@ -15,9 +15,12 @@ from rllib_exit.rollouts import RolloutGroup, RolloutRequest
 class ExItReplay(ConnectorV2):
     """Holds the curriculum on the driver, where the Algorithm checkpoints it as a component of its own.
 
-    It stands outside the env runners' and learners' pipelines, whose connectors' state RLlib merges or does not save.
-    Called with rollout groups as ``batch`` it updates the task buffer and passes them on. It reports what the
-    curriculum does, and ``starting_turn_plateau``, the :func:`plateau` of the starting turns so far.
+    It stands outside the env runners' and learners' pipelines, whose connectors' state RLlib merges or
+    does not save. Called with rollout groups as ``batch`` it updates the task buffer and passes them on. It reports
+    what the curriculum does, and ``starting_turn_plateau``, the :func:`plateau` of the starting turns so far.
+
+    Args:
+        curriculum: Selects task instances and learns from their groups.
     """
 
     def __init__(self, curriculum: ExIt) -> None:

@@ -95,11 +95,14 @@ class Dispatcher:
         return sum(runner.ready for runner in self._runners)
 
     def submit(self, call: Call, *, size: int = 1) -> Future[Any]:
-        """Has an env runner do a piece of work; the outcome raises what the call raised, or EnvRunnersLostError.
+        """Has an env runner do a piece of work.
 
         Args:
             call: Gets an actor and returns what to await. It may be called again, with another actor.
             size: How much work it is, in the unit of ``capacity``.
+
+        Returns:
+            The outcome. It raises what the call raised, or EnvRunnersLostError.
         """
         work = _Work(call, size)
 
@@ -111,7 +114,11 @@ class Dispatcher:
         return work.future
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine that submits work of which each piece depends on the one before; gives its outcome."""
+        """Runs a coroutine that submits work of which each piece depends on the one before.
+
+        Returns:
+            Its outcome.
+        """
 
         async def run() -> T:
             task = asyncio.current_task()
@@ -127,8 +134,11 @@ class Dispatcher:
     def broadcast(self, call: Call) -> list[Any]:
         """Calls every env runner and waits; one that is lost is called when it is back, before it gets work.
 
-        Only the newest call is made up for. What a call raises is raised here, unless it says that the env runner is
-        lost. The outcomes are of those that were there and are not lost.
+        Only the newest call is made up for. What a call raises is raised here, unless it says that the env runner
+        is lost.
+
+        Returns:
+            The outcomes, of those that were there and are not lost.
         """
         self.catch_up_by(call)
         return self.call_all(call)
@@ -136,7 +146,8 @@ class Dispatcher:
     def catch_up_by(self, call: Call) -> dict[Any, int]:
         """Has every env runner that comes back from now on called so, before it gets work.
 
-        Gives those that are there, and how often each was lost before.
+        Returns:
+            Those that are there, and how often each was lost before.
         """
 
         async def set_call() -> dict[Any, int]:

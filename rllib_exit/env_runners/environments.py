@@ -9,7 +9,12 @@ from envs.base import SelfImprovementEnv
 
 
 def make_env(env: Any, env_config: Mapping[str, Any]) -> SelfImprovementEnv:
-    """Makes an environment as RLlib does: a class or function that takes ``env_config``, or a registered name."""
+    """Makes an environment as RLlib does: a class or function that takes ``env_config``, or a registered name.
+
+    Raises:
+        TypeError: If it is no :class:`SelfImprovementEnv`.
+        ValueError: If it is a name that is not registered.
+    """
     if isinstance(env, str):
         from ray.tune.registry import ENV_CREATOR, _global_registry
 

@@ -61,17 +61,22 @@ class Sampler(Protocol):
         ...
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
-        """Samples one response."""
+        """Samples one response.
+
+        Raises:
+            EngineError: If the engine died.
+        """
         ...
 
 
 class Generator(Sampler, Protocol):
-    """An inference engine. If it has died, its methods raise an :class:`EngineError`."""
+    """An inference engine."""
 
     def start(self) -> None:
         """Starts the engine, if it has not started; returns when it has. Any thread may call it.
 
-        If it cannot start, every call raises the reason, without another try.
+        Raises:
+            Exception: If it cannot start; from every call, without another try.
         """
         ...
 
@@ -86,11 +91,18 @@ class Generator(Sampler, Protocol):
 
         Returns:
             How many seconds the engine itself took.
+
+        Raises:
+            EngineError: If the engine died.
         """
         ...
 
     async def sleep(self) -> None:
-        """Frees what memory it can until it gets new weights. Nothing may run."""
+        """Frees what memory it can until it gets new weights. Nothing may run.
+
+        Raises:
+            EngineError: If the engine died.
+        """
         ...
 
     async def close(self) -> None:

@@ -62,14 +62,31 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         self.env = make_env(self.config.env, self.config.env_config)
 
     async def roll_out(self, request: RolloutRequest) -> RolloutGroup:
-        """Rolls out ``rollouts_per_prompt`` episodes; raises an EpisodeError if one of them failed twice."""
+        """Rolls out ``rollouts_per_prompt`` episodes.
+
+        Raises:
+            EpisodeError: If one of them failed twice.
+            EngineError: If the engine died, or hangs.
+        """
         group_size, version = self.config.rollouts_per_prompt, self._policy_version
         return await self._player.roll_out(request, group_size, policy_version=version)
 
     async def play(self, instance: TaskInstance, seed: int, steps: int = 0, split: str | None = None) -> Rollout:
-        """Plays one episode of an evaluation, see :meth:`Player.play`, without its segments, since nobody trains on it.
+        """Plays one episode of an evaluation.
 
-        It is played in the environment of one of the config's ``splits``; with None in the evaluation's own.
+        Args:
+            instance: Where the episode starts.
+            seed: See :meth:`Player.play_once`.
+            steps: See :meth:`Player.play_once`.
+            split: Plays in the environment of this one of the config's ``splits``; None for the evaluation's own.
+
+        Returns:
+            The episode without its segments, since nobody trains on it.
+
+        Raises:
+            PromptTooLongError: If the first prompt leaves no room for a response.
+            EpisodeError: If the episode failed twice.
+            EngineError: If the engine died, or hangs.
         """
         if split not in self._evaluation_players:
             config = self.config if self.config.in_evaluation else self.config.get_evaluation_config_object()
@@ -79,28 +96,51 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         return replace(episode, segments=())
 
     async def update_weights(self, policy_version: int, *files: Sequence[np.ndarray]) -> float:
-        """Loads new weights in place, see :meth:`Generator.update_weights`.
+        """Loads new weights in place; responses that are under way go on under them.
 
-        Their version may be lower than the last one, after a restore.
+        Args:
+            policy_version: Their version. It may be lower than the last one, after a restore.
+            *files: See :meth:`Generator.update_weights`.
+
+        Returns:
+            How many seconds the engine itself took.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
         """
         seconds = await self._in_time(self._engine.update_weights(files))
         self._policy_version = policy_version
         return seconds
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Has the engine join a group in which weights are broadcast, see :class:`NCCLTransfer`."""
+        """Has the engine join a group in which weights are broadcast, see :class:`NCCLTransfer`.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
         engine: Any = self._engine
         await self._in_time(engine.join_transfer(init_info))
 
     async def receive_weights(self, policy_version: int, update_info: dict[str, Any]) -> float:
-        """As :meth:`update_weights`, from the learner's broadcast; 0.0, as the engine loads while weights come."""
+        """As :meth:`update_weights`, from the learner's broadcast.
+
+        Returns:
+            0: the engine loads weights while others come.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
         engine: Any = self._engine
         await self._in_time(engine.receive_weights(update_info))
         self._policy_version = policy_version
         return 0.0
 
     async def sleep(self) -> None:
-        """Frees the engine's memory until the next weights."""
+        """Frees the engine's memory until the next weights.
+
+        Raises:
+            EngineError: If the engine died, or hangs.
+        """
         await self._in_time(self._generator.sleep())
 
     async def _in_time(self, call: Coroutine[Any, Any, T]) -> T:

@@ -59,7 +59,7 @@ class VLLMGenerator:
         return self._max_model_len
 
     def start(self) -> None:
-        """See :meth:`Generator.start`."""
+        """Starts the engine, if it has not started; returns when it has. Any thread may call it."""
         with self._starting:
             # Starting takes long: what failed once is not tried again for every request.
             if self._start_error is not None:
@@ -109,7 +109,12 @@ class VLLMGenerator:
         return engine
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
-        """Samples one response; vLLM's VLLMValidationError says that the engine refuses the request."""
+        """Samples one response.
+
+        Raises:
+            vllm.exceptions.VLLMValidationError: If the engine refuses the request.
+            EngineError: If the engine's process died.
+        """
         self.start()
         from vllm import SamplingParams as VLLMSamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -139,8 +144,11 @@ class VLLMGenerator:
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         """Loads new weights in place.
 
-        Responses under way are frozen meanwhile. Pausing also drops what was cached under the old weights, so that they
-        go on from keys and values that the new weights compute.
+        Responses under way are frozen meanwhile. Pausing also drops what was cached under the old weights, so
+        that they go on from keys and values that the new weights compute.
+
+        Raises:
+            EngineError: If the engine's process died.
         """
         self.start()
         copying = 0.0
@@ -157,9 +165,15 @@ class VLLMGenerator:
         return time.perf_counter() - start - copying
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Has the engine's workers join a group of processes that weights are broadcast in, and leave the one before.
+        """Has the engine's workers join a group of processes that weights are broadcast in.
 
-        Needs a ``weight_transfer_config``; ``init_info`` is what vLLM's engine for that kind of transfer takes.
+        Needs a ``weight_transfer_config``. What they were in before they leave.
+
+        Args:
+            init_info: As vLLM's engine for that kind of transfer takes it.
+
+        Raises:
+            EngineError: If the engine's process died.
         """
         self.start()
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -169,7 +183,14 @@ class VLLMGenerator:
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """As :meth:`update_weights`, from a broadcast; ``update_info`` is what vLLM's engine for it takes."""
+        """As :meth:`update_weights`, from a broadcast.
+
+        Args:
+            update_info: What is broadcast, as vLLM's engine for that kind of transfer takes it.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._paused():
@@ -178,7 +199,11 @@ class VLLMGenerator:
             await self._engine.finish_weight_update()
 
     async def sleep(self) -> None:
-        """Frees the memory of weights and cache, if the engine has started; new weights wake it."""
+        """Frees the memory of weights and cache, if the engine has started; new weights wake it.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
         if self._engine is not None:
             with _engine_errors():
                 await self._engine.sleep(level=2)

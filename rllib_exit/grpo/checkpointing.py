@@ -61,8 +61,11 @@ class CheckpointedAlgorithm(Algorithm):
     def save_to_path(self, path: Any = None, *, filesystem: Any = None, **kwargs: Any) -> str:
         """Saves a checkpoint, atomically and with a manifest, into a directory that is new or empty.
 
-        By default a temporary one is made. If the path is a URI, or in ``filesystem``, the checkpoint is copied there
-        after it is complete.
+        Args:
+            path: The directory. If it is a URI, or a path in ``filesystem``, the checkpoint is copied there after it
+                is complete. By default a temporary directory is made.
+            filesystem: A ``pyarrow.fs.FileSystem``.
+            **kwargs: RLlib's own arguments.
         """
         path = tempfile.mkdtemp() if path is None else path
         if filesystem is not None or "://" in str(path):

@@ -18,9 +18,11 @@ def rollout_metrics(
 ) -> dict[tuple[str, ...], float]:
     """The numbers to report, by their keys in the result.
 
-    The tasks' own numbers say how hard what was selected is (paper section 5.4). The policy's version is that after the
-    update, one more than before it. Its lag is how many updates the oldest rollouts were behind the policy that was
-    trained on them; 0 is on-policy.
+    Args:
+        rolled_out: The iteration's rollouts.
+        tasks: The base tasks. Their own numbers say how hard what was selected is (paper section 5.4).
+        policy_version: The version after the update, which is one more than that before it. The policy's lag is how
+            many updates the oldest rollouts were behind the policy that was trained on them; 0 is on-policy.
     """
     groups = [scored.group for scored in rolled_out.groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]

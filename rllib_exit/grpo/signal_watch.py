@@ -14,12 +14,20 @@ PATIENCE = 5
 
 @dataclass
 class SignalWatch:
-    """Counts the iterations in a row that have no signal, as ``num_silent``."""
+    """Counts the iterations in a row that have no signal.
+
+    Attributes:
+        num_silent: Their number.
+    """
 
     num_silent: int = 0
 
     def look(self, result: Mapping[str, Any]) -> str | None:
-        """A warning with cause and mend, once for all iterations in a row whose results have no signal."""
+        """Looks at an iteration's result.
+
+        Returns:
+            A warning, once for all iterations in a row that have no signal; it names the likely cause and the mend.
+        """
         silent = result["curriculum"]["zero_variance_fraction"]
         self.num_silent = self.num_silent + 1 if silent > NO_SIGNAL else 0
         if self.num_silent != PATIENCE:

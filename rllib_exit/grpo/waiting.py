@@ -16,10 +16,15 @@ class RolloutError(RuntimeError):
 
 
 def as_completed(futures: Sequence[Future[T]], meanwhile: Callable[[], object] = lambda: None) -> Iterator[T]:
-    """Yields each answer of the env runners when it is in; calls ``meanwhile`` in between, once a second or more often.
+    """Yields each answer of the env runners when it is in, while others may be under way.
 
-    Raises a RolloutError at the first failure, and a StoppedError if the run is asked to stop before the last answer is
-    in.
+    Args:
+        futures: The answers.
+        meanwhile: Called between answers, once a second or more often.
+
+    Raises:
+        RolloutError: At the first failure.
+        StoppedError: If the run is asked to stop before the last answer is in.
     """
     waiting = set(futures)
     while waiting:

@@ -77,10 +77,13 @@ def cell(text: str, sources: Sequence[Source]) -> Markup:
 
 
 def cells(rows: pd.DataFrame, columns: Mapping[str, tuple[str, ...]], *, index: str, name: str) -> pd.DataFrame:
-    """A table of some rows that have a column ``files``; their names are in the column ``index``.
+    """A table of some rows that have a column ``files``.
 
-    ``name`` is the header of the names. ``columns`` has by header the column of the numbers, their format and, if there
-    is one, the column of their errors.
+    Args:
+        rows: The rows.
+        columns: By header, the column of the numbers, their format and, if there is one, that of their errors.
+        index: The column of the rows' names.
+        name: Its header.
     """
 
     def number(row: Mapping[Any, Any], column: str, spec: str, error: str = "") -> Markup:

@@ -92,7 +92,8 @@ async def self_improve(
 ) -> Chain | None:
     """Answers a task, and again with 1, 2, … ``steps`` self-improvement steps; see :func:`take_steps`.
 
-    None where the first prompt does not fit the context.
+    Returns:
+        None where the first prompt does not fit the context.
     """
     episodes: list[Rollout] = []
     with suppress(PromptTooLongError):

@@ -137,7 +137,12 @@ def _by_seed(statistics: Mapping[str, Any]) -> np.ndarray:
 
 
 def table(curves: Mapping[str, Curve], title: str | None = None) -> Table:
-    """Accuracy and net corrections by step, a pair of columns per curve, and the last one's gain over the first."""
+    """Accuracy and net corrections by step, with a pair of columns per curve and the gain of the last over the first.
+
+    Args:
+        curves: By name, the baseline first.
+        title: Of the table.
+    """
     result = Table(title=title, title_justify="left")
     result.add_column("step", justify="right")
     for name in curves:
@@ -159,7 +164,12 @@ def table(curves: Mapping[str, Curve], title: str | None = None) -> Table:
 
 
 def summary_table(curves: Mapping[tuple[str, str], Curve], title: str | None = None) -> Table:
-    """One row per split and policy: accuracy before and after the last step, and net corrections."""
+    """One row per curve: accuracy before and after the last step, and net corrections.
+
+    Args:
+        curves: By split and policy.
+        title: Of the table.
+    """
     result = Table(title=title, title_justify="left")
     result.add_column("split", overflow="fold")
     result.add_column("policy", no_wrap=True)

@@ -33,7 +33,7 @@ def start_chains(
     seed: int = 0,
     split: str | None = None,
 ) -> list[Future[Chain | None]]:
-    """Starts self-improvement on tasks of an evaluation, with an environment like those of the env runners.
+    """Starts self-improvement on tasks of an evaluation.
 
     Args:
         env_runners: They play the episodes.
@@ -46,7 +46,7 @@ def start_chains(
 
     Returns:
         A chain for each task; None where the prompt does not fit the context. Each raises what
-        :meth:`Player.play` raises, or EnvRunnersLostError.
+        :meth:`LLMEnvRunner.play` raises, or EnvRunnersLostError.
     """
     num_steps: int = config.self_improvement_steps if steps is None else steps
     first = seed * SEEDS_PER_EVALUATION
@@ -72,7 +72,14 @@ def steps_after(iteration: int, config: Any) -> int:
 def play_on(
     env_runners: Dispatcher, *, seed: int, seeds_per_episode: int = SEEDS_PER_EPISODE, split: str | None = None
 ) -> Play:
-    """Plays the episodes of one chain on env runners; their seeds are ``seeds_per_episode`` apart."""
+    """Plays the episodes of one chain on env runners.
+
+    Args:
+        env_runners: They play the episodes.
+        seed: The seed of episode 0.
+        seeds_per_episode: So far apart are the seeds of episodes.
+        split: See :meth:`LLMEnvRunner.play`.
+    """
 
     def play(instance: TaskInstance, k: int) -> Awaitable[Rollout]:
         call = remote_call("play", instance, seed + seeds_per_episode * k, k, split)

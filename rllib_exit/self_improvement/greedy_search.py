@@ -33,8 +33,11 @@ class Step:
     """One step of a search.
 
     Attributes:
+        index: From 0.
         parent: The step whose script this one began from; None if it began from the empty script.
-        result: What became of the response, a :class:`envs.mle_bench.env.Result`.
+        response: The policy's text.
+        result: What became of it, a :class:`envs.mle_bench.env.Result`.
+        feedback: The environment's answer.
         score: The competition's score, None without one.
         quality: The normalised score, in [0, 1].
         depth: How many steps lie behind it.
@@ -78,11 +81,15 @@ def best_step(steps: Sequence[Step]) -> Step | None:
 class SearchDirectory:
     """What a search has written, and writes.
 
-    ``search.jsonl`` holds the settings in its first line and a step in each further one; ``steps`` the script and the
-    submission of each. ``best_script.py`` and ``best_submission.csv`` are those of the best step.
+    ``search.jsonl`` holds the settings in its first line and a step in each further one; ``steps`` the script
+    and the submission of each. ``best_script.py`` and ``best_submission.csv`` are those of the best step.
 
-    A search that the directory holds is taken up; a ValueError says that it has other settings, such as competition,
-    model, sampling or seed.
+    Args:
+        path: The directory; made if need be. If it holds a search, that one is taken up.
+        settings: What a search depends on, as JSON: competition, model, sampling, seed.
+
+    Raises:
+        ValueError: If it holds a search with other settings.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
@@ -132,11 +139,21 @@ class SearchDirectory:
 async def greedy_search(
     env: SelfImprovementEnv, task_id: str, steps: int, play: Play, directory: SearchDirectory
 ) -> AsyncIterator[Step]:
-    """Searches for a script that scores well in a competition; yields every new step once ``directory`` keeps it.
+    """Searches for a script that scores well; see :func:`take_steps`.
 
-    See :func:`take_steps`. ``steps`` follow the first response, those that the directory holds already included.
-    Episodes are played in an environment that keeps submissions. At temperature 0, a step that does not improve repeats
-    itself to the end.
+    Args:
+        env: An MLE-bench environment.
+        task_id: The competition.
+        steps: How many steps follow the first response, those that ``directory`` holds already included.
+        play: Plays an episode in an environment that keeps submissions. At temperature 0, a step that does not
+            improve repeats itself to the end.
+        directory: Keeps the steps.
+
+    Yields:
+        Every new step once it is kept.
+
+    Raises:
+        PromptTooLongError: If the context has no room for the first prompt.
     """
     taken = [step.turn for step in directory.steps]
     async for parent, episode in take_steps(env, task_id, steps, play, greedy=True, taken=taken):

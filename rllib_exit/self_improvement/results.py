@@ -52,6 +52,7 @@ class Evaluation:
         settings: What the numbers depend on besides, the sampling for one.
         env_configs: By split, the environment's options.
         curves: By split and policy.
+        versions: The versions that made it.
     """
 
     checkpoint: str
@@ -79,7 +80,13 @@ def fitting(chains_by_seed: Sequence[Sequence[Chain | None]]) -> list[list[Chain
 
 
 def write(directory: Path, evaluation: Evaluation, chains: Mapping[str, Chains]) -> None:
-    """Writes both files; the JSON one last, so that it stands for a whole evaluation."""
+    """Writes both files; the JSON one last, so that it stands for a whole evaluation.
+
+    Args:
+        directory: Made if need be.
+        evaluation: The numbers.
+        chains: By split.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -118,7 +125,11 @@ def write(directory: Path, evaluation: Evaluation, chains: Mapping[str, Chains])
 
 
 def read(file: Path) -> Evaluation:
-    """Reads an ``evaluation.json``; raises a ValueError if it is none."""
+    """Reads an ``evaluation.json``.
+
+    Raises:
+        ValueError: If it is none.
+    """
     try:
         data = json.loads(file.read_text())
         return Evaluation(

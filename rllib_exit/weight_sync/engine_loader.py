@@ -19,7 +19,11 @@ SHARED_MEMORY = "/dev/shm"
 
 @contextmanager
 def shared_file(parts: Sequence[np.ndarray]) -> Iterator[str]:
-    """A file in shared memory with the parts, (bytes,) uint8 each, one after the other, while the context lasts."""
+    """A file in shared memory that holds the parts, one after the other, while the context lasts.
+
+    Args:
+        parts: (bytes,) uint8 each.
+    """
     directory = SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
     with tempfile.NamedTemporaryFile(dir=directory, prefix="rllib-exit-", suffix=".safetensors") as file:
         for part in parts:
@@ -53,7 +57,11 @@ class WeightLoader:
         self._unloaded -= self._unloaded if loaded is None else loaded
 
     def finish_loading(self) -> None:
-        """Ends the replacement; raises a ValueError if some of the model's weights did not come."""
+        """Ends the replacement.
+
+        Raises:
+            ValueError: If some of the model's weights did not come.
+        """
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 

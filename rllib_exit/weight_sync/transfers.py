@@ -142,8 +142,13 @@ class NCCLTransfer:
 class WeightSync:
     """Gives the learners' weights to env runners and waits until they have them.
 
-    RLlib's own sync does not wait, and drops weights while older ones are under way. The config says how weights come
-    to the env runners of ``training``. Those of ``evaluation``, if they are others, get them through the object store.
+    RLlib's own sync does not wait, and drops weights while older ones are under way.
+
+    Args:
+        learners: The learners.
+        config: The GRPOConfig, which says how weights come to ``training``.
+        training: The env runners that roll out.
+        evaluation: The env runners that evaluate; they may be the same. Others get weights through the object store.
     """
 
     def __init__(self, learners: GRPOLearnerGroup, config: Any, training: Dispatcher, evaluation: Dispatcher) -> None:
@@ -154,7 +159,11 @@ class WeightSync:
         self._transfers[training] = transfer
 
     def __call__(self, env_runners: Dispatcher) -> Transferred:
-        """Gives the weights to these env runners; raises as their transfer does."""
+        """Gives the weights to these env runners.
+
+        Raises:
+            LearnerError: If a learner failed.
+        """
         return self._transfers[env_runners](env_runners)
 
     def serve(self) -> None:
