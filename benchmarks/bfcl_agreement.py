@@ -14,6 +14,7 @@ every function.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
 import time
@@ -31,7 +32,7 @@ from envs.base import Outcome, Task, TaskInstance  # noqa: E402
 from envs.bfcl.apis import functions, offered  # noqa: E402
 from envs.bfcl.calls import TASK_FINISHED, Call, format_calls  # noqa: E402
 from envs.bfcl.env import BFCLEnv  # noqa: E402
-from envs.bfcl.tasks import Category, load_tasks  # noqa: E402
+from envs.bfcl.tasks import Category, load_tasks, not_offered  # noqa: E402
 from tests.envs.bfcl import official  # noqa: E402
 
 THREADS = 4
@@ -42,8 +43,7 @@ _lock = Lock()  # the package keeps its objects as globals
 
 def available(task: Task, request: int) -> set[str]:
     """The names of the functions that are offered with a request."""
-    later = [name for index, names in task.data["withheld"].items() if index > request for name in names]
-    return set(offered(task.data["classes"], (*task.data["excluded"], *later)))
+    return set(offered(task.data["classes"], not_offered(task, request)))
 
 
 def drop(calls: Calls, task: Task, rng: random.Random) -> None:
@@ -97,7 +97,9 @@ def add(calls: Calls, task: Task, rng: random.Random) -> None:
     calls[i].insert(rng.randrange(len(calls[i]) + 1), rng.choice([call for call in _pool() if call.name in names]))
 
 
+@functools.cache
 def _pool() -> list[Call]:
+    """The calls of all ground truths."""
     return [call for task in load_tasks("all") for calls in task.data["ground_truth"] for call in calls]
 
 

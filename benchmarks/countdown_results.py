@@ -40,10 +40,7 @@ def of_chains(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, l
         after it, of those that are wrong before; ``right_kept``, K, likewise; ``distinct_answers``, K+1, how many
         different answers a chain has had so far. All fractions but the last; None where no answer is counted.
     """
-    chain = ["seed", "task_id"]
-    right_NK = rows.pivot(index=chain, columns="step", values="quality").to_numpy() == 1.0
-    answers = rows.assign(answer=[solution(responses[0]) for responses in rows.responses])
-    answers_NK = answers.pivot(index=chain, columns="step", values="answer").to_numpy()
+    right_NK, answers_NK = _right_and_answers(rows, solution, ["seed", "task_id"], "step")
     before, after = right_NK[:, :-1], right_NK[:, 1:]
     return {
         "accuracy": right_NK.mean(axis=0).tolist(),
@@ -67,10 +64,7 @@ def of_samples(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, 
         (2021); ``majority_at``, the accuracy of the most frequent of the first so many answers, the earliest of
         equally frequent ones.
     """
-    rows = rows[rows.step == 0]
-    right_NS = rows.pivot(index="task_id", columns="seed", values="quality").to_numpy() == 1.0
-    answers = rows.assign(answer=[solution(responses[0]) for responses in rows.responses])
-    answers_NS = answers.pivot(index="task_id", columns="seed", values="answer").to_numpy()
+    right_NS, answers_NS = _right_and_answers(rows[rows.step == 0], solution, ["task_id"], "seed")
     num = right_NS.shape[1]
     return {
         "pass_at": [
@@ -82,6 +76,15 @@ def of_samples(rows: pd.DataFrame, solution: Callable[[str], str]) -> dict[str, 
             for k in range(1, num + 1)
         ],
     }
+
+
+def _right_and_answers(
+    rows: pd.DataFrame, solution: Callable[[str], str], index: list[str], columns: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each answer is right, and the answers, as tables with such rows and columns."""
+    rows = rows.assign(right=rows.quality == 1.0, answer=[solution(responses[0]) for responses in rows.responses])
+    right, answers = (rows.pivot(index=index, columns=columns, values=value) for value in ("right", "answer"))
+    return right.to_numpy(bool), answers.to_numpy()
 
 
 def _most_frequent(answers_NS: np.ndarray) -> list[int]:
@@ -127,18 +130,14 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         strategy: [entry for entry in entries if entry["strategy"] == strategy]
         for strategy in dict.fromkeys(entry["strategy"] for entry in entries)
     }
-    lines = [["", *by_strategy], ["training seeds", *(str(len(runs)) for runs in by_strategy.values())]]
-    for name, column in columns.items():
-        intervals = [interval([column(entry) for entry in runs]) for runs in by_strategy.values()]
-        lines.append([name, *(_text(mean, half) for mean, half in intervals)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    cells = {
+        strategy: [
+            f"{len(runs)}",
+            *(_text(*interval([column(entry) for entry in runs])) for column in columns.values()),
+        ]
+        for strategy, runs in by_strategy.items()
+    }
+    return pd.DataFrame(cells, index=["training seeds", *columns]).to_string()
 
 
 def _text(mean: float, half: float) -> str:

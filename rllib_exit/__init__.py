@@ -28,9 +28,17 @@ __all__ = [
     "multiple_choice",
 ]
 
+# Where they are defined.
+_MODULES = {
+    "rllib_exit.grpo.algorithm": {"GRPO"},
+    "rllib_exit.grpo.config": {"GRPOConfig"},
+    "envs.dataset.rewards": {"exact_match", "json_schema", "math_reward", "multiple_choice"},
+    "envs.base": {"InfrastructureError", "Message", "Outcome", "SelfImprovementEnv", "Task", "TaskInstance", "Turn"},
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    module = {"GRPO": "rllib_exit.grpo.algorithm", "GRPOConfig": "rllib_exit.grpo.config"}.get(name)
-    return getattr(import_module(module or ("envs.dataset.rewards" if name.islower() else "envs.base")), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

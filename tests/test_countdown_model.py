@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from envs.countdown.grading import grade
 from rllib_exit.curriculum.exit import STRATEGIES
 from rllib_exit.models import COUNTDOWN, resolve_model
 from tests.countdown_model import Policy, qualities
+from tests.scripts import load_benchmark
 
 pytestmark = pytest.mark.slow
 
@@ -23,12 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def pretraining() -> Any:
-    path = ROOT / "benchmarks" / "pretrain_countdown.py"
-    spec = importlib.util.spec_from_file_location("pretrain_countdown", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("pretrain_countdown")
 
 
 @pytest.fixture(scope="module")

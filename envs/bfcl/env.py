@@ -16,7 +16,7 @@ from envs.bfcl.apis import STATELESS_CLASS, functions, offered
 from envs.bfcl.calls import TASK_ERROR, TASK_FINISHED, ActionKind, Call, bind, format_calls, parse_response
 from envs.bfcl.grading import contained
 from envs.bfcl.prompt import Schemas, schema, system_prompt, tool_response
-from envs.bfcl.tasks import Category, Requests, Split, select_tasks
+from envs.bfcl.tasks import Category, Requests, Split, not_offered, select_tasks
 from envs.options import Options
 from envs.prompts import self_iteration_prompt
 
@@ -106,7 +106,7 @@ class BFCLEnv(SelfImprovementEnv):
         self.max_turns: int = options.max_turns or MAX_TURNS[options.requests]
 
     def prompt(self, task: Task) -> list[Message]:
-        system = system_prompt(task.data["classes"], self._not_offered(task, 0), self.options.schemas)
+        system = system_prompt(task.data["classes"], not_offered(task, 0), self.options.schemas)
         return [{"role": "system", "content": system}, {"role": "user", "content": task.prompt}]
 
     def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
@@ -131,7 +131,7 @@ class BFCLEnv(SelfImprovementEnv):
         ]
 
     def begin(self, task: Task) -> None:
-        self._functions = offered(task.data["classes"], self._not_offered(task, 0))
+        self._functions = offered(task.data["classes"], not_offered(task, 0))
         self._ground_truth = [
             [bind(call, functions()[call.name].signature) for call in solution]
             for solution in task.data["ground_truth"]
@@ -167,14 +167,9 @@ class BFCLEnv(SelfImprovementEnv):
         quality, metrics = self._grade(task)
         return Outcome(quality, feedback, done, valid=not unended, metrics=metrics)
 
-    def _not_offered(self, task: Task, request: int) -> tuple[str, ...]:
-        """The functions that are not offered with a request."""
-        later = [name for index, names in task.data["withheld"].items() if index > request for name in names]
-        return (*task.data["excluded"], *later)
-
     def _next_request(self, task: Task) -> str:
         """The text of the request that now begins, with the schemas of the functions that it brings."""
-        self._functions = offered(task.data["classes"], self._not_offered(task, self._request))
+        self._functions = offered(task.data["classes"], not_offered(task, self._request))
         brought = [
             schema(self._functions[name].doc, self.options.schemas)
             for name in task.data["withheld"].get(self._request, ())

@@ -71,6 +71,12 @@ def load_tasks(requests: Requests = "first", category: Category = "base") -> tup
     return tuple(tasks)
 
 
+def not_offered(task: Task, request: int) -> tuple[str, ...]:
+    """The functions of a task's APIs that are not offered with a request, which is counted from 0."""
+    later = [name for index, names in task.data["withheld"].items() if index > request for name in names]
+    return (*task.data["excluded"], *later)
+
+
 def _withheld(names: Iterable[str], before: Iterable[Iterable[Call]]) -> tuple[str, ...]:
     """Without those that a request before needs: multi_turn_miss_func_49 withholds one."""
     needed = {call.name for calls in before for call in calls}

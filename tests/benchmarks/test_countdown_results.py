@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import math
 from pathlib import Path
@@ -9,16 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "countdown_results.py"
+from tests.scripts import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("countdown_results")
 
 
 def chains(answers_NK: list[str], right: str = "r") -> pd.DataFrame:
