@@ -206,9 +206,8 @@ def main() -> None:
         f"this run, {evaluation.run['strategy']}": by_policy[results.TRAINED].accuracy,
     }
     file = args.directory / "self_improvement.png"
-    with figure_axes(
-        file, "self-improvement steps", "held-out accuracy (%)", "What steps of self-improvement add"
-    ) as axes:
+    title = "What steps of self-improvement add"
+    with figure_axes(file, "self-improvement steps", "held-out accuracy (%)", title, "center right") as axes:
         for (name, accuracy), look in zip(lines.items(), (BASE_STYLE, style("grpo"), style("exit")), strict=True):
             axes.plot(100 * accuracy, color=look.color, marker=look.marker, label=name)
         axes.set_ylim(0, 100)

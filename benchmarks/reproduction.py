@@ -23,7 +23,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,16 +135,54 @@ def warm_start(example: str, options: Sequence[str], output: Path) -> list[str]:
     return ["--set", f"model_name={model}", "--set", "warm_start_epochs=0"]
 
 
-def train(file: str, seed: int, iterations: int, run: Path, options: Sequence[str], cores: Sequence[int]) -> None:
-    try:
-        resume = ["--resume", str(checkpoints.newest(run))]
-        if load_iteration(Path(resume[1])) >= iterations:
-            return
-    except checkpoints.CheckpointError:
-        resume = []
-    run.mkdir(parents=True, exist_ok=True)
-    options = ["--scale", "cpu", "--set", f"seed={seed}", "--stop-iters", f"{iterations}", "--log-rollouts", *options]
-    rllib(run / "train.log", "train", "file", file, *options, *resume, "--results-dir", str(run), cores=cores)
+@dataclass(frozen=True)
+class Training:
+    """A run to train.
+
+    Attributes:
+        directory: Of the run.
+        file: The tuned example.
+        seed: Of the training.
+        iterations: How many.
+        options: More options of ``rllib train``.
+    """
+
+    directory: Path
+    file: str
+    seed: int
+    iterations: int
+    options: Sequence[str] = ()
+
+    def run(self, cores: Sequence[int]) -> None:
+        """Trains, from the last checkpoint if there is one; does nothing if that is of the last iteration."""
+        try:
+            resume = ["--resume", str(checkpoints.newest(self.directory))]
+            if load_iteration(Path(resume[1])) >= self.iterations:
+                return
+        except checkpoints.CheckpointError:
+            resume = []
+        self.directory.mkdir(parents=True, exist_ok=True)
+        options = ["--scale", "cpu", "--set", f"seed={self.seed}", "--stop-iters", f"{self.iterations}"]
+        options += ["--log-rollouts", *self.options, *resume, "--results-dir", str(self.directory)]
+        rllib(self.directory / "train.log", "train", "file", self.file, *options, cores=cores)
+
+
+def train_all(runs: Iterable[Training], jobs: int) -> None:
+    """Trains the runs in this order, so many at once, each on its share of the cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: SimpleQueue[list[int]] = SimpleQueue()
+    for i in range(jobs):
+        shares.put(cores[i::jobs])
+
+    def job(run: Training) -> None:
+        share = shares.get()
+        try:
+            run.run(share)
+        finally:
+            shares.put(share)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(job, runs))
 
 
 def first_answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -282,29 +320,23 @@ def main() -> None:
     domain = DOMAINS[args.domain]
     settings = itertools.chain.from_iterable(("--set", setting) for setting in args.set)
     options = [*warm_start(domain.example, domain.warm_start, output), *domain.training, *settings]
-    cores = sorted(os.sched_getaffinity(0))
-    shares: SimpleQueue[list[int]] = SimpleQueue()
-    for i in range(args.jobs):
-        shares.put(cores[i :: args.jobs])
-
-    def job(run: tuple[int, str]) -> None:
-        seed, strategy = run
-        share = shares.get()
-        file = f"tuned_examples/{domain.example}_{strategy}.py"
-        directory = output / "runs" / f"{strategy}-seed{seed}"
-        try:
-            train(file, seed, args.iterations or domain.iterations, directory, options, share)
-        finally:
-            shares.put(share)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(job, itertools.product(args.seeds or domain.seeds, args.strategies)))
+    runs = (
+        Training(
+            output / "runs" / f"{strategy}-seed{seed}",
+            f"tuned_examples/{domain.example}_{strategy}.py",
+            seed,
+            args.iterations or domain.iterations,
+            options,
+        )
+        for seed, strategy in itertools.product(args.seeds or domain.seeds, args.strategies)
+    )
+    train_all(runs, args.jobs)
     # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.
-    runs = ["evaluate", str(output / "runs"), "--baseline", "--steps", f"{args.steps or domain.steps}"]
+    evaluate = ["evaluate", str(output / "runs"), "--baseline", "--steps", f"{args.steps or domain.steps}"]
     log = output / "evaluate.log"
-    rllib(log, *runs, *domain.evaluation)
+    rllib(log, *evaluate, *domain.evaluation)
     for name, more in domain.more_evaluations.items():
-        rllib(log, *runs, *more, "--output", str(output / name))
+        rllib(log, *evaluate, *more, "--output", str(output / name))
     (summarise_countdown if domain.example == "countdown" else summarise)(domain.title, output)
 
 

@@ -50,6 +50,7 @@ class CountdownOptions(Options):
         description="The prompt does not show the target, the feedback says how far off the value is. No first answer "
         "is right but by luck, so that only self-improvement can be learned.",
     )
+    feedback: bool = Field(True, description="Whether a self-iteration step is told what the earlier answer is worth.")
     prompt: Literal["short", "prose"] = Field(
         "short", description="`short`, which a very small model can read, or `prose`, for any other."
     )
@@ -97,14 +98,16 @@ class CountdownEnv(SelfImprovementEnv):
         return [{"role": "user", "content": content}]
 
     def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
-        return super().self_iteration_prompt(task, iterate, kind) if self.prose else f"{iterate.feedback} {kind}"
+        if self.prose:
+            return super().self_iteration_prompt(task, iterate, kind)
+        return f"{iterate.feedback} {kind}" if iterate.feedback else kind
 
     def respond(self, task: Task, response: str) -> Outcome:
         numbers, target, options = task.data["numbers"], task.data["target"], self.options
         verdict = grade(response, numbers, target, options.operators, hidden=options.hidden_target)
         return Outcome(
             quality=quality(verdict.distance, options.graded),
-            feedback=verdict.feedback,
+            feedback=verdict.feedback if options.feedback else None,
             valid=verdict.expression is not None,
             metrics={"well_formed": float(verdict.distance is not None), "right": float(verdict.distance == 0)},
         )

@@ -86,7 +86,11 @@ class GRPO(CheckpointedAlgorithm):
         )
 
     def step(self) -> dict[str, Any]:
-        """Runs RLlib's step; an iteration that ends without its rollouts leaves a checkpoint with what it selected."""
+        """Runs RLlib's step, the first after the warm start; if rollouts fail, a checkpoint has what was selected."""
+        if self.iteration == 0 and self.config.warm_start_epochs:
+            directory, self.warm_started = warm_start(self.config, logger.info)
+            self.learner_group.load_model(directory)
+            self._sync_weights(self._env_runners)
         try:
             result = super().step()
         except (RolloutError, StoppedError) as error:
@@ -104,10 +108,6 @@ class GRPO(CheckpointedAlgorithm):
         What takes minutes at scale does not wait for its turn: rollouts may have been begun iterations ago, and each
         group is scored while others are under way.
         """
-        if self.iteration == 0 and self.config.warm_start_epochs:
-            directory, self.warm_started = warm_start(self.config, logger.info)
-            self.learner_group.load_model(directory)
-            self._sync_weights(self._env_runners)
         with self._timed("select"):
             requests = self.rollouts.select(lambda: self.replay.select(self.config.prompts_per_batch))
         with self._timed("rollout"):

@@ -214,7 +214,7 @@ def plot(curves: Mapping[str, Curve], path: str | Path, title: str | None = None
 
 
 @contextmanager
-def figure_axes(path: str | Path, x_label: str, y_label: str, title: str | None) -> Iterator[Any]:
+def figure_axes(path: str | Path, x_label: str, y_label: str, title: str | None, legend: str = "best") -> Iterator[Any]:
     """Matplotlib axes over whole steps, which are written into an image file when the context ends."""
     # Without pyplot there is no global state, and no display is looked for.
     from matplotlib.figure import Figure
@@ -227,7 +227,7 @@ def figure_axes(path: str | Path, x_label: str, y_label: str, title: str | None)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc=legend)
     if title:
         axes.set_title(title, parse_math=False)
     figure.savefig(path, dpi=150)

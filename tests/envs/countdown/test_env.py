@@ -80,6 +80,14 @@ def test_a_hidden_target(response: str, feedback: str):
         env.demonstration(env.task)
 
 
+@pytest.mark.parametrize(("feedback", "prompt"), [(True, "guess is 6 too high improve"), (False, "improve")])
+def test_without_feedback_a_step_sees_the_earlier_answer_alone(feedback: bool, prompt: str):
+    env = make_env(hidden_target=True, feedback=feedback)
+    env.step("8*5+3")
+    env.reset(options={"instance": TaskInstance(TASK.task_id, iterate=env.turns[-1], kind="improve")})
+    assert [message["content"] for message in env.messages()] == ["3 5 8 make ?", "8*5+3", prompt]
+
+
 def test_feedback_of_fractions():
     assert grade("8/3+5", (3, 5, 8), 37, "+-*/").feedback == "value is 23/3 < 37"
     assert grade("8/3+5", (3, 5, 8), 37, "+-*/", hidden=True).feedback == "guess is 88/3 too low"

@@ -1,0 +1,140 @@
+"""What the parts of ExIt add: one setting changed at a time, on countdown with a secret target.
+
+    python benchmarks/ablations.py --jobs 2 --output results/ablations
+
+Trains ``tuned_examples/countdown_exit.py`` as ``reproduction.py`` does, with three seeds for every choice in
+``ABLATIONS``, and measures accuracy by self-improvement step on the held-out tasks. Writes ``ablations.json`` and
+``ablations.png``. The script can be stopped and resumed: what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import countdown_results
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from reproduction import COUNTDOWN, Training, rllib, train_all
+
+from envs.countdown.env import CountdownEnv
+from rllib_exit.self_improvement.results import JSON, PARQUET
+
+DEFAULT = "default"
+# By ablation, what is chosen: the settings that differ from the example's. Without any, it is the example itself.
+ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "buffer size": {"32": ("buffer_size=32",), "128": ("buffer_size=128",), "512": ()},
+    "self-iteration probability": {"0.2": ("self_iteration_prob=0.2",), "0.5": (), "0.8": ("self_iteration_prob=0.8",)},
+    "divergence probability": {"0": ("divergence_prob=0",), "0.2": (), "0.5": ("divergence_prob=0.5",)},
+    "learnability": {
+        "variance": (),
+        "uniform": ("inverse_temperature=0",),
+        "expected improvement": ("learnability=expected_improvement",),
+        "regret": ("learnability=regret",),
+    },
+    "diversity": {
+        "edit distance": (),
+        "embedding": ("diversity_metric=embedding",),
+        "none": ("diversity_bonus=False",),
+    },
+    "expansions per group": {"1": (), "4": ("expansions_per_group=4",), "8": ("expansions_per_group=8",)},
+    "feedback": {"with": (), "without": ("env_config.feedback=False",)},
+}
+
+
+def name_of(settings: tuple[str, ...]) -> str:
+    """The name of the runs with these settings."""
+    return ",".join(settings).replace("env_config.", "") or DEFAULT
+
+
+def entries(output: Path) -> list[dict[str, Any]]:
+    """For every run its settings, its seed and what ``countdown_results.of_chains`` says of it."""
+    solution = CountdownEnv({"limit": 1}).solution
+    found = []
+    for file in sorted((output / "runs").rglob(JSON)):
+        name, _, seed = file.relative_to(output / "runs").parts[0].rpartition("-seed")
+        rows = pd.read_parquet(file.parent / PARQUET)
+        found.append({"settings": name, "seed": int(seed), **countdown_results.of_chains(rows, solution)})
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """A row for each choice: means over seeds, ± half of the 95 % interval, in percent and points."""
+    columns = {
+        "first answer": lambda e: 100 * e["accuracy"][0],
+        "after one step": lambda e: 100 * e["accuracy"][1],
+        "after K steps": lambda e: 100 * e["accuracy"][-1],
+        "gain": lambda e: 100 * (e["accuracy"][-1] - e["accuracy"][0]),
+        "right kept": lambda e: 100 * float(np.mean([value for value in e["right_kept"] if value is not None])),
+        "distinct answers": lambda e: e["distinct_answers"][-1],
+    }
+    cells: dict[str, list[str]] = {}
+    for ablation, choices in ABLATIONS.items():
+        for choice, settings in choices.items():
+            runs = [entry for entry in found if entry["settings"] == name_of(settings)]
+            if runs:
+                numbers = (countdown_results.interval([column(run) for run in runs]) for column in columns.values())
+                cells[f"{ablation}: {choice}"] = [
+                    f"{len(runs)}",
+                    *(f"{mean:.1f} ± {half:.1f}" for mean, half in numbers),
+                ]
+    return pd.DataFrame.from_dict(cells, orient="index", columns=["seeds", *columns]).to_string()
+
+
+def draw(found: list[dict[str, Any]], file: Path) -> None:
+    """Draws accuracy by step, a panel for each ablation; the bands are 95 % intervals over seeds."""
+    figure = Figure(figsize=(16, 8), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True, sharey=True).flat
+    for axes, (ablation, choices) in zip(panels, ABLATIONS.items(), strict=False):
+        for i, (choice, settings) in enumerate(choices.items()):
+            runs = [100 * np.array(entry["accuracy"]) for entry in found if entry["settings"] == name_of(settings)]
+            if runs:
+                mean, half = np.array([countdown_results.interval(column) for column in np.transpose(runs)]).T
+                color = "black" if not settings else f"C{i}"
+                axes.plot(mean, color=color, label=choice if settings else f"{choice} (default)")
+                axes.fill_between(range(len(mean)), mean - half, mean + half, color=color, alpha=0.12, lw=0)
+        axes.set(title=ablation, xlabel="self-improvement steps", ylabel="held-out accuracy (%)", ylim=(0, 100))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower right")
+    for axes in panels:
+        axes.axis("off")
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=list(ABLATIONS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
+    parser.add_argument("--output", type=Path, default=Path("results/ablations"))
+    args = parser.parse_args()
+    output = args.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    choices = dict.fromkeys(settings for ablation in args.ablations for settings in ABLATIONS[ablation].values())
+    runs = (
+        Training(
+            output / "runs" / f"{name_of(settings)}-seed{seed}",
+            "tuned_examples/countdown_exit.py",
+            seed,
+            COUNTDOWN.iterations,
+            [
+                *("--set", "evaluation_interval=None"),
+                *itertools.chain.from_iterable(("--set", setting) for setting in settings),
+            ],
+        )
+        for seed, settings in itertools.product(args.seeds, choices)
+    )
+    train_all(runs, args.jobs)
+    rllib(output / "evaluate.log", "evaluate", str(output / "runs"), "--steps", "16", *COUNTDOWN.evaluation)
+    found = entries(output)
+    (output / "ablations.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(found, output / "ablations.png")
+    print(table(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
