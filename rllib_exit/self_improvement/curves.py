@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table
@@ -214,7 +214,9 @@ def plot(curves: Mapping[str, Curve], path: str | Path, title: str | None = None
 
 
 @contextmanager
-def figure_axes(path: str | Path, x_label: str, y_label: str, title: str | None, legend: str = "best") -> Iterator[Any]:
+def figure_axes(
+    path: str | Path, x_label: str, y_label: str, title: str | None, legend: Literal["best", "center right"] = "best"
+) -> Iterator[Any]:
     """Matplotlib axes over whole steps, which are written into an image file when the context ends."""
     # Without pyplot there is no global state, and no display is looked for.
     from matplotlib.figure import Figure
