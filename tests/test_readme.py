@@ -4,14 +4,18 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 from envs.base import TaskInstance
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
-def test_the_readmes_code_is_in_the_files_that_it_names() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks == [(ROOT / "tuned_examples" / name).read_text() for name in ("own_data.py", "own_env.py")]
+def test_the_code_of_readme_and_guide_is_in_the_files_that_they_name() -> None:
+    for page, example in {"README.md": "own_data.py", "docs/guide.md": "own_env.py"}.items():
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        assert blocks == [(ROOT / "tuned_examples" / example).read_text()]
 
 
 def test_the_readmes_data_set_works_and_its_config_is_valid() -> None:
@@ -23,7 +27,7 @@ def test_the_readmes_data_set_works_and_its_config_is_valid() -> None:
     config.validate()
 
 
-def test_the_readmes_environment_works_and_its_config_is_valid() -> None:
+def test_the_guides_environment_works_and_its_config_is_valid() -> None:
     example = runpy.run_path(str(ROOT / "tuned_examples" / "own_env.py"))
     env = example["FirstLetterEnv"]({})
     for response, reward in {
@@ -41,7 +45,8 @@ def test_the_readmes_environment_works_and_its_config_is_valid() -> None:
     example["config"].validate()
 
 
-def test_every_path_in_the_readme_exists() -> None:
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"`((?:envs|rllib_exit|tuned_examples|benchmarks|docs)/[\w/.]*)`", text):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in DOCS.glob("*.md"))])
+def test_every_path_in_a_page_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for path in re.findall(r"`((?:envs|rllib_exit|tuned_examples|benchmarks|docs|tests)/[\w/.]*)`", text):
+        assert (ROOT / path).exists() or "NAME" in path, path
