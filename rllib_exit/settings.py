@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
@@ -152,6 +153,11 @@ class LanguageModelSettings(Settings):
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:
         check(self, "model_name", self.model_name is not None, "name a model with .language_model(...)")
+        flash = self.attn_implementation.startswith("flash") and importlib.util.find_spec("flash_attn") is None
+        mend = (
+            "it needs the package flash-attn, which is not installed: use 'sdpa', or build it for this torch and CUDA"
+        )
+        check(self, "attn_implementation", not flash, mend)
         return self
 
 

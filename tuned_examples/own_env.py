@@ -32,4 +32,4 @@ config = (
     .training(lr=3e-5, prompts_per_batch=8, rollouts_per_prompt=8, kl_coeff=0.0, max_tokens_per_micro_batch=512)
     .curriculum("exit", buffer_size=32, min_buffer_size=8, diversity_metric="edit_distance")
 )
-stop = {"training_iteration": 5}
+stop = {"training_iteration": 12}

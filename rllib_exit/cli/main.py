@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from rllib_exit.cli.check import check_file
 from rllib_exit.cli.evaluate import evaluate
 from rllib_exit.cli.export import export
 from rllib_exit.cli.grafana import grafana
@@ -33,6 +34,7 @@ def _train() -> None:
 
 app.add_typer(train, name="train")
 train.command("file")(train_file)
+app.command("check")(check_file)
 for command in (evaluate, export, sft, search, report, rollouts, sweep_table, grafana):
     app.command()(command)
 
