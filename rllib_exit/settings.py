@@ -179,8 +179,9 @@ class GenerationSettings(Settings):
     """Where a chat leaves no room for a response, its old messages are cut to so many characters, the oldest first,
     until there is room. With None the episode ends there."""
     engine_args: dict[str, Any] = {}
-    """More arguments of ``vllm.AsyncEngineArgs``. An engine with ``tensor_parallel_size`` N needs
-    ``num_gpus_per_env_runner=N``, which Ray gives it on one node."""
+    """More arguments of ``vllm.AsyncEngineArgs``. ``max_num_seqs`` is ``num_envs_per_env_runner``, unless it stands
+    here. An engine with ``tensor_parallel_size`` N needs ``num_gpus_per_env_runner=N``, which Ray gives it on one
+    node."""
     generator_class: Annotated[Callable[..., Any], _use("a callable that makes the engine")]
     """Makes the engine. It is called as :class:`VLLMGenerator` is."""
     weight_transfer: Literal["object_store", "nccl"] = "object_store"

@@ -59,7 +59,7 @@ def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
         GRPOConfig()
         .environment(CountdownEnv, env_config={"numbers": 2, "hidden_target": True})
         .language_model("bundled:countdown-1m", dtype="float32", max_model_len=128)
-        .generation(max_response_tokens=12, engine_args={"max_num_seqs": 512})
+        .generation(max_response_tokens=12)
         .training(
             lr=3e-4,
             prompts_per_batch=32,

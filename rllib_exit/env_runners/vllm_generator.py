@@ -99,10 +99,13 @@ class VLLMGenerator:
             os.environ.setdefault("KMP_BLOCKTIME", "0")
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         before = psutil.Process().children(recursive=True)
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args))
+        # Of vLLM's batch sizes, those that it has for throughput on this GPU.
+        arguments = AsyncEngineArgs(**self._engine_args)
+        engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         started = [p for p in psutil.Process().children(recursive=True) if p not in before]
         # The tracker ends by itself, after it has freed shared memory.
         end_with_this_process([p.pid for p in started if "resource_tracker" not in " ".join(p.cmdline())])

@@ -153,7 +153,8 @@ class GRPO(CheckpointedAlgorithm):
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """K-step self-improvement on every task of the evaluation's environment, as :meth:`Curve.to_metrics` has it."""
         config, env_runners = self.evaluation_config, self._evaluation_env_runners
-        self._sync_weights(env_runners)
+        if env_runners is not self._env_runners:  # which have the newest weights already
+            self._sync_weights(env_runners)
         env = make_env(config.env, config.env_config)
         futures = start_chains(env_runners, env, list(env.tasks), config, steps=steps_after(self.iteration + 1, config))
         for _ in as_completed(futures, self._weights.serve):

@@ -232,7 +232,7 @@ class GRPOConfig(_Fields):
     @property
     def all_engine_args(self) -> dict[str, Any]:
         """``engine_args`` and what other settings ask of the engine."""
-        args: dict[str, Any] = {}
+        args: dict[str, Any] = {"max_num_seqs": self.num_envs_per_env_runner}  # all episodes' requests at once
         if self.engine_size > 1:
             # Processes below the env runner; inside of Ray vLLM would make actors, outside of what Ray gave it.
             args["distributed_executor_backend"] = "mp"

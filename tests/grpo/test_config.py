@@ -224,13 +224,17 @@ def test_what_shares_gpus_must_come_in_pairs(field: str, value: Any, mend: str) 
 
 
 def test_engines_get_what_other_settings_ask_of_them() -> None:
-    assert config().all_engine_args == {}
-    assert colocated().all_engine_args == {"enable_sleep_mode": True}
+    assert config(num_envs_per_env_runner=7).all_engine_args == {"max_num_seqs": 7}
+    assert config(num_envs_per_env_runner=7, engine_args={"max_num_seqs": 5}).all_engine_args == {"max_num_seqs": 5}
+    assert colocated().all_engine_args == {"max_num_seqs": 256, "enable_sleep_mode": True}
     transfer = config(weight_transfer="nccl", engine_args=TWO_WORKERS)
     assert transfer.engine_size == 2
     assert transfer.all_engine_args == {
-        "weight_transfer_config": {"backend": "nccl"}, "distributed_executor_backend": "mp", **TWO_WORKERS,
-    }  # fmt: skip
+        "max_num_seqs": 256,
+        "weight_transfer_config": {"backend": "nccl"},
+        "distributed_executor_backend": "mp",
+        **TWO_WORKERS,
+    }
 
 
 def test_colocated_a_learner_and_an_env_runner_share_a_bundle() -> None:
