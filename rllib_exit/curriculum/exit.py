@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, PositiveInt, WithJsonSchema, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, WithJsonSchema, model_validator
 
 from envs.base import TaskInstance
-from rllib_exit.curriculum.learnability import SCORES, LearnabilityOf, group_score
+from rllib_exit.curriculum.learnability import SCORES, LearnabilityOf, group_score, learnability
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from rllib_exit.settings import Fraction, Settings, check
@@ -48,6 +48,9 @@ class CurriculumConfig(Settings):
     improvement is its gain; see :func:`rllib_exit.curriculum.learnability.group_score`."""
     staleness_coeff: Fraction = 0.0
     """The share of selections that is drawn by how long ago an instance was selected. The paper has none."""
+    exploration_coeff: NonNegativeFloat = 0.0
+    """c of a bonus for instances that were seldom selected; see :func:`rllib_exit.curriculum.learnability.puct`. The
+    paper has none."""
 
     @model_validator(mode="after")
     def _can_select(self) -> Self:
@@ -104,7 +107,9 @@ class ExIt:
         if not task_ids:
             raise ValueError("task_ids is empty: give at least one base task")
         self.config = config
-        self.buffer = TaskBuffer(config.buffer_size, config.inverse_temperature, config.staleness_coeff)
+        self.buffer = TaskBuffer(
+            config.buffer_size, config.inverse_temperature, config.staleness_coeff, config.exploration_coeff
+        )
         self._task_ids = tuple(task_ids)
         self._rng = rng
         self._epoch, self._position = np.empty(0, dtype=np.int64), 0
@@ -125,7 +130,7 @@ class ExIt:
             context counts in ``skipped_fraction``, and one of which fewer than two rollouts could be judged in
             ``unjudged_fraction``. Neither has a variance.
         """
-        scores: list[float] = []
+        variances: list[float] = []
         # The order of the requests, not of arrival: a resumed run takes the same decisions.
         for group in sorted(groups, key=lambda group: group.request.group_id):
             source = group.request.source
@@ -136,12 +141,12 @@ class ExIt:
             if not group.trainable:
                 continue
             score = group_score(group, self.config.learnability, self.config.learnability_of)
-            scores.append(score)
+            variances.append(learnability(group.qualities_G))
             if source:
                 self.buffer.update(source, score)
             if self.config.self_iteration_prob > 0:
                 self._expand(group, score)
-        return self._metrics(groups, scores)
+        return self._metrics(groups, variances)
 
     def _request(self) -> RolloutRequest:
         source = None
@@ -181,7 +186,7 @@ class ExIt:
             return [TaskInstance(task_id, turns[:t]) for t in range(len(turns))]
         return [TaskInstance(task_id, turns[:t], turn, "improve") for t, turn in enumerate(turns)]
 
-    def _metrics(self, groups: Sequence[RolloutGroup], scores: Sequence[float]) -> dict[str, float]:
+    def _metrics(self, groups: Sequence[RolloutGroup], variances: Sequence[float]) -> dict[str, float]:
         requests = [group.request for group in groups]
         instances = [request.instance for request in requests]
         buffer_scores = self.buffer.scores if len(self.buffer) else np.zeros(1)
@@ -197,8 +202,8 @@ class ExIt:
             "starting_turn_mean": _mean([instance.starting_turn for instance in instances]),
             "distinct_tasks_total": float(len(self._seen_tasks)),
             "distinct_instances_total": float(len(self._seen_instances)),
-            "group_variance_mean": _mean(scores),
-            "zero_variance_fraction": _mean([score == 0 for score in scores]),
+            "group_variance_mean": _mean(variances),
+            "zero_variance_fraction": _mean([variance == 0 for variance in variances]),
             "skipped_fraction": _mean([group.skipped for group in groups]),
             "unjudged_fraction": _mean([not group.trainable and not group.skipped for group in groups]),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -64,12 +65,44 @@ def regret(qualities_G: ArrayLike) -> float:
     return float(qualities_G.max() - qualities_G.mean()) if np.ptp(qualities_G) > 0 else 0.0
 
 
+def maximum(qualities_G: ArrayLike) -> float:
+    """The best that the policy reached: S = max_g q_g, between 0 and 1.
+
+    It looks for the best solution of a task, as discovery does, rather than for what can be learned: an instance that
+    every rollout solves scores highest. See :func:`puct` for what draws others too.
+
+    Args:
+        qualities_G: (G,) the final quality of each rollout, in [0, 1].
+
+    Raises:
+        ValueError: If there is no quality, or one is outside [0, 1].
+    """
+    return float(_checked(qualities_G).max())
+
+
+def top_quantile(qualities_G: ArrayLike) -> float:
+    """The mean quality of the group's best quarter, rounded up: S = E[q_g | q_g in the best G/4], between 0 and 1.
+
+    As :func:`maximum`, but a single lucky rollout counts less in a large group. Of up to four rollouts they are equal.
+
+    Args:
+        qualities_G: (G,) the final quality of each rollout, in [0, 1].
+
+    Raises:
+        ValueError: If there is no quality, or one is outside [0, 1].
+    """
+    qualities_G = _checked(qualities_G)
+    return float(np.sort(qualities_G)[-math.ceil(len(qualities_G) / 4) :].mean())
+
+
 # What the task buffer can keep instances by: functions of a group's outcomes and of its iterate's quality, if any.
 SCORES: Mapping[str, Callable[[np.ndarray, float | None], float]] = MappingProxyType(
     {
         "variance": lambda outcomes_G, _: learnability(outcomes_G),
         "expected_improvement": expected_improvement,
         "regret": lambda outcomes_G, _: regret(outcomes_G),
+        "maximum": lambda outcomes_G, _: maximum(outcomes_G),
+        "top_quantile": lambda outcomes_G, _: top_quantile(outcomes_G),
     }
 )
 
@@ -100,6 +133,36 @@ def group_score(group: RolloutGroup, name: str = "variance", of: LearnabilityOf 
                 "environment's reward, or use 'quality'"
             )
     return SCORES[name](outcomes_G, iterate.quality if iterate else None)
+
+
+def puct(scores_N: ArrayLike, num_draws_N: ArrayLike, total_draws: int, coeff: float) -> np.ndarray:
+    """The scores of N instances, raised for those that were seldom drawn.
+
+    S_i + c · (max S - min S) · P_i · √(1 + T) / (1 + n_i): n_i counts the draws of instance i, T those of all. P_i is
+    the prior, in proportion to the rank of S_i from below; equal scores share the mean of their ranks.
+
+    This is the PUCT rule of "Learning to Discover at Test Time" (Yuksekgonul et al., 2026), where the value of a state
+    is the best reward that was reached from it, as with ``learnability="maximum"``. A mean would hide what a state can
+    lead to; the rank, unlike the value itself, makes a prior whose scale is the same for every task; and the range of
+    the scores brings the bonus to their scale. Three things differ. The value is that of the instance's last group, not
+    the best of all its groups, as the policy has changed since. n_i counts draws of the instance itself: those of its
+    descendants have counts of their own. And it counts at the draw, so that the draws of one iteration differ, where
+    the authors forbid relatives.
+
+    Args:
+        scores_N: (N,) the instances' scores S, N > 0.
+        num_draws_N: (N,) how often each was drawn.
+        total_draws: T, those of instances that are gone included.
+        coeff: c. 0 leaves the scores as they are.
+
+    Returns:
+        (N,) float64.
+    """
+    scores_N = np.asarray(scores_N, dtype=np.float64)
+    _, index_N, counts_K = np.unique(scores_N, return_inverse=True, return_counts=True)
+    ranks_N = (np.cumsum(counts_K) - (counts_K - 1) / 2)[index_N]
+    prior_N = ranks_N / ranks_N.sum()
+    return scores_N + coeff * np.ptp(scores_N) * prior_N * math.sqrt(1 + total_draws) / (1 + np.asarray(num_draws_N))
 
 
 def _checked(qualities_G: ArrayLike) -> np.ndarray:

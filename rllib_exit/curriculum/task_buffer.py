@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from envs.base import TaskInstance, Turn
+from rllib_exit.curriculum.learnability import puct
 
 Identity = tuple[str, tuple[Turn, ...], Turn | None]
 
@@ -22,7 +23,8 @@ class TaskBuffer:
     """A bounded set of task instances, drawn with P(i) = (1 - ρ) S_i^α / Σ_j S_j^α + ρ C_i / Σ_j C_j.
 
     C_i counts the draws since instance i was last drawn, or inserted (Prioritized Level Replay, Jiang et al. 2021b);
-    in the paper, ρ is 0.
+    in the paper, ρ is 0. With an ``exploration_coeff``, :func:`rllib_exit.curriculum.learnability.puct` of the scores
+    stands in place of S for drawing, but not for keeping; the paper has none.
 
     A score is *inherited* until a group was rolled out from the instance itself; from then on it is *measured*. Section
     4.1 of the paper defines the score by the instance's own group, so an inherited score never replaces a measured one.
@@ -34,27 +36,38 @@ class TaskBuffer:
         capacity: The most instances kept.
         inverse_temperature: α; 0 draws uniformly, infinity draws one of the highest score.
         staleness_coeff: ρ.
+        exploration_coeff: c of PUCT; 0 leaves the scores as they are.
 
     Raises:
-        ValueError: If the capacity is not positive, α not a number of 0 or more, or ρ not in [0, 1].
+        ValueError: If the capacity is not positive, α or c not a number of 0 or more, or ρ not in [0, 1].
     """
 
-    def __init__(self, capacity: int, inverse_temperature: float = 1.0, staleness_coeff: float = 0.0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        inverse_temperature: float = 1.0,
+        staleness_coeff: float = 0.0,
+        exploration_coeff: float = 0.0,
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}: it must be at least 1")
         if not inverse_temperature >= 0:  # NaN too
             raise ValueError(f"inverse_temperature is {inverse_temperature}: it must be at least 0")
         if not 0 <= staleness_coeff <= 1:
             raise ValueError(f"staleness_coeff is {staleness_coeff}: it must be in [0, 1]")
+        if not 0 <= exploration_coeff < math.inf:
+            raise ValueError(f"exploration_coeff is {exploration_coeff}: it must be finite and at least 0")
         self.capacity = capacity
         self.inverse_temperature = inverse_temperature
         self.staleness_coeff = staleness_coeff
+        self.exploration_coeff = exploration_coeff
         self._instances: list[TaskInstance] = []
         self._slots: dict[Identity, int] = {}
         self._scores = np.zeros(capacity)
         self._measured = np.zeros(capacity, dtype=bool)
         self._ages = np.zeros(capacity, dtype=np.int64)
         self._drawn_at = np.zeros(capacity, dtype=np.int64)
+        self._draws = np.zeros(capacity, dtype=np.int64)
         self._next_age = 0
         self._num_draws = 0
         self._cumulative_weights: np.ndarray | None = None  # until the next draw after a change
@@ -106,7 +119,7 @@ class TaskBuffer:
             self._instances.insert(slot, instance)
             self._slots[identity(instance)] = slot
             self._scores[slot], self._measured[slot] = score, False
-            self._ages[slot], self._drawn_at[slot] = self._next_age, self._num_draws
+            self._ages[slot], self._drawn_at[slot], self._draws[slot] = self._next_age, self._num_draws, 0
             self._next_age += 1
 
     def _lowest(self) -> int:
@@ -138,7 +151,7 @@ class TaskBuffer:
         if slot != last:
             self._instances[slot] = last_instance
             self._slots[identity(last_instance)] = slot
-            for values in (self._scores, self._measured, self._ages, self._drawn_at):
+            for values in (self._scores, self._measured, self._ages, self._drawn_at, self._draws):
                 values[slot] = values[last]
         return True
 
@@ -154,6 +167,7 @@ class TaskBuffer:
         slot = self._draw_stale(rng) if by_staleness else self._draw_by_score(rng)
         self._num_draws += 1
         self._drawn_at[slot] = self._num_draws
+        self._draws[slot] += 1
         return self._instances[slot]
 
     def _draw_stale(self, rng: np.random.Generator) -> int:
@@ -163,8 +177,10 @@ class TaskBuffer:
         return int(np.searchsorted(staleness, rng.integers(staleness[-1]), side="right"))
 
     def _draw_by_score(self, rng: np.random.Generator) -> int:
-        if self._cumulative_weights is None:
+        if self._cumulative_weights is None or self.exploration_coeff:  # a draw changes the bonus of all
             scores = self._scores[: len(self)]
+            if self.exploration_coeff:
+                scores = puct(scores, self._draws[: len(self)], self._num_draws, self.exploration_coeff)
             # Relative to the highest score no α underflows as a whole: the highest has the weight 1, whatever α is.
             relative = scores / scores.max() if scores.any() else np.ones_like(scores)
             self._cumulative_weights = np.cumsum(relative**self.inverse_temperature)
@@ -184,6 +200,7 @@ class TaskBuffer:
             "ages": self._ages[:n].copy(),
             "next_age": self._next_age,
             "drawn_at": self._drawn_at[:n].copy(),
+            "draws": self._draws[:n].copy(),
             "num_draws": self._num_draws,
         }
 
@@ -202,7 +219,7 @@ class TaskBuffer:
         self._instances = list(state["instances"])
         self._slots = {identity(instance): slot for slot, instance in enumerate(self._instances)}
         self._scores[:n], self._measured[:n] = state["scores"], state["measured"]
-        self._ages[:n], self._drawn_at[:n] = state["ages"], state["drawn_at"]
+        self._ages[:n], self._drawn_at[:n], self._draws[:n] = state["ages"], state["drawn_at"], state["draws"]
         self._next_age, self._num_draws = state["next_age"], state["num_draws"]
 
 

@@ -247,6 +247,7 @@ def test_distinct_instances_ignore_kind_and_depth():
         ({"inverse_temperature": float("nan")}, "inverse_temperature is nan"),
         ({"learnability": "luck"}, "learnability is 'luck': use one of variance"),
         ({"staleness_coeff": 1.5}, "staleness_coeff is 1.5"),
+        ({"exploration_coeff": -1.0}, "exploration_coeff is -1.0"),
         (
             {"learnability_of": "return", "learnability": "expected_improvement"},
             "learnability_of is 'return': .*use 'quality'",
@@ -280,12 +281,30 @@ def test_imports_neither_ray_nor_torch_nor_vllm():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("variance", 3 / 16), ("regret", 0.75), ("expected_improvement", 3 / 16)]
+    ("name", "expected"),
+    [("variance", 3 / 16), ("regret", 0.75), ("expected_improvement", 3 / 16), ("maximum", 1), ("top_quantile", 1)],
 )
 def test_instances_are_scored_by_the_chosen_learnability(name, expected):
     exit_ = make(EXIT.replace(learnability=name))
     exit_.update([group(exit_.select(1)[0], (0.0, 0.0, 0.0, 1.0), num_turns=1)])
     assert exit_.buffer.scores.tolist() == [expected]
+
+
+def test_the_buffer_gets_all_that_draws_depend_on():
+    config = EXIT.replace(inverse_temperature=2.0, staleness_coeff=0.25, exploration_coeff=0.5)
+    buffer = make(config).buffer
+    assert (buffer.capacity, buffer.inverse_temperature) == (20, 2.0)
+    assert (buffer.staleness_coeff, buffer.exploration_coeff) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize("name", ["maximum", "expected_improvement"])
+def test_what_is_reported_as_variance_is_the_variance_whatever_instances_are_kept_by(name):
+    exit_ = make(EXIT.replace(learnability=name, self_iteration_prob=1.0, min_buffer_size=1))
+    base = exit_.select(1)[0]
+    metrics = exit_.update([group(base, (1, 1), num_turns=1)])
+    assert metrics["zero_variance_fraction"] == 1 and metrics["group_variance_mean"] == 0
+    metrics = exit_.update([group(exit_.select(1)[0], (0, 1), num_turns=1)])
+    assert metrics["zero_variance_fraction"] == 0 and metrics["group_variance_mean"] == 0.25
 
 
 @pytest.mark.parametrize(("of", "expected"), [("quality", 0.0625), ("return", 0.25)])

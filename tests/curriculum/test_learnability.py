@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import TaskInstance, Turn
-from rllib_exit.curriculum.learnability import SCORES, expected_improvement, group_score, learnability, regret
+from rllib_exit.curriculum.learnability import (
+    expected_improvement,
+    group_score,
+    learnability,
+    maximum,
+    puct,
+    regret,
+    top_quantile,
+)
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 
 groups = st.lists(st.floats(0, 1), min_size=1, max_size=32)
@@ -56,8 +64,61 @@ def test_regret_prefers_what_succeeds_rarely_and_variance_what_succeeds_half_of_
     assert learnability(half) > learnability(rare)
 
 
-@given(st.floats(0, 1), st.integers(1, 33), st.sampled_from(sorted(SCORES)))
-def test_every_score_of_a_base_task_with_equal_qualities_is_exactly_zero(quality, size, name):
+@given(groups)
+def test_the_best_quarter_lies_between_the_mean_and_the_best(qualities):
+    best = sorted(qualities, reverse=True)
+    quarter = [quality for i, quality in enumerate(best) if 4 * i < len(qualities)]
+    assert top_quantile(qualities) == pytest.approx(sum(quarter) / len(quarter), abs=1e-12)
+    assert sum(best) / len(best) - 1e-12 <= top_quantile(qualities) <= maximum(qualities) + 1e-12
+    assert maximum(qualities) == best[0]
+
+
+def test_one_lucky_rollout_of_eight_is_the_maximum_and_half_of_the_best_quarter():
+    lucky = [0, 0, 1, 0, 0, 0, 0, 0]
+    assert (maximum(lucky), top_quantile(lucky), top_quantile(lucky[:4])) == (1.0, 0.5, 1.0)
+
+
+def slow_puct(scores, num_draws, total_draws, coeff):
+    """One instance at a time, as the paper writes it; equal scores share the mean of their ranks."""
+    result = []
+    for score, n in zip(scores, num_draws, strict=True):
+        below, equal = sum(other < score for other in scores), scores.count(score)
+        rank = sum(range(below + 1, below + equal + 1)) / equal
+        prior = rank / sum(range(1, len(scores) + 1))
+        scale = max(scores) - min(scores)
+        result.append(score + coeff * scale * prior * (1 + total_draws) ** 0.5 / (1 + n))
+    return result
+
+
+instances = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 1.0]) | st.floats(0, 1), st.integers(0, 9)), min_size=1)
+
+
+@given(instances, st.integers(0, 99), st.floats(0, 10))
+def test_puct_is_the_papers_formula(pairs, gone, coeff):
+    scores, num_draws = [score for score, _ in pairs], [n for _, n in pairs]
+    total = sum(num_draws) + gone
+    raised = puct(scores, num_draws, total, coeff)
+    np.testing.assert_allclose(raised, slow_puct(scores, num_draws, total, coeff), rtol=1e-9)
+    assert (raised >= scores).all()
+    if coeff == 0 or len(set(scores)) == 1:
+        assert raised.tolist() == scores
+
+
+@given(instances, st.data())
+def test_a_draw_raises_the_others_and_lowers_its_own_bonus(pairs, data):
+    scores, num_draws = [score for score, _ in pairs], np.array([n for _, n in pairs])
+    total, i = int(num_draws.sum()), data.draw(st.integers(0, len(pairs) - 1))
+    before = puct(scores, num_draws, total, 1.0)
+    drawn = num_draws + (np.arange(len(pairs)) == i)
+    after = puct(scores, drawn, total + 1, 1.0)
+    others = np.arange(len(pairs)) != i
+    assert (after[others] >= before[others]).all()
+    # √((2 + T) / (1 + T)) is less than (2 + n) / (1 + n), as n is at most T.
+    assert after[i] <= before[i]
+
+
+@given(st.floats(0, 1), st.integers(1, 33), st.sampled_from(["variance", "expected_improvement", "regret"]))
+def test_scores_of_what_differs_are_exactly_zero_for_a_base_task_with_equal_qualities(quality, size, name):
     assert group_score(group([quality] * size, TaskInstance("t")), name) == 0.0
 
 
@@ -66,6 +127,8 @@ def test_scores_see_the_groups_iterate():
     assert group_score(group([0.5, 1.0], iterate), "expected_improvement") == 0.25
     assert group_score(group([0.5, 1.0], iterate), "variance") == 0.0625
     assert group_score(group([0.5, 1.0], iterate), "regret") == 0.25
+    assert group_score(group([0.5, 0.75], iterate), "maximum") == 0.75
+    assert group_score(group([0.5, 0.75], iterate), "top_quantile") == 0.75
 
 
 def group(qualities, instance, returns=None):
@@ -74,7 +137,7 @@ def group(qualities, instance, returns=None):
     return RolloutGroup(RolloutRequest("0", instance), rollouts)
 
 
-@pytest.mark.parametrize("score", [learnability, expected_improvement, regret])
+@pytest.mark.parametrize("score", [learnability, expected_improvement, regret, maximum, top_quantile])
 @pytest.mark.parametrize("qualities", [[0, 1.1], [-0.1, 0], [0.5, np.nan], [], [[0, 1]]])
 def test_rejects_what_is_no_group_of_qualities(qualities, score):
     with pytest.raises(ValueError):

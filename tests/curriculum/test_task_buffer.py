@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import Kind, TaskInstance, Turn
+from rllib_exit.curriculum.learnability import puct
 from rllib_exit.curriculum.task_buffer import TaskBuffer, identity
 
 
@@ -172,6 +173,53 @@ def test_staleness_moves_with_the_instance_and_is_restored():
     assert drawn_slots(restored, 100) == drawn_slots(buffer, 100)
 
 
+def test_exploration_draws_by_puct_in_place_of_the_scores():
+    buffer = TaskBuffer(4, inverse_temperature=2.0, exploration_coeff=3.0)
+    for i, score in enumerate([0.1, 0.25, 0.2]):
+        buffer.insert(instance(i), score=score)
+    assert len(set(drawn_slots(buffer, 6))) > 1
+    state = buffer.get_state()
+    assert state["draws"].sum() == state["num_draws"] == 6
+    weights = puct(buffer.scores, state["draws"], 6, 3.0) ** 2
+    counts, num, rng = np.zeros(3), 4000, np.random.default_rng(1)
+    for _ in range(num):
+        buffer.set_state(state)
+        counts[buffer.instances.index(buffer.sample(rng))] += 1
+    np.testing.assert_allclose(counts / num, weights / weights.sum(), atol=0.03)
+    assert buffer.scores.tolist() == [0.1, 0.25, 0.2]  # by which instances are kept
+
+
+def test_the_best_by_puct_is_another_one_after_every_draw():
+    """Without the bonus, α = ∞ draws the instance of the highest score for ever."""
+    scores, n = [0.1, 0.25, 0.2, 0.05], [0, 0, 0, 0]
+    buffers = [TaskBuffer(4, np.inf, exploration_coeff=c) for c in (0.0, 5.0)]
+    for buffer in buffers:
+        for i, score in enumerate(scores):
+            buffer.insert(instance(i), score=score)
+    expected = []
+    for total in range(40):
+        expected.append(int(puct(scores, n, total, 5.0).argmax()))
+        n[expected[-1]] += 1
+    greedy, exploring = (drawn_slots(buffer, 40) for buffer in buffers)
+    assert set(greedy) == {1} and exploring == expected and min(n) > 0
+
+
+def test_draws_are_counted_for_each_instance_and_restored():
+    buffer = TaskBuffer(8, exploration_coeff=1.0)
+    for i in range(8):
+        buffer.insert(instance(i), score=0.1 + i / 100)
+    drawn_slots(buffer, 50)
+    last = buffer.get_state()["draws"][7]
+    assert last > 0
+    buffer.remove(instance(2))  # the last one moves to its slot
+    assert buffer.get_state()["draws"][2] == last
+    buffer.insert(instance(2), score=0.1)  # nothing is known of it any more
+    assert buffer.get_state()["draws"][7] == 0
+    restored = TaskBuffer(8, exploration_coeff=1.0)
+    restored.set_state(pickle.loads(pickle.dumps(buffer.get_state())))
+    assert drawn_slots(restored, 100) == drawn_slots(buffer, 100)
+
+
 def test_full_buffer_replaces_the_oldest_of_the_lowest():
     buffer = TaskBuffer(3)
     for i, score in enumerate([0.1, 0.1, 0.2]):
@@ -272,6 +320,8 @@ def test_rejects_bad_arguments():
         TaskBuffer(1, -1)
     with pytest.raises(ValueError, match="staleness_coeff is 2"):
         TaskBuffer(1, 1, 2)
+    with pytest.raises(ValueError, match="exploration_coeff is inf"):
+        TaskBuffer(1, exploration_coeff=np.inf)
     buffer = TaskBuffer(2)
     with pytest.raises(IndexError):
         buffer.sample(np.random.default_rng(0))
