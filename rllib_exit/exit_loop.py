@@ -28,8 +28,8 @@ from rllib_exit.curriculum.exit import ExIt
 from rllib_exit.env_runners.generator import Sampler, SamplingParams
 from rllib_exit.env_runners.player import Player, PromptTooLongError
 from rllib_exit.objective.diversity import edit_diversity_coefficients
-from rllib_exit.objective.scoring import Diversity, score
-from rllib_exit.rollouts import ScoredGroup
+from rllib_exit.objective.scoring import Diversity, num_to_refill, score, to_train_on
+from rllib_exit.rollouts import RolloutGroup, ScoredGroup
 
 
 async def exit_loop(
@@ -43,6 +43,7 @@ async def exit_loop(
     num_iterations: int,
     prompts_per_batch: int = 128,
     rollouts_per_prompt: int = 8,
+    refill_zero_variance: int = 0,
     normalize_std: bool = True,
     diversity: Diversity = edit_diversity_coefficients,
     num_envs: int = 256,
@@ -73,6 +74,8 @@ async def exit_loop(
         num_iterations: How many iterations to train.
         prompts_per_batch: P, the task instances of an iteration.
         rollouts_per_prompt: G, the group size.
+        refill_zero_variance: The most prompts that an iteration selects in place of those whose group has nothing to
+            teach, as a multiple of P; see :func:`rllib_exit.objective.scoring.num_to_refill`.
         normalize_std: Whether Eq. 3 divides by the standard deviation.
         diversity: Used if the curriculum's config has the ``diversity_bonus``. The default, the edit distance, needs
             no embedding model. For the paper's bonus, give a function that embeds the solutions and calls
@@ -95,22 +98,25 @@ async def exit_loop(
     player = Player(make_env, num_envs, generator=generator, chat=chat, sampling=sampling)
 
     for iteration in range(num_iterations):
-        # Selection.
-        requests = curriculum.select(prompts_per_batch)
-        # Expansion. All episodes of all groups run at the same time.
-        groups = await asyncio.gather(
-            *(player.roll_out(request, rollouts_per_prompt, policy_version=iteration) for request in requests)
-        )
-        rolled_out = [group for group in groups if group.trainable]
+        groups: list[RolloutGroup] = []
+        scored_groups: list[ScoredGroup] = []
+        # Selection. With refill, groups that have nothing to teach are replaced.
+        while requests := curriculum.select(num_to_refill(scored_groups, prompts_per_batch, refill_zero_variance)):
+            # Expansion. All episodes of all groups run at the same time.
+            new = await asyncio.gather(
+                *(player.roll_out(request, rollouts_per_prompt, policy_version=iteration) for request in requests)
+            )
+            # Score.
+            bonus = diversity if curriculum.config.diversity_bonus else None
+            scored_groups += [score(group, bonus, normalize_std=normalize_std) for group in new]
+            groups += new
         if all(group.skipped for group in groups):
             raise PromptTooLongError(
                 f"no prompt of this iteration fits the context: max_model_len is {generator.max_model_len} and "
                 f"max_tokens {sampling.max_tokens}; raise the one or lower the other"
             )
-        # Score.
-        bonus = diversity if curriculum.config.diversity_bonus else None
-        scored_groups = [score(group, bonus, normalize_std=normalize_std) for group in rolled_out]
         # Update the policy.
-        await update_policy(scored_groups)
+        batch = to_train_on(scored_groups, refill_zero_variance)
+        await update_policy(batch)
         # Update the curriculum. Groups that were skipped count too: their instances leave the task buffer.
-        yield scored_groups, curriculum.update(groups)
+        yield batch, curriculum.update(groups)

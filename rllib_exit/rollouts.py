@@ -141,6 +141,11 @@ class ScoredGroup:
     advantages_G: np.ndarray
     seconds: float = 0.0
 
+    @property
+    def has_signal(self) -> bool:
+        """Whether the policy gradient of the group is not 0."""
+        return bool(self.advantages_G.any())
+
 
 def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of every name over the records that have it."""

@@ -198,6 +198,9 @@ class TrainingSettings(Settings):
     """P, the task instances of an iteration."""
     rollouts_per_prompt: Annotated[int, Field(ge=2), _use("at least 2 rollouts, for a group-relative advantage")] = 8
     """G, the group size."""
+    refill_zero_variance: NonNegativeInt = 0
+    """How many times ``prompts_per_batch`` further prompts may be selected, at most, in place of those whose group has
+    nothing to teach; see :func:`rllib_exit.objective.scoring.num_to_refill`. 0 trains on what was selected first."""
     num_epochs: PositiveInt = 1
     """The passes over an iteration's batch."""
     minibatch_size: PositiveInt | None = None

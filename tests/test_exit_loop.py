@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from rllib_exit.env_runners.generator import SamplingParams
 from rllib_exit.env_runners.player import PromptTooLongError
 from rllib_exit.exit_loop import exit_loop
 from rllib_exit.objective.diversity import diversity_coefficients, edit_diversity_coefficients
-from rllib_exit.rollouts import Rollout, ScoredGroup
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup
 from tests.fakes import ScriptedGenerator
 
 NUM_TASKS = 5
@@ -189,6 +189,48 @@ def test_it_does_what_section_4_says(strategy: str, tiny_model: str) -> None:
     assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
 
 
+def right_or_wrong(prompt: str, seed: int) -> str:
+    """Of four answers, all are alike once in eight times."""
+    return f"{8 * np.random.default_rng(seed).integers(2)} of {seed}"
+
+
+def record(curriculum: ExIt) -> tuple[list[Sequence[RolloutRequest]], list[Sequence[RolloutGroup]]]:
+    """What every selection from now on gives, and what every update gets."""
+    requested: list[Sequence[RolloutRequest]] = []
+    updated: list[Sequence[RolloutGroup]] = []
+    fake, select, update = cast(Any, curriculum), curriculum.select, curriculum.update
+    fake.select = lambda number: requested.append(select(number)) or requested[-1]
+    fake.update = lambda groups: updated.append(groups) or update(groups)
+    return requested, updated
+
+
+@STRATEGY
+def test_groups_without_a_signal_are_replaced_and_still_seen_by_the_curriculum(strategy: str, tiny_model: str) -> None:
+    generator = ScriptedGenerator(tiny_model, right_or_wrong, max_model_len=1024)
+    curriculum = make_curriculum(small(strategy))
+    requested, updated = record(curriculum)
+    trained: list[Sequence[ScoredGroup]] = []
+
+    async def train(groups: Sequence[ScoredGroup]) -> None:
+        trained.append(groups)
+
+    assert run(curriculum, generator, update=train, num_iterations=10, refill_zero_variance=1) == trained
+    rounds = iter(requested)
+    refilled = 0
+    for batch, groups in zip(trained, updated, strict=True):
+        mixed = [np.ptp(group.returns_G) > 0 for group in groups]
+        assert [scored.group for scored in batch] == [group for group, of in zip(groups, mixed, strict=True) if of]
+        # As many as are missing, each time, until there are four, or eight were selected.
+        seen = 0
+        while missing := min(4 - sum(mixed[:seen]), 8 - seen):
+            requests = next(rounds)
+            assert requests == [group.request for group in groups[seen : seen + missing]]
+            refilled += seen > 0
+            seen += missing
+        assert seen == len(groups) and next(rounds) == []
+    assert refilled
+
+
 class Bandit(ScriptedGenerator):
     """Its policy is a softmax over the ten marks, which learns by the policy gradient."""
 
@@ -275,39 +317,44 @@ def test_settings_that_train_nothing_are_refused(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("refill_zero_variance", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_the_distributed_algorithm_does_the_same(
-    tiny_model: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    refill_zero_variance: int, tiny_model: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Selections, returns, advantages and buffer are equal, to the last bit."""
     from rllib_exit.rollout_log import LoggedRollouts
     from tests.grpo.test_algorithm import make_config, selections
 
     num_iterations = 5
+    script = right_or_wrong if refill_zero_variance else mark
     config = make_config(tiny_model, max_model_len=1024, max_response_tokens=32, log_rollouts=True)
-    config.environment(MarkEnv)
-    config.generation(generator_class=partial(ScriptedGenerator, script=mark))
+    config.environment(MarkEnv).training(refill_zero_variance=refill_zero_variance)
+    config.generation(generator_class=partial(ScriptedGenerator, script=script))
     algo: Any = config.build_algo()
     try:
         selected = selections(algo, monkeypatch)
-        for _ in range(num_iterations):
-            algo.train()
+        dropped = sum(algo.train()["rollouts"]["dropped_groups"] for _ in range(num_iterations))
         state = algo.replay.curriculum.get_state()
         logged = LoggedRollouts(Path(algo.logdir)).read()
     finally:
         algo.stop()
 
     curriculum = ExIt(CurriculumConfig.of(config), list(MarkEnv().tasks), np.random.default_rng(config.seed))
+    requested, _ = record(curriculum)
     iterations = run(
         curriculum,
-        ScriptedGenerator(tiny_model, mark, max_model_len=1024),
+        ScriptedGenerator(tiny_model, script, max_model_len=1024),
         num_iterations=num_iterations,
         prompts_per_batch=config.prompts_per_batch,
         rollouts_per_prompt=config.rollouts_per_prompt,
+        refill_zero_variance=refill_zero_variance,
         diversity=edit_diversity_coefficients,
     )
     # Requests are equal if their instances, kinds, sources, seeds and group ids are.
-    assert [[scored.group.request for scored in groups] for groups in iterations] == selected
+    assert [requests for requests in requested if requests] == selected
     assert any(request.source for requests in selected for request in requests)
+    trained = {scored.group.request.group_id for groups in iterations for scored in groups}
+    assert dropped == sum(map(len, selected)) - len(trained) and (dropped > 0) == (refill_zero_variance > 0)
     expected = [
         (
             number,
@@ -324,6 +371,7 @@ def test_the_distributed_algorithm_does_the_same(
     assert expected == [
         (r["iteration"], r["group_id"], r["g"], [t["response"] for t in r["turns"]], r["return"], r["advantage"])
         for r in logged
+        if r["group_id"] in trained
     ]
     assert any(advantage not in (0, 1) for *_, advantage in expected)
     assert repr(curriculum.get_state()) == repr(state)

@@ -94,12 +94,13 @@ class Dispatcher:
         """How many env runners are there."""
         return sum(runner.ready for runner in self._runners)
 
-    def submit(self, call: Call, *, size: int = 1) -> Future[Any]:
+    def submit(self, call: Call, *, size: int = 1, first: bool = False) -> Future[Any]:
         """Has an env runner do a piece of work.
 
         Args:
             call: Gets an actor and returns what to await. It may be called again, with another actor.
             size: How much work it is, in the unit of ``capacity``.
+            first: Whether it comes before the work that waits, whatever was submitted before.
 
         Returns:
             The outcome. It raises what the call raised, or EnvRunnersLostError.
@@ -107,7 +108,7 @@ class Dispatcher:
         work = _Work(call, size)
 
         def enqueue() -> None:
-            self._waiting.append(work)
+            (self._waiting.appendleft if first else self._waiting.append)(work)
             self._hand_out()
 
         self._loop.call_soon_threadsafe(enqueue)

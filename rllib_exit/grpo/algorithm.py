@@ -80,7 +80,7 @@ class GRPO(CheckpointedAlgorithm):
         self._weights = WeightSync(self.learner_group, self.config, self._env_runners, self._evaluation_env_runners)
         self.rollouts = RolloutQueue(
             self._env_runners,
-            group_size=self.config.rollouts_per_prompt,
+            TrainingSettings.of(self.config),
             max_policy_lag=self.config.max_policy_lag,
             meanwhile=self._weights.serve,
         )
@@ -109,11 +109,11 @@ class GRPO(CheckpointedAlgorithm):
         group is scored while others are under way.
         """
         with self._timed("select"):
-            requests = self.rollouts.select(lambda: self.replay.select(self.config.prompts_per_batch))
+            requests = self.rollouts.select(self.replay.select)
         with self._timed("rollout"):
-            rolled_out = self.rollouts.collect(requests, self._score)
+            rolled_out = self.rollouts.collect(requests, self._score, self.replay.select)
         with self._timed("update"):
-            self._update(rolled_out.trainable)
+            self._update(rolled_out.batch)
         with self._timed("sync"):
             self._sync_weights(self._env_runners)
         self.replay(batch=[scored.group for scored in rolled_out.groups], metrics=self.metrics)

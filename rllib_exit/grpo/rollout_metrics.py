@@ -36,6 +36,7 @@ def rollout_metrics(
         "skipped_prompts": sum(group.skipped for group in groups),
         "tokens_per_s": sum(tokens) / rolled_out.seconds,
         "retried_episodes": sum(rollout.attempts - 1 for rollout in rollouts),
+        "dropped_groups": len(rolled_out.trainable) - len(rolled_out.batch),
         "dropped_episodes": sum(group.num_dropped for group in groups),
         "lost_env_runners": rolled_out.num_lost,
         **means([rollout.metrics for rollout in rollouts]),

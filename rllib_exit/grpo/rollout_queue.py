@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.llm_env_runner import remote_call
 from rllib_exit.grpo.waiting import RolloutError, as_completed
+from rllib_exit.objective.scoring import num_to_refill, to_train_on
 from rllib_exit.rollouts import RolloutGroup, RolloutRequest, ScoredGroup
+from rllib_exit.settings import TrainingSettings
 
+# Selects so many requests.
+Select = Callable[[int], Sequence[RolloutRequest]]
 # If most groups of so many iterations in a row cannot be judged, something other than the policy is broken.
 MAX_UNJUDGED = 3
 
@@ -24,11 +28,13 @@ class RolledOut:
 
     Attributes:
         groups: One for each request, in the order of the requests.
+        batch: Those of them to train on.
         seconds: How long these rollouts were under way, without the time that earlier ones took.
         num_lost: How many env runners were lost since the last iteration's rollouts were in.
     """
 
     groups: tuple[ScoredGroup, ...]
+    batch: Sequence[ScoredGroup]
     seconds: float
     num_lost: int
 
@@ -50,18 +56,23 @@ class RolloutQueue:
 
     Args:
         env_runners: They roll out the requests.
-        group_size: G, the rollouts of a request.
+        settings: ``prompts_per_batch``, ``rollouts_per_prompt`` and ``refill_zero_variance``.
         max_policy_lag: How many iterations are selected ahead.
         meanwhile: Called again and again while rollouts are waited for.
     """
 
     def __init__(
-        self, env_runners: Dispatcher, *, group_size: int, max_policy_lag: int, meanwhile: Callable[[], object]
+        self,
+        env_runners: Dispatcher,
+        settings: TrainingSettings,
+        *,
+        max_policy_lag: int,
+        meanwhile: Callable[[], object],
     ) -> None:
         self.selected: deque[Sequence[RolloutRequest]] = deque()
         """The requests that were selected and not yet trained on, one entry for each iteration; to be saved."""
         self._env_runners = env_runners
-        self._group_size = group_size
+        self._settings = settings
         self._max_policy_lag = max_policy_lag
         self._meanwhile = meanwhile
         self._under_way: dict[str, Future[RolloutGroup]] = {}  # by group_id
@@ -69,20 +80,28 @@ class RolloutQueue:
         self._num_lost_before = 0
         self._num_unjudged = 0
 
-    def select(self, select: Callable[[], Sequence[RolloutRequest]]) -> Sequence[RolloutRequest]:
+    def select(self, select: Select) -> Sequence[RolloutRequest]:
         """Selects what is missing, begins the rollouts of what is new, and returns this iteration's requests."""
         while len(self.selected) <= self._max_policy_lag:
-            self.selected.append(select())
-        for request in itertools.chain.from_iterable(self.selected):
-            if request.group_id not in self._under_way:
-                call = remote_call("roll_out", request)
-                self._under_way[request.group_id] = self._env_runners.submit(call, size=self._group_size)
+            self.selected.append(select(self._settings.prompts_per_batch))
+        self._begin(itertools.chain.from_iterable(self.selected))
         return self.selected[0]
 
-    def collect(self, requests: Sequence[RolloutRequest], score: Callable[[RolloutGroup], ScoredGroup]) -> RolledOut:
+    def _begin(self, requests: Iterable[RolloutRequest], *, first: bool = False) -> None:
+        for request in requests:
+            if request.group_id not in self._under_way:
+                call = remote_call("roll_out", request)
+                future = self._env_runners.submit(call, size=self._settings.rollouts_per_prompt, first=first)
+                self._under_way[request.group_id] = future
+
+    def collect(
+        self, requests: Sequence[RolloutRequest], score: Callable[[RolloutGroup], ScoredGroup], select: Select
+    ) -> RolledOut:
         """Waits for all the requests' groups and scores each as it comes in, while others are under way.
 
-        All are waited for: to train on those that end first would prefer short responses.
+        All are waited for: to train on those that end first would prefer short responses. If some are to be replaced,
+        as :func:`num_to_refill` says, their replacements are selected together, and join this iteration's requests.
+        Their rollouts come before those that were selected ahead.
 
         Raises:
             RolloutError: At the first failure; if no prompt fits the context; or if most groups of several iterations
@@ -91,9 +110,16 @@ class RolloutQueue:
         """
         # If they were begun earlier, they have been under way since those of the last iteration were in.
         begun = (self._last_in if self._max_policy_lag else None) or time.perf_counter()
-        futures = [self._under_way[request.group_id] for request in requests]
+        scored: list[ScoredGroup] = []
+        new, refill = requests, self._settings.refill_zero_variance
         try:
-            scored = [score(group) for group in as_completed(futures, self._meanwhile)]
+            while new:
+                futures = [self._under_way[request.group_id] for request in new]
+                scored += [score(group) for group in as_completed(futures, self._meanwhile)]
+                number = num_to_refill(scored, self._settings.prompts_per_batch, refill)
+                new = select(number) if number else ()
+                requests = self.selected[0] = [*requests, *new]
+                self._begin(new, first=True)
             self._check([of.group for of in scored])
         except Exception:
             self.cancel()
@@ -105,7 +131,7 @@ class RolloutQueue:
         num_lost = self._env_runners.num_lost - self._num_lost_before
         self._num_lost_before += num_lost
         groups = tuple(by_id[request.group_id] for request in requests)
-        return RolledOut(groups, self._last_in - begun, num_lost)
+        return RolledOut(groups, to_train_on(groups, refill), self._last_in - begun, num_lost)
 
     def _check(self, groups: Sequence[RolloutGroup]) -> None:
         if all(group.skipped for group in groups):

@@ -33,3 +33,27 @@ def score(group: RolloutGroup, diversity: Diversity | None, *, normalize_std: bo
         solutions = ["\n".join(turn.solution for turn in rollout.turns[t:]) for rollout in group.rollouts]
         advantages_G = advantages_G * diversity(solutions)
     return ScoredGroup(group, advantages_G, time.perf_counter() - start)
+
+
+def num_to_refill(groups: Sequence[ScoredGroup], num_prompts: int, refill_zero_variance: int) -> int:
+    """How many further prompts an iteration selects, now that these groups are in.
+
+    This is the dynamic sampling of DAPO (Yu et al., 2025, section 3.2): groups whose rollouts all have the same return
+    leave the batch, and as many prompts are selected in their place, again and again until the batch is full. As with
+    verl's ``max_num_gen_batches`` the bound is in batches, but counts those beyond the first. Where it is reached, the
+    batch stays smaller, which verl takes for an error. Groups whose prompt does not fit the context, or of which fewer
+    than two rollouts could be judged, are replaced too.
+
+    Args:
+        groups: All groups of the iteration so far.
+        num_prompts: P.
+        refill_zero_variance: The most prompts beyond the first P, as a multiple of P.
+    """
+    missing = num_prompts - sum(scored.has_signal for scored in groups)
+    left = (1 + refill_zero_variance) * num_prompts - len(groups)
+    return max(0, min(missing, left))
+
+
+def to_train_on(groups: Sequence[ScoredGroup], refill_zero_variance: int) -> list[ScoredGroup]:
+    """Those of an iteration's groups whose rollouts can be compared; with refill, only those with a signal."""
+    return [scored for scored in groups if (scored.has_signal if refill_zero_variance else scored.group.trainable)]

@@ -109,6 +109,16 @@ def test_a_runner_holds_no_more_than_its_capacity_and_what_exceeds_it_first(make
     assert items(futures) == list(range(6)) and runner.calls == list(range(6))
 
 
+def test_urgent_work_comes_before_all_that_waits(make: Any) -> None:
+    runner = FakeRunner("0", 0.1)
+    dispatcher = make([runner], capacity=0)
+    futures = [dispatcher.submit(work(i)) for i in range(4)]
+    wait_until(lambda: runner.running == 1)
+    futures.append(dispatcher.submit(work("urgent"), first=True))
+    items(futures)
+    assert runner.calls == [0, "urgent", 1, 2, 3]
+
+
 def test_slow_work_delays_nobody(make: Any) -> None:
     runners = [FakeRunner("0"), FakeRunner("1")]
     dispatcher = make(runners)
