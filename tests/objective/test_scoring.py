@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from envs.base import TaskInstance, Turn
-from rllib_exit.objective.scoring import score
-from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from rllib_exit.objective.scoring import num_to_refill, score, to_train_on
+from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup
 
 
 def make_group(returns: Sequence[float], history: tuple[Turn, ...] = ()) -> RolloutGroup:
@@ -43,3 +44,34 @@ def test_nothing_is_embedded_where_nothing_is_to_be_scaled() -> None:
 
     assert score(make_group([1, 1]), diversity).advantages_G.tolist() == [0, 0]
     assert score(make_group([1]), diversity).advantages_G.tolist() == [0]
+
+
+def scored(pattern: str) -> list[ScoredGroup]:
+    """For each letter a group: ``x`` has a signal, ``=`` has equal returns, ``1`` has a single rollout."""
+    returns = {"x": [0, 1], "=": [1, 1], "1": [1]}
+    return [score(make_group(returns[letter]), None) for letter in pattern]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "refill", "expected"),
+    [
+        ("", 0, 4),
+        ("", 2, 4),
+        ("xxxx", 2, 0),
+        ("x=1=", 0, 0),  # without refill what was selected is all
+        ("x=1=", 1, 3),
+        ("x=1=xx", 1, 1),
+        ("x=1====", 1, 1),  # three are missing, but only one more may be selected
+        ("x=1=====", 1, 0),
+        ("x=1=====", 2, 3),
+        ("xxxxxx", 1, 0),  # a resumed run may have more than it needs
+    ],
+)
+def test_an_iteration_refills_what_is_missing_up_to_a_bound(pattern: str, refill: int, expected: int) -> None:
+    assert num_to_refill(scored(pattern), 4, refill) == expected
+
+
+def test_groups_that_can_be_compared_are_trained_on_and_with_refill_those_with_a_signal() -> None:
+    groups = scored("x=1x")
+    assert to_train_on(groups, 0) == [groups[0], groups[1], groups[3]]
+    assert to_train_on(groups, 1) == [groups[0], groups[3]]
