@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from rllib_exit.grpo.algorithm import GRPO
 from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.grpo.rollout_queue import RolledOut
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.rollouts import ScoredGroup
 from tests.learner.helpers import make_groups
+
+ORDER = ("select", "collect", "_update", "_sync_weights", "trained")
+
+
+def test_an_iteration_trains_on_the_batch_and_shows_all_groups_to_the_curriculum() -> None:
+    groups = make_groups(np.random.default_rng(0))
+    scored = tuple(ScoredGroup(group, np.ones(4)) for group in groups)
+    rolled_out = RolledOut(scored, scored[1:], seconds=1.0, num_lost=0)
+    replay, rollouts, algo = MagicMock(), MagicMock(), MagicMock(iteration=1)
+    algo.replay, algo.rollouts = replay, rollouts
+    rollouts.collect.return_value = rolled_out
+    GRPO.training_step(algo)
+    rollouts.select.assert_called_once_with(replay.select)
+    rollouts.collect.assert_called_once_with(rollouts.select.return_value, algo._score, replay.select)
+    algo._update.assert_called_once_with(rolled_out.batch)
+    replay.assert_called_once_with(batch=groups, metrics=algo.metrics)
+    algo._report.assert_called_once_with(rolled_out)
+    steps = [name for name, *_ in algo.mock_calls if name.split(".")[-1] in ORDER or name == "replay"]
+    assert steps == ["rollouts.select", "rollouts.collect", "_update", "_sync_weights", "replay", "rollouts.trained"]
 
 
 @pytest.mark.parametrize("normalize_std", [True, False])

@@ -11,7 +11,9 @@ from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGro
 def test_the_lag_is_that_of_the_oldest_rollouts() -> None:
     rollouts = (Rollout((), (), 0.0, 0.0), Rollout((), (), 1.0, 1.0))
     groups = [RolloutGroup(RolloutRequest(str(v), TaskInstance("t")), rollouts, v) for v in (7, 5, 6)]
-    rolled_out = RolledOut(tuple(ScoredGroup(group, np.zeros(2)) for group in groups), seconds=1.0, num_lost=0)
+    scored = tuple(ScoredGroup(group, np.zeros(2)) for group in groups)
+    rolled_out = RolledOut(scored, scored[1:], seconds=1.0, num_lost=0)
     # The update made version 8 of version 7.
     metrics = rollout_metrics(rolled_out, {"t": Task("t", "")}, policy_version=8)
     assert (metrics["policy_version",], metrics["policy_lag_max",]) == (8, 2)
+    assert metrics["rollouts", "dropped_groups"] == 1
