@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
-    from envs.dataset.rewards import exact_match, json_schema, math_reward, multiple_choice
+    from envs.dataset.rewards import code_reward, exact_match, json_schema, math_reward, multiple_choice
     from rllib_exit.grpo.algorithm import GRPO
     from rllib_exit.grpo.config import GRPOConfig
 
@@ -22,6 +22,7 @@ __all__ = [
     "Task",
     "TaskInstance",
     "Turn",
+    "code_reward",
     "exact_match",
     "json_schema",
     "math_reward",
@@ -32,7 +33,7 @@ __all__ = [
 _MODULES = {
     "rllib_exit.grpo.algorithm": {"GRPO"},
     "rllib_exit.grpo.config": {"GRPOConfig"},
-    "envs.dataset.rewards": {"exact_match", "json_schema", "math_reward", "multiple_choice"},
+    "envs.dataset.rewards": {"code_reward", "exact_match", "json_schema", "math_reward", "multiple_choice"},
     "envs.base": {"InfrastructureError", "Message", "Outcome", "SelfImprovementEnv", "Task", "TaskInstance", "Turn"},
 }
 

@@ -64,12 +64,35 @@ def json_schema(response: str, schema: Any) -> tuple[float, str]:
     return 1.0, "This fits the schema."
 
 
+def code_reward(response: str, tests: Any) -> tuple[float, str]:
+    """The share of the row's ``tests`` that pass with the response's Python program, in the sandbox.
+
+    Args:
+        response: The program; it may stand in a fenced block.
+        tests: Python statements such as ``assert add(1, 2) == 3``, as one text or as a list of tests.
+    """
+    from envs.dataset.unit_tests import run_tests
+    from envs.mle_bench.prompts import extract_script
+
+    return run_tests(extract_script(response) or response, [tests] if isinstance(tests, str) else tests)
+
+
+REWARDS: Mapping[str, RewardFunction] = {
+    "math": math_reward,
+    "exact_match": exact_match,
+    "multiple_choice": multiple_choice,
+    "json_schema": json_schema,
+    "code": code_reward,
+}
+"""The rewards that come with the package, by their short names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
     """A reward function with its share of the quality.
 
     Attributes:
-        function: The function, or its name as ``"module:function"``.
+        function: The function, its name as ``"module:function"``, or a name in :data:`REWARDS`.
         weight: Its weight; the quality is the weighted mean of all rewards.
     """
 
@@ -86,7 +109,11 @@ class Reward:
         if isinstance(given, Reward):
             return given
         function, weight = given if isinstance(given, tuple | list) and len(given) == 2 else (given, 1.0)
-        if not (callable(function) or (isinstance(function, str) and ":" in function)):
+        if isinstance(function, str) and ":" not in function:
+            if function not in REWARDS:
+                raise ValueError(f"reward is {function!r}: use {', '.join(REWARDS)}, or one of yours: 'module:function'")
+            function = REWARDS[function]
+        if not (callable(function) or isinstance(function, str)):
             raise ValueError(f"reward is {given!r}: use a function, 'module:function', or a pair of one and its weight")
         if not (isinstance(weight, int | float) and 0 < weight < math.inf):
             raise ValueError(f"the weight of reward {_name(function)} is {weight!r}: use a number above 0")
@@ -113,8 +140,10 @@ class Reward:
                 function = getattr(importlib.import_module(module), attribute)
             except (ImportError, AttributeError) as error:
                 raise ValueError(f"reward is {self.function!r}: {error}; use 'module:function'") from error
-        first, *others = inspect.signature(function).parameters  # the first one is the response
-        parameters = [inspect.signature(function).parameters[name] for name in others]
+        try:
+            first, *parameters = inspect.signature(function).parameters.values()  # the first one is the response
+        except (TypeError, ValueError):
+            raise ValueError(f"reward {self.name} takes no response: write it as def {self.name}(response, ...)") from None
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         taken = {p.name for p in parameters}
         required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -122,7 +151,7 @@ class Reward:
         def reward(response: str, row: Mapping[str, Any]) -> tuple[float, str | None]:
             if missing := [name for name in required if name not in row]:
                 raise ValueError(f"reward {self.name} asks for {missing[0]!r}: a row has {', '.join(row)}")
-            result = function(response, **{n: v for n, v in row.items() if n in taken or (takes_all and n != first)})
+            result = function(response, **{n: v for n, v in row.items() if n in taken or (takes_all and n != first.name)})
             value, feedback = result if isinstance(result, tuple) else (result, None)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"reward {self.name} gave {value!r}: it must be a number from 0 to 1")

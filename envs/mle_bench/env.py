@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -16,12 +15,10 @@ from envs.mle_bench.competitions import Competition, ScoreRange, load_competitio
 from envs.mle_bench.grading import Grade, shared_grader
 from envs.mle_bench.prompts import START_SCRIPT, extract_script, prompt, tail
 from envs.options import Options
-from envs.sandbox.job import Limits
+from envs.sandbox.job import Limits, default_slots
 from envs.sandbox.sandbox import Run, SandboxError, SandboxUnavailableError, Status, run_script
-from envs.workers import usable_cpus
 
 SUBMISSION = "submission.csv"
-SLOTS_VARIABLE = "SANDBOX_SLOTS"
 # The feedback to a script that has a score begins with this.
 SCORED = "Score: "
 # So many times in a row a failing script is debugged before a greedy search goes back to the best one.
@@ -106,7 +103,7 @@ class MLEBenchEnv(SelfImprovementEnv):
             disk_bytes=options.disk_bytes,
             threads=options.threads,
         )
-        self.slots: int = options.slots or _default_slots(options.threads)
+        self.slots: int = options.slots or default_slots(options.threads)
 
     def prompt(self, task: Task) -> list[Message]:
         return self._chat(task, "base", START_SCRIPT)
@@ -229,15 +226,6 @@ def _counted(result: Result) -> dict[str, float]:
 
 def _has_score(turn: Turn) -> bool:
     return (turn.feedback or "").startswith(SCORED)
-
-
-def _default_slots(threads: int) -> int:
-    given = os.environ.get(SLOTS_VARIABLE)
-    if given is None:
-        return max(1, usable_cpus() // threads)
-    if not given.isdecimal() or int(given) == 0:
-        raise ValueError(f"{SLOTS_VARIABLE} is {given!r}: set a number of scripts, at least 1")
-    return int(given)
 
 
 def _score_ranges(competitions: Sequence[Competition], given: Mapping[str, ScoreRange]) -> dict[str, ScoreRange]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
+
+from envs.workers import usable_cpus
+
+SLOTS_VARIABLE = "SANDBOX_SLOTS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +89,20 @@ class Job:
     read_all: bool
     limits: Limits
     cpu_s: float
+
+
+def default_slots(threads: int) -> int:
+    """How many scripts run at once on a machine: what SANDBOX_SLOTS says, else as many as have their CPUs.
+
+    Args:
+        threads: The CPUs of each script.
+
+    Raises:
+        ValueError: If SANDBOX_SLOTS is no number above 0.
+    """
+    given = os.environ.get(SLOTS_VARIABLE)
+    if given is None:
+        return max(1, usable_cpus() // threads)
+    if not given.isdecimal() or int(given) == 0:
+        raise ValueError(f"{SLOTS_VARIABLE} is {given!r}: set a number of scripts, at least 1")
+    return int(given)

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from envs.dataset.rewards import Reward, exact_match, json_schema, math_reward, multiple_choice
+from envs.dataset.rewards import REWARDS, Reward, exact_match, json_schema, math_reward, multiple_choice
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_its_text_is_the_same_in_every_process() -> None:
     ("given", "message"),
     [
         (3, "reward is 3: use a function"),
-        ("exact_match", "reward is 'exact_match': use a function, 'module:function'"),
+        ("exact", "reward is 'exact': use math, exact_match, .*or one of yours: 'module:function'"),
         ((exact_match, 0), "the weight of reward exact_match is 0: use a number above 0"),
         ((exact_match, "a"), "the weight of reward exact_match is 'a'"),
     ],
@@ -92,12 +92,19 @@ def test_what_is_no_reward(given: Any, message: str) -> None:
         Reward.of(given)
 
 
+def test_own_rewards_have_short_names() -> None:
+    assert Reward.of("math") == Reward.of(math_reward) and Reward.of(("exact_match", 2)).function is exact_match
+    assert set(REWARDS) == {"math", "exact_match", "multiple_choice", "json_schema", "code"}
+
+
 def test_rewards_that_cannot_be_used() -> None:
     for name in ("gone:f", "envs.dataset.rewards:gone"):
         with pytest.raises(ValueError, match=f"reward is '{name}': .*use 'module:function'"):
             Reward.of(name).resolve()
     with pytest.raises(ValueError, match="reward json_schema asks for 'schema': a row has prompt, answer"):
         Reward.of(json_schema).resolve()("{}", {"prompt": "p", "answer": "a"})
+    with pytest.raises(ValueError, match="reward <lambda> takes no response"):
+        Reward.of(lambda: 1.0).resolve()
     for value in (2, -1, float("nan"), None, "1"):
         with pytest.raises(ValueError, match=r"reward <lambda> gave .*: it must be a number from 0 to 1"):
             Reward.of(lambda response, value=value: value).resolve()("x", {})
