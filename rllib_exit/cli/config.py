@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from rllib_exit.settings import unknown_name
-
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
 
@@ -81,6 +79,8 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
     Raises:
         ValueError: If a setting is malformed or names no field.
     """
+    from rllib_exit.settings import unknown_name
+
     config = config.copy(copy_frozen=False)
     pairs = [_parse_setting(setting) for setting in settings]
     # A strategy sets other fields to its preset: what was asked for besides comes after it.

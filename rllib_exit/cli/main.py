@@ -16,7 +16,7 @@ from rllib_exit.cli.rollouts import rollouts
 from rllib_exit.cli.search import search
 from rllib_exit.cli.sft import sft
 from rllib_exit.cli.sweep_table import sweep_table
-from rllib_exit.cli.train import train_file
+from rllib_exit.cli.train import TrainGroup, train_dataset, train_file
 
 app = typer.Typer(
     help="Fine-tunes language models with GRPO and Exploratory Iteration on Ray RLlib.",
@@ -24,14 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-train = typer.Typer(help="Trains.", no_args_is_help=True)
-
-
-@train.callback()
-def _train() -> None:
-    """Makes the group, which without a callback would become its one command."""
-
-
+train = typer.Typer(cls=TrainGroup, invoke_without_command=True)
+train.callback()(train_dataset)
 app.add_typer(train, name="train")
 train.command("file")(train_file)
 app.command("check")(check_file)

@@ -44,6 +44,36 @@ def test_train_wants_a_file_that_exists(tmp_path: Path):
     assert "does not exist" in message(run("train", "file", tmp_path / "none.py"))
 
 
+def test_a_missing_word_is_suggested():
+    for arguments, command in {
+        ("x.py", "--stop-iters", "3"): "rllib train file x.py --stop-iters 3",
+        ("x.jsonl",): "rllib train --dataset x.jsonl",
+    }.items():
+        result = run("train", *arguments)
+        assert result.exit_code == 2 and command in " ".join(result.stderr.replace("│", " ").split())
+    assert "No such command 'fiel'" in run("train", "fiel").stderr
+    assert "--dataset" in run("train").output
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "gone.jsonl"], "gone.jsonl does not exist"),
+        (["--dataset", "DATA"], "--reward is missing"),
+        (["--dataset", "DATA", "--reward", "math"], "--model is missing"),
+        (["--dataset", "DATA", "--reward", "mth", "--model", "MODEL"], "reward is 'mth': use math, exact_match"),
+        (["--dataset", "DATA", "--reward", "math", "--model", "MODEL"], "prompt is 'prompt': no such column in row 1"),
+        (["--dataset", "DATA", "--reward", "math", "--model", "gone", "--prompt", "q", "--answer", "a"], "'gone'"),
+        (["--dataset", "DATA", "--reward", "math", "--model", "MODEL", "--strategy", "ppo"], "strategy is 'ppo'"),
+    ],
+)
+def test_training_on_a_data_set_explains_mistakes(tmp_path: Path, tiny_model: str, args: list[str], said: str):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"q": "What is {i} + 1?", "a": {i + 1}}}\n' for i in range(50)))
+    words = {"DATA": str(tmp_path / "rows.jsonl"), "MODEL": tiny_model}
+    assert said in message(run("train", *(words.get(arg, arg) for arg in args)))
+
+
 @pytest.mark.usefixtures("no_ray")
 def test_a_resume_that_would_train_nothing_is_an_error(file: Path, checkpoint: Path):
     result = run("train", "file", file, "--resume", checkpoint.parent.parent, "--stop-iters", "3")
