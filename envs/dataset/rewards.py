@@ -111,7 +111,9 @@ class Reward:
         function, weight = given if isinstance(given, tuple | list) and len(given) == 2 else (given, 1.0)
         if isinstance(function, str) and ":" not in function:
             if function not in REWARDS:
-                raise ValueError(f"reward is {function!r}: use {', '.join(REWARDS)}, or one of yours: 'module:function'")
+                raise ValueError(
+                    f"reward is {function!r}: use {', '.join(REWARDS)}, or one of yours: 'module:function'"
+                )
             function = REWARDS[function]
         if not (callable(function) or isinstance(function, str)):
             raise ValueError(f"reward is {given!r}: use a function, 'module:function', or a pair of one and its weight")
@@ -143,7 +145,9 @@ class Reward:
         try:
             first, *parameters = inspect.signature(function).parameters.values()  # the first one is the response
         except (TypeError, ValueError):
-            raise ValueError(f"reward {self.name} takes no response: write it as def {self.name}(response, ...)") from None
+            raise ValueError(
+                f"reward {self.name} takes no response: write it as def {self.name}(response, ...)"
+            ) from None
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         taken = {p.name for p in parameters}
         required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -151,7 +155,9 @@ class Reward:
         def reward(response: str, row: Mapping[str, Any]) -> tuple[float, str | None]:
             if missing := [name for name in required if name not in row]:
                 raise ValueError(f"reward {self.name} asks for {missing[0]!r}: a row has {', '.join(row)}")
-            result = function(response, **{n: v for n, v in row.items() if n in taken or (takes_all and n != first.name)})
+            result = function(
+                response, **{n: v for n, v in row.items() if n in taken or (takes_all and n != first.name)}
+            )
             value, feedback = result if isinstance(result, tuple) else (result, None)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"reward {self.name} gave {value!r}: it must be a number from 0 to 1")

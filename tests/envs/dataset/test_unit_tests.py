@@ -69,7 +69,7 @@ def test_the_reward_takes_a_fenced_program_and_one_text_of_tests() -> None:
 
 @pytest.mark.parametrize("tests", [[], None, [3]])
 def test_a_row_without_tests_is_an_error(tests: Any) -> None:
-    with pytest.raises(ValueError, match="tests is .*: it must be Python statements"):
+    with pytest.raises(ValueError, match=r"tests is .*: it must be Python statements"):
         code_reward(RIGHT, tests)
 
 
