@@ -4,6 +4,8 @@ They are imported when they are first used, so that a pure module of this packag
 """
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ _MODULES = {
     "envs.dataset.rewards": {"code_reward", "exact_match", "json_schema", "math_reward", "multiple_choice"},
     "envs.base": {"InfrastructureError", "Message", "Outcome", "SelfImprovementEnv", "Task", "TaskInstance", "Turn"},
 }
+
+
+_ENVS = Path(__file__).resolve().parents[1] / "envs"
+_found = getattr(find_spec("envs"), "submodule_search_locations", None) or []
+if _ENVS not in [Path(location).resolve() for location in _found]:
+    _there = next(iter(_found), getattr(find_spec("envs"), "origin", None))
+    raise ImportError(f"{_there} hides the package `envs` of rllib-exit: rename it, to my_envs for example")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ import rllib_exit
 from envs.base import Task
 from rllib_exit.grpo.config import GRPOConfig
 
+ROOT = Path(__file__).parent.parent
 PURE = [
     "rllib_exit",
     "envs.bfcl.env",
@@ -58,6 +61,21 @@ def test_the_package_has_the_names_that_a_training_file_needs() -> None:
         assert getattr(rllib_exit, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'GRPOconfig'; it has GRPO, GRPOConfig"):
         rllib_exit.GRPOconfig  # noqa: B018
+
+
+@pytest.mark.parametrize("own", ["envs/__init__.py", "envs/base.py", "envs.py"])
+def test_a_folder_that_hides_our_envs_is_named(own: str, tmp_path: Path) -> None:
+    file = tmp_path / own
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-P", "-c", "import rllib_exit"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    if own == "envs/base.py":  # without __init__.py it is no package, and ours is found
+        assert result.returncode == 0, result.stderr
+    else:
+        said = f"ImportError: {tmp_path / own.split('/')[0]} hides the package `envs` of rllib-exit: rename it"
+        assert said in result.stderr
 
 
 def test_learners_do_not_load_the_algorithm_or_its_config() -> None:

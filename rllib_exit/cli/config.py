@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+import rllib_exit
+
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
 
@@ -41,6 +43,8 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
 
     from rllib_exit.grpo.config import GRPOConfig
 
+    for folder in {file.parent.absolute(), Path.cwd()}:
+        _check_envs(folder)
     # Modules beside the file can be imported, as from a script.
     sys.path.insert(0, str(file.parent.absolute()))
     spec = importlib.util.spec_from_file_location(f"rllib_file_{file.stem}", file)
@@ -67,6 +71,16 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
             "use ray.tune.TuneConfig(metric=…, mode=…)"
         )
     return config, dict(stop), tune_config
+
+
+def _check_envs(folder: Path) -> None:
+    """Raises a ValueError if a folder on the import path has an `envs` of its own."""
+    ours = Path(rllib_exit.__file__).resolve().parents[1] / "envs"
+    for own in (folder / "envs.py", folder / "envs"):
+        if own.resolve() != ours and (own.is_file() or any(own.glob("*.py"))):
+            raise ValueError(
+                f"{own} and a package of rllib-exit have one name, `envs`: rename it, to my_envs for example"
+            )
 
 
 def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:

@@ -83,3 +83,13 @@ def test_an_evaluations_own_config_can_be_checked(tiny_model: str):
     evaluation.temperature = -1
     with pytest.raises(ValueError, match="temperature is -1"):
         check(evaluation)
+
+
+@pytest.mark.parametrize("own", ["envs/my_env.py", "envs.py"])
+def test_an_envs_beside_the_file_is_named(own: str, tmp_path: Path) -> None:
+    (tmp_path / own).parent.mkdir(exist_ok=True)
+    (tmp_path / own).touch()
+    file = tmp_path / "train.py"
+    file.write_text("from envs.my_env import MyEnv")
+    with pytest.raises(ValueError, match=r"/envs(\.py)? and a package of rllib-exit have one name, `envs`: rename it"):
+        load_file(file)
