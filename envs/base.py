@@ -364,6 +364,8 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
 
     def _respond(self, response: str) -> Outcome:
         outcome = self.respond(self.task, response)
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"{type(self).__name__}.respond gave {outcome!r}: it must be an Outcome(quality, feedback)")
         if not 0.0 <= outcome.quality <= 1.0:  # NaN too
             raise ValueError(
                 f"task {self.instance.task_id!r}: {type(self).__name__} gave quality {outcome.quality}: "

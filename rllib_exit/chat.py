@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.base import Message
+from rllib_exit.models import NO_TEMPLATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ class ChatTokenizer:
     Args:
         tokenizer: A tokenizer, or the model directory to load it from.
         template_kwargs: Passed to the template, such as ``date_string`` or ``enable_thinking``. Give the date where
-            a template writes today's date, or prompts change overnight.
+            a template writes today's date, or prompts change overnight. ``chat_template`` is another template.
 
     Raises:
         ValueError: If the tokenizer has no chat template, or cannot encode a text in pieces.
@@ -85,8 +86,8 @@ class ChatTokenizer:
         self._template = lru_cache(maxsize=256)(self._render)
         self._content_ids = lru_cache(maxsize=512)(self._encode_content)
 
-        if not self.tokenizer.chat_template:
-            raise ValueError(f"the tokenizer of {self.name} has no chat template: use an instruction-tuned model")
+        if not (self.tokenizer.chat_template or self._template_kwargs.get("chat_template")):
+            raise ValueError(NO_TEMPLATE.format(self.name))
         if self.decode([*self._encode("a", plain=True), *self._encode("a", plain=True)]) != "aa":
             raise ValueError(
                 f"the tokenizer of {self.name} puts a space before every text, so that a chat cannot be tokenised in "

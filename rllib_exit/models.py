@@ -8,6 +8,7 @@ With the latter, everything runs without a network.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -26,6 +27,12 @@ COUNTDOWN = "bundled:countdown-1m"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # Second copies of the weights in other formats, which many repositories hold.
 _NOT_DOWNLOADED = ["original/*", "onnx/*", "openvino/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
+
+
+NO_TEMPLATE = (
+    "the tokenizer of {} has no chat template: use an instruction-tuned model, or give the template, Jinja's text, as "
+    "chat_template_kwargs={{'chat_template': …}}"
+)
 
 
 class ModelNotFoundError(ValueError):
@@ -60,6 +67,25 @@ def resolve_model(name: str) -> str:
         f"model {name!r} is neither a directory nor a hub id: give an existing directory, a hub id "
         f"'org/name', or one of {', '.join(_BUNDLED)}"
     )
+
+
+def check_model(directory: str, *, has_template: bool) -> None:
+    """Finds out, without loading it, whether a directory holds a model that chats.
+
+    Args:
+        directory: The directory.
+        has_template: Whether a chat template was given besides.
+
+    Raises:
+        ValueError: If it holds no model, or neither has a chat template.
+    """
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{directory} has no config.json: give the directory of a model in Hugging Face format")
+    settings = path / "tokenizer_config.json"
+    in_settings = settings.is_file() and "chat_template" in json.loads(settings.read_text())
+    if not (has_template or in_settings or (path / "chat_template.jinja").is_file()):
+        raise ValueError(NO_TEMPLATE.format(directory))
 
 
 def save_model(model: Any, tokenizer_from: str, dtype: str, directory: Path) -> None:

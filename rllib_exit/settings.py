@@ -148,7 +148,7 @@ class LanguageModelSettings(Settings):
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass, which saves memory."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables of the model's chat template."""
+    """Variables of the model's chat template. ``chat_template`` is another template, for a model that has none."""
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:

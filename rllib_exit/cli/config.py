@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copyreg
+import functools
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NewType, cast
 
 import typer
 import yaml
@@ -28,6 +32,19 @@ Settings = Annotated[
 ]
 
 
+def check_file(file: Path) -> None:
+    """Finds out what needs no import: whether there is such a file, and it is Python.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not Python.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist")
+    with _one_line(file):
+        compile(file.read_bytes(), file, "exec")
+
+
 def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None]:
     """Runs a Python file and takes its ``config``, ``stop`` and ``tune_config``.
 
@@ -35,8 +52,7 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
         FileNotFoundError: If there is no such file.
         ValueError: If it has no usable ``config``, ``stop`` or ``tune_config``.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist")
+    check_file(file)
 
     import ray.cloudpickle
     from ray.tune import TuneConfig
@@ -52,9 +68,13 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
         raise ValueError(f"{file} is not a Python file: its name must end with .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    # The workers cannot import the file: what it defines, its env for one, goes to them by value.
-    ray.cloudpickle.register_pickle_by_value(module)
+    before = set(sys.modules)
+    with _one_line(file):
+        spec.loader.exec_module(module)
+    # The workers cannot import the file and its neighbours: what they define, an env for one, goes to them by value.
+    for name in {spec.name} | {name for name in set(sys.modules) - before if _is_beside(sys.modules[name], file)}:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+        _by_value.add(name)
 
     config, stop = getattr(module, "config", None), getattr(module, "stop", {})
     tune_config = getattr(module, "tune_config", None)
@@ -70,7 +90,79 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
             f"{file} has a `tune_config` of type {type(tune_config).__name__}: "
             "use ray.tune.TuneConfig(metric=…, mode=…)"
         )
+    _check_travels(file, config, spec.name)
     return config, dict(stop), tune_config
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    """Says in one line what a user's file raises, and where."""
+    try:
+        yield
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}") from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
+        raise ValueError(f"{file}:{lines[-1]}: {type(error).__name__}: {error}") from error
+
+
+def _is_beside(module: Any, file: Path) -> bool:
+    """Whether a module is one of the user's, beside the file or in a folder there."""
+    source, folder = getattr(module, "__file__", None), file.parent.resolve()
+    if source is None or not Path(source).resolve().is_relative_to(folder):
+        return False
+    installed = "site-packages" in Path(source).resolve().relative_to(folder).parts
+    return not installed and module.__name__.partition(".")[0] not in ("rllib_exit", "envs")
+
+
+_by_value: set[str] = set()  # the modules that go to the workers by value
+
+
+def _by_value_too(take_apart: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], Any]:
+    """How to pickle what pickle takes by its name always, also where that name leads nowhere."""
+
+    def reduce(thing: Any) -> Any:
+        by_name = thing.__module__ in sys.modules and thing.__module__ not in _by_value
+        return thing.__qualname__ if by_name else take_apart(thing)
+
+    return reduce
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _new_type(name: str, supertype: Any, module: str) -> Any:
+    new = NewType(name, supertype)  # type: ignore[misc]
+    new.__module__ = module
+    return new
+
+
+copyreg.pickle(functools._lru_cache_wrapper, _by_value_too(lambda f: (_cached, (f.__wrapped__, f.cache_parameters()))))
+copyreg.pickle(
+    cast(Any, NewType), _by_value_too(lambda new: (_new_type, (new.__name__, new.__supertype__, new.__module__)))
+)
+
+
+def _check_travels(file: Path, config: GRPOConfig, module: str) -> None:
+    """Raises a ValueError if Ray's workers, which cannot import the file, could not make sense of its config."""
+    from ray import cloudpickle
+
+    loaded = sys.modules[module]
+    try:
+        pickled = cloudpickle.dumps(config.to_dict())  # pyright: ignore[reportPrivateImportUsage]
+        del sys.modules[module]
+        cloudpickle.loads(pickled)
+    except Exception as error:
+        raise ValueError(
+            f"{file}: its config cannot be sent to Ray's workers ({type(error).__name__}: {error}): make what it holds "
+            "inside the functions that use it"
+        ) from error
+    finally:
+        sys.modules[module] = loaded
 
 
 def _check_envs(folder: Path) -> None:
@@ -142,19 +234,28 @@ def check(config: GRPOConfig) -> None:
     """Finds a config's mistakes before any actor is started; makes its model's path absolute.
 
     Raises:
-        ValueError: If a field is wrong, or the model is not to be had.
+        ValueError: If a field is wrong, the environment fails in an episode, or the model is not to be had.
     """
-    from rllib_exit.env_runners.environments import make_env
-    from rllib_exit.models import resolve_model
+    from rllib_exit.env_runners.environments import make_env, rehearse
+    from rllib_exit.grpo.config import vllm_generator
+    from rllib_exit.models import check_model, resolve_model
 
     config.copy(copy_frozen=False).validate()
-    make_env(config.env, config.env_config)
+    if config.generator_class is vllm_generator and importlib.util.find_spec("vllm") is None:
+        raise ValueError("vllm is not installed: run `pip install 'rllib-exit[cpu]'`, on GPUs `'rllib-exit[gpu]'`")
     evaluation: Any = config.get_evaluation_config_object()  # None if the config is the evaluation's itself
-    if config.evaluation_interval and evaluation is not None:
-        make_env(evaluation.env, evaluation.env_config)
+    for each in (config, *([evaluation] if config.evaluation_interval and evaluation is not None else [])):
+        try:
+            env = make_env(each.env, each.env_config)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            raise ValueError(f"env {each.env!r} cannot be made: {type(error).__name__}: {error}") from error
+        rehearse(env)
     for name in ("model_name", "embedding_model"):
         model = getattr(config, name)
         if model is not None:
             path = resolve_model(model)
             if Path(model).expanduser().is_dir():
                 setattr(config, name, path)
+    check_model(config.model_path, has_template="chat_template" in config.chat_template_kwargs)

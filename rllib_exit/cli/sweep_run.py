@@ -19,7 +19,7 @@ from rllib_exit.cli import sweeps
 from rllib_exit.cli.config import check
 from rllib_exit.cli.console import CommandError, error_message, say
 from rllib_exit.cli.sweeps import Sweep
-from rllib_exit.cli.training import Training, reached, reserve, run_trials
+from rllib_exit.cli.training import Training, check_stop, reserve, run_trials
 from rllib_exit.files import whole_lines
 
 SCHEDULERS = ("none", "asha", "pbt")
@@ -56,6 +56,7 @@ def train_sweep(
     trial_scheduler = tune_config.scheduler if scheduler is None else make_scheduler(scheduler, training)
     first = sweeps.check_variants(training.config)
     check_metric(training, sweep)
+    check_stop(training)
     check(first)
     models = {name: getattr(first, name) for name in ("model_name", "embedding_model") if name not in sweep.spaces}
     training = replace(training, config=sweeps.with_values(training.config, models))
@@ -115,7 +116,7 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
     training.directory.mkdir(parents=True, exist_ok=True)
     mend_results(training.directory)
     (training.directory / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(sweep), indent=2) + "\n")
-    stop, concurrent = training.stop, tune_config.max_concurrent_trials
+    concurrent = tune_config.max_concurrent_trials
     own_search = sweeps.PossibleVariants(
         training.config, max_concurrent=concurrent or 0, random_state=training.config.seed
     )
@@ -125,7 +126,6 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
         training,
         # After a kill, a trial may have to go on from the last but one. PBT copies from trials that have gone on since.
         num_to_keep=4 if pbt else 2,
-        stop=lambda trial_id, result: reached(stop, result),
         num_samples=tune_config.num_samples,
         metric=sweep.metric,
         mode=sweep.mode,

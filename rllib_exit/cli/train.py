@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from envs.tables import FILE_SUFFIXES
-from rllib_exit.cli.config import Scale, Settings, load_file, override
+from rllib_exit.cli.config import Scale, Settings, check_file, load_file, override
 from rllib_exit.cli.console import Verbose, clear_errors, quiet, take_scale
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def train_file(
     SIGTERM, and goes on with --resume from its trials' checkpoints.
     """
     with clear_errors(verbose):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist")
+        check_file(file)
         _train(
             lambda: load_file(file),
             results_dir / file.stem,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +52,35 @@ class Training:
         return self.stop.get("training_iteration")
 
 
+def check_stop(training: Training) -> None:
+    """Finds the mistakes in ``stop`` that need no result.
+
+    Raises:
+        ValueError: If a limit is no number, or is one of an evaluation that never takes place.
+    """
+    for key, limit in training.stop.items():
+        if not isinstance(limit, int | float) or isinstance(limit, bool):
+            raise ValueError(f"stop has {limit!r} for {key!r}: use a number")
+        if key.startswith("evaluation/") and not training.config.evaluation_interval:
+            raise ValueError(f"stop has {key!r}, but evaluation_interval is None: set it to a number of iterations")
+
+
 def reached(stop: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     """Whether a result has reached a value of ``stop``."""
     flat = flatten_dict(dict(result))
-    for key, limit in stop.items():
-        if key not in flat:
-            raise ValueError(f"stop has {key!r}, which is not in the results")
-        if flat[key] >= limit:
-            return True
-    return False
+    return any(key in flat and flat[key] >= limit for key, limit in stop.items())
+
+
+def unknown_metrics(stop: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """Says which keys of ``stop`` are in no result, with the nearest that are. Those of evaluations may come later."""
+    flat = flatten_dict(dict(result))
+    later = ("evaluation/",) if "evaluation" not in result else ()
+    messages = []
+    for key in stop:
+        if key not in flat and not key.startswith(later):
+            nearest = difflib.get_close_matches(key, flat, n=3, cutoff=0.3)
+            messages.append(f"stop has {key!r}, which no result has; the nearest are {', '.join(nearest)}")
+    return messages
 
 
 def reserve(config: Any, verbose: bool, num_trials: int = 1) -> None:
@@ -71,13 +92,24 @@ def reserve(config: Any, verbose: bool, num_trials: int = 1) -> None:
     require("the run needs", needed, "lower num_env_runners, num_learners or their num_gpus_...")
 
 
-def run_trials(training: Training, *, num_to_keep: int = 2, **options: Any) -> list[Any]:
+def run_trials(
+    training: Training, *, num_to_keep: int = 2, stop_now: Callable[[], bool] = lambda: False, **options: Any
+) -> list[Any]:
     """Tune's trials, which have ended or failed.
 
-    They keep ``num_to_keep`` checkpoints; ``options`` are further arguments of ``tune.run``. (``Tuner.fit`` cannot
-    begin a trial from a checkpoint.)
+    They keep ``num_to_keep`` checkpoints, and end early after ``stop_now``; ``options`` are further arguments of
+    ``tune.run``. (``Tuner.fit`` cannot begin a trial from a checkpoint.)
+
+    Raises:
+        CommandError: After the first results, which are saved, if ``stop`` has what they have not.
     """
     algorithm: Any = training.config.algo_class
+    unknown: list[str] = []
+
+    def ends(trial_id: str, result: Mapping[str, Any]) -> bool:
+        unknown.extend(unknown_metrics(training.stop, result))
+        return bool(unknown) or stop_now() or reached(training.stop, result)
+
     analysis = tune.run(
         algorithm,
         name=training.directory.name,
@@ -88,9 +120,14 @@ def run_trials(training: Training, *, num_to_keep: int = 2, **options: Any) -> l
         ),
         verbose=0,
         raise_on_failed_trial=False,
+        stop=ends,
         **options,
     )
-    return analysis.trials or []
+    trials = analysis.trials or []
+    if unknown:
+        saved = [f"saved: {path}" for trial in trials if (path := _newest(Path(str(trial.path))))]
+        raise CommandError("\n".join([unknown[0], *saved]))
+    return trials
 
 
 # A run.
@@ -99,18 +136,19 @@ def run_trials(training: Training, *, num_to_keep: int = 2, **options: Any) -> l
 def train_run(training: Training, resume: Path | None) -> None:
     """Trains, from the newest checkpoint at or under ``resume`` if given; goes on if a learner fails."""
     checkpoint = None if resume is None else _checkpoint(training, resume)
+    check_stop(training)
     check(training.config)
     reserve(training.config, training.verbose)
     say(f"results: {training.directory}")
     if training.config.warm_start_epochs and checkpoint is None:
         warm_start(training.config, say)  # it is then in the cache, where the algorithm finds it
-    progress, stop = Progress(training.num_iterations), training.stop
+    progress = Progress(training.num_iterations)
     with progress, _stop_on_signals(progress) as signals:
         while True:
             (trial,) = run_trials(
                 training,
                 restore=str(checkpoint) if checkpoint else None,
-                stop=lambda trial_id, result: bool(signals) or reached(stop, result),
+                stop_now=lambda: bool(signals),
                 callbacks=[progress],
             )
             saved = _newest(Path(str(trial.path)))

@@ -13,6 +13,7 @@ from rllib_exit import settings
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
 from rllib_exit.grpo.fluent import NotProvided, fluent
+from rllib_exit.grpo.meaningless import check_meaningless
 from rllib_exit.models import resolve_model
 from rllib_exit.settings import allowed_values, check, unknown_name
 
@@ -95,8 +96,8 @@ class GRPOConfig(_Fields):
         """
         from envs.dataset.env import DatasetEnv
 
-        data = data.to_list() if hasattr(data, "to_list") else data
-        options = {"data": data, "test_fraction": test_fraction, **options}
+        rows = data.to_list() if hasattr(data, "to_list") else data
+        options = {"data": rows, "test_fraction": test_fraction, **options}
         self.environment(DatasetEnv, env_config={**options, "split": "train" if test_fraction else "all"})
         if test_fraction:
             self.evaluation(evaluation_config=self.overrides(env_config={"split": "test"}))
@@ -244,9 +245,8 @@ class GRPOConfig(_Fields):
 
     @property
     def model_path(self) -> str:
-        """The local directory of the model."""
-        assert self.model_name is not None, "validate() checks it"
-        return resolve_model(self.model_name)
+        """The local directory of the model, whose name :meth:`validate` checks."""
+        return resolve_model(self.model_name or "")
 
     def validate(self) -> None:
         """Checks everything that needs no model or data.
@@ -254,8 +254,10 @@ class GRPOConfig(_Fields):
         Raises:
             ValueError: Names the field, its value and the mend.
         """
-        config = self.evaluation_config
-        check(self, "evaluation_config", isinstance(config, dict | AlgorithmConfig | None), "use a dict")
+        check_meaningless(self)
+        check(
+            self, "evaluation_config", isinstance(self.evaluation_config, dict | AlgorithmConfig | None), "use a dict"
+        )
         for group in GROUPS:
             group.of(self)
         check(self, "num_env_runners", self.num_env_runners > 0 or self.in_evaluation, "use an integer of 1 or more")

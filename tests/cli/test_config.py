@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 
 from rllib_exit.cli.config import check, load_file, override
 from rllib_exit.grpo.config import GRPOConfig
-from tests.cli.helpers import make_config
+from tests.cli.helpers import DigitEnv, make_config
 
 
 @pytest.mark.parametrize(
@@ -93,3 +96,136 @@ def test_an_envs_beside_the_file_is_named(own: str, tmp_path: Path) -> None:
     file.write_text("from envs.my_env import MyEnv")
     with pytest.raises(ValueError, match=r"/envs(\.py)? and a package of rllib-exit have one name, `envs`: rename it"):
         load_file(file)
+
+
+EVERYTHING = """
+import dataclasses, enum, functools, typing
+from typing import NamedTuple
+from neighbour import SIGN
+from tests.cli.helpers import DigitEnv, make_config
+
+Name = typing.NewType("Name", str)
+CACHE: dict[str, int] = {}
+
+class Kind(enum.Enum):
+    ONE = 1
+
+class Pair(NamedTuple):
+    kind: Kind
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    pair: Pair
+
+@functools.cache
+def factorial(n: int) -> int:
+    return n * factorial(n - 1) if n else 1
+
+@functools.lru_cache(maxsize=3)
+def row() -> Row:
+    return Row(Pair(Kind.ONE))
+
+def adder(a):
+    return lambda b: a + b
+
+class MyEnv(DigitEnv):
+    @functools.cache
+    def known(self, name: Name):
+        return f"{factorial(4)} {adder(1)(2)} {row().pair.kind.name} {SIGN} {len(CACHE)}"
+
+config = make_config(MODEL).environment(MyEnv)
+"""
+
+
+def test_a_file_may_define_anything_and_reaches_the_workers(tmp_path: Path, tiny_model: str) -> None:
+    from ray import cloudpickle
+
+    (tmp_path / "neighbour.py").write_text("import functools\nSIGN = '+'\n")
+    file = tmp_path / "anything.py"
+    file.write_text(EVERYTHING.replace("MODEL", repr(tiny_model)))
+    config, _, _ = load_file(file)
+    assert config.env is not None
+    (tmp_path / "config.pkl").write_bytes(cloudpickle.dumps(config.env))  # pyright: ignore
+    # A worker sends it on to others.
+    script = (
+        "import sys, pickle\nfrom ray import cloudpickle\nenv = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "env = pickle.loads(cloudpickle.dumps(env))({})\nprint(env.known('x'))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "config.pkl")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.stdout.splitlines()[:1] == ["24 3 ONE + 0"], result.stderr
+
+
+def test_what_cannot_reach_the_workers_is_told(tmp_path: Path, tiny_model: str) -> None:
+    file = tmp_path / "lock.py"
+    file.write_text(
+        "import threading\nfrom tests.cli.helpers import DigitEnv, make_config\nlock = threading.Lock()\n"
+        "class MyEnv(DigitEnv):\n    def begin(self, task):\n        lock.acquire()\n"
+        f"config = make_config({tiny_model!r}).environment(MyEnv)\n"
+    )
+    with pytest.raises(ValueError, match=r"lock\.py: its config cannot be sent to Ray's workers \(TypeError: .*lock"):
+        load_file(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("x = 1\nconfig = y\n", "broken.py:2: NameError: name 'y' is not defined"),
+        ("x = 1\nconfig = (\n", "broken.py:2: SyntaxError: '(' was never closed"),
+        ("import no_such_module", "broken.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("from rllib_exit import GRPOConfig\nGRPOConfig().training(gama=1)", "broken.py:2: TypeError: .*no argument"),
+    ],
+)
+def test_what_a_file_raises_is_told_in_one_line(
+    tmp_path: Path, content: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text(content)
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        load_file(Path("broken.py"))
+
+
+class NoNumber(DigitEnv):
+    def respond(self, task: Any, response: str) -> Any:
+        return 1.0
+
+
+class NoState(DigitEnv):
+    def begin(self, task: Any) -> None:
+        raise KeyError(task.id)
+
+
+class NoText(DigitEnv):
+    def prompt(self, task: Any) -> Any:
+        return [{"role": "user", "content": 3}]
+
+
+class NoEnv(DigitEnv):
+    def __init__(self, config: dict[str, Any]) -> None:
+        raise TypeError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        (NoNumber, r"NoNumber fails in an episode tried out: TypeError: NoNumber.respond gave 1.0: it must be an Out"),
+        (NoState, r"NoState fails in an episode tried out: KeyError: 't\d' \(test_config.py:\d+\)"),
+        (NoText, r"prompt gave the content 3: it must be a text"),
+        (NoEnv, r"env .*NoEnv.* cannot be made: TypeError: no such thing"),
+    ],
+)
+def test_an_env_is_tried_out_before_a_model_is_loaded(env: Any, said: str, tiny_model: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check(make_config(tiny_model).environment(env))
+
+
+def test_the_mends_for_models(tiny_model: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.json: give the directory of a model"):
+        check(make_config(str(tmp_path)))
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template: use an instruction-tuned model, or give the template"):
+        check(make_config(str(base)))
+    config = make_config(str(base)).language_model(chat_template_kwargs={"chat_template": "{{ messages }}"})
+    check(config)

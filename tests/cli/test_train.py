@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_exit.cli.training import reached
+from rllib_exit.cli.training import reached, unknown_metrics
 from tests.cli.helpers import message, run
 
 
@@ -84,6 +84,41 @@ def test_stop_reaches_into_results():
     result = {"training_iteration": 4, "rollouts": {"return_mean": 0.5}}
     assert reached({"training_iteration": 4}, result)
     assert reached({"training_iteration": 9, "rollouts/return_mean": 0.4}, result)
-    assert not reached({"rollouts/return_mean": 0.6}, result)
-    with pytest.raises(ValueError, match="rollouts/reward"):
-        reached({"rollouts/reward": 0.6}, result)
+    assert not reached({"rollouts/return_mean": 0.6, "rollouts/reward": 0}, result)
+
+
+def test_a_metric_that_no_result_has_is_told_with_the_nearest():
+    result = {"training_iteration": 4, "rollouts": {"return_mean": 0.5, "quality_mean": 0.5}}
+    assert unknown_metrics({"training_iteration": 4, "rollouts/return_mean": 1}, result) == []
+    [said] = unknown_metrics({"rollouts/reward_mean": 0.6}, result)
+    assert "'rollouts/reward_mean', which no result has; the nearest are rollouts/return_mean" in said
+    stop = {"evaluation/accuracy/step_9": 0.5}
+    assert unknown_metrics(stop, result) == []  # the first evaluation may come later
+    assert len(unknown_metrics(stop, {**result, "evaluation": {"accuracy": {"step_0": 0.1}}})) == 1
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        ({"training_iteration": "1"}, "stop has '1' for 'training_iteration': use a number"),
+        ({"evaluation/accuracy/step_0": 0.5}, "'evaluation/accuracy/step_0', but evaluation_interval is None"),
+    ],
+)
+def test_a_stop_that_cannot_be_is_refused(file: Path, stop: dict[str, object], said: str):
+    file.write_text(f"{file.read_text()}\nstop = {stop!r}\n")
+    assert said in message(run("train", "file", file, "--scale", "cpu"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_with_an_unknown_metric_ends_after_its_first_result_and_a_checkpoint(tmp_path: Path, tiny_model: str):
+    file = tmp_path / "train.py"
+    file.write_text(
+        f"from tests.cli.helpers import make_config\nconfig = make_config({tiny_model!r})\n"
+        "config.training(prompts_per_batch=2, rollouts_per_prompt=2, kl_coeff=0.0)\nstop = {'rollouts/reward': 1}\n"
+    )
+    said = message(run("train", "file", file, "--scale", "cpu", "--results-dir", tmp_path / "results"))
+    assert "stop has 'rollouts/reward', which no result has; the nearest are" in said
+    saved = Path(said.rpartition("saved: ")[2].strip())
+    assert (saved / "manifest.json").is_file()
