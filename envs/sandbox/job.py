@@ -21,8 +21,9 @@ class Limits:
         cpu_s: The CPU seconds of all its processes together; None for ``wall_s * threads``.
         memory_bytes: The memory of all its processes. A single process that asks for more gets a MemoryError.
         processes: The processes and threads that may live at one time.
-        file_bytes: The size of the largest file that it may write, and of the largest that is returned.
+        file_bytes: The size of the largest file that it may write.
         disk_bytes: The size of its work directory. A file or directory counts at least 16 KiB.
+        returned_bytes: The size of all files that are returned, holes in them included. What goes beyond is left out.
         output_bytes: How much of the end of its output is kept. It may print more.
         threads: How many threads numerical libraries start, and how many CPUs process pools assume.
 
@@ -36,6 +37,7 @@ class Limits:
     processes: int = 64
     file_bytes: int = 1 << 30
     disk_bytes: int = 2 << 30
+    returned_bytes: int = 256 << 20
     output_bytes: int = 1 << 20
     threads: int = 1
 
@@ -66,6 +68,7 @@ class Job:
         hidden: What it may not read even if that lies below ``readable``.
         seccomp: The program of the seccomp filter; empty if there is none.
         data: The directory that the script sees as ``./data``; None for none.
+        cgroup: The control group to make for the run; empty for none.
         uid: The user to become; -1 to stay the same user.
         read_all: Whether that user keeps CAP_DAC_READ_SEARCH.
         limits: What the script may use.
@@ -85,6 +88,7 @@ class Job:
     hidden: str
     seccomp: bytes
     data: str | None
+    cgroup: str
     uid: int
     read_all: bool
     limits: Limits

@@ -12,37 +12,24 @@ directory is gone.
 How strong this is depends on the machine; ``available_tier`` finds out by trying.
 
 ``bubblewrap``: the script has file system, process table, network, IPC and host name of its own (Linux
-namespaces, set up by ``bwrap``), and no devices. A seccomp filter closes what namespaces leave open. Of the host
-it sees the places in the file system where what it is shown really lies, but not what else is there. This is the
+namespaces, set up by ``bwrap``), and no devices. A seccomp filter closes what namespaces leave open. This is the
 tier to have.
 
-``landlock``: for machines, mostly containers, that forbid namespaces; needs Linux 6.12. The kernel refuses what
-is not allowed, but the host shows through: the script can learn that a path exists, and its size and age, if it
-guesses the path; ``data`` is a link to the real place; there is no ``/proc``. Semaphores need ``/dev/shm``, which
-it may not use, so ``multiprocessing`` pools and locks fail, and with them scripts that succeed under bubblewrap.
-Every socket but a connected pair is refused, and changes to the mode, owner and times of a file do nothing.
+``landlock``: for machines, mostly containers, that forbid namespaces; needs Linux 6.12. The kernel refuses what is
+not allowed, but the existence of hidden paths shows, and ``multiprocessing`` pools and locks fail.
 
 ``unsandboxed``: limits, a clean environment and the killing of the tree, but no isolation at all. Only with
 ``allow_unsandboxed=True``, and only if no other tier works.
 
-Limits hold in every tier. The kernel bounds each process (memory, CPU time, file size, open files) and, where
-the script has a user or a user namespace to itself, their number; a guard sums over all of them every 50 ms or
-so, and over the work directory with its deleted but open files. A script can therefore overshoot a sum for a
-moment. Kernel memory, such as full socket buffers, is bounded only through the number of files and processes.
-There is no GPU. ``/tmp`` does not exist; ``tempfile`` works.
-
-Run as root, the script becomes a user that nothing belongs to. It keeps one capability, to read what it is shown
-though only root may (CAP_DAC_READ_SEARCH), where the caller has that.
-
-What is not kept out: holes in the kernel, and side channels (timing, caches, load). Both tiers share the kernel
-with the script. If the scripts' author is out to harm you, run all of this in a virtual machine.
+Limits hold in every tier. ``Run.bounds`` says which of them the kernel holds over the whole run, and which a guard
+holds that looks every 50 ms or so. Whatever a script does, the result is a ``Run``. ``README.md`` beside this file has
+the threat model and the bounds of every tier.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import logging
 import marshal
@@ -51,24 +38,25 @@ import secrets
 import select
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, get_args
 
-from envs.sandbox import guard, keeper, kernel, seccomp, view
+from envs.sandbox import cgroup, guard, keeper, kernel, seccomp, view
 from envs.sandbox.job import Job, Limits
+from envs.sandbox.slots import slot
 
 logger = logging.getLogger(__name__)
 
 Tier = Literal["bubblewrap", "landlock"]
+Bound = Literal["hard", "watched"]
 
 LACKS: Mapping[Tier, str] = {
     "bubblewrap": "",
@@ -77,7 +65,6 @@ LACKS: Mapping[Tier, str] = {
 
 # Beyond the script's own time, this long may it take to build the sandbox, kill the tree and hand over files.
 _GRACE_S = 120.0
-_SLOT_POLL_S = 0.02
 _STUB = "import sys; sys.path.insert(0, {root!r}); from envs.sandbox import guard; guard.main()"
 _ROOT = str(Path(__file__).resolve().parents[2])
 _INSTALL = (
@@ -113,6 +100,10 @@ class Run:
             files reached without links.
         seconds: The wall-clock time of the script alone.
         tier: ``bubblewrap``, ``landlock`` or ``unsandboxed``.
+        peaks: The most that the whole run used, or was seen to use, of ``memory_bytes``, ``processes``, ``cpu_s`` and
+            ``disk_bytes``.
+        bounds: For each of these whether the limit is ``hard``, held by the kernel, or ``watched`` by the guard, which
+            a script can overshoot for a moment and in the ways that ``README.md`` names.
     """
 
     status: Status
@@ -121,6 +112,8 @@ class Run:
     files: Mapping[str, bytes]
     seconds: float
     tier: str
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
 
 
 class SandboxError(RuntimeError):
@@ -169,7 +162,7 @@ def run_script(
     if slots is not None and slots < 1:
         raise ValueError(f"slots is {slots}: it must be positive, or None")
     interpreter = view.interpreter(python or sys.executable)
-    with contextlib.nullcontext() if slots is None else _slot(slots):
+    with contextlib.nullcontext() if slots is None else slot(slots):
         chosen: str
         try:
             chosen = available_tier(python, tier)  # the first time, by running a script
@@ -282,6 +275,7 @@ def _run(
     shown = None if data is None else os.path.realpath(data)
     uid, read_all = (-1, False) if tier == "unsandboxed" else _user()
     paths = view.readable(python, landlock=tier == "landlock")
+    group = _group()
     options: list[str] = []
     if tier == "bubblewrap":
         options = view.bubblewrap_options(paths, hidden=view.HIDDEN, work=work, data=shown, uid=uid, read_all=read_all)
@@ -299,6 +293,7 @@ def _run(
         hidden=view.HIDDEN,
         seccomp=b"" if tier == "unsandboxed" else _seccomp(landlock=tier == "landlock"),
         data=shown,
+        cgroup=group and f"{group}/{os.path.basename(directory)}",
         uid=uid,
         read_all=read_all,
         limits=limits,
@@ -319,7 +314,15 @@ def _run(
             raise SandboxError(f"the sandbox lost its guard while it handed over {name!r}")
         at += size
     output = result["output"].decode(errors="replace")
-    return Run(Status(result["status"]), result["exit_code"], output, contents, result["seconds"], tier)
+    bounds: dict[str, Bound] = {name: "hard" if name in result["hard"] else "watched" for name in result["peaks"]}
+    status = Status(result["status"])
+    return Run(status, result["exit_code"], output, contents, result["seconds"], tier, result["peaks"], bounds)
+
+
+@functools.cache
+def _group() -> str:
+    """The control group in which those of the runs are made; empty if this process may make none."""
+    return cgroup.parent()
 
 
 @functools.cache
@@ -388,28 +391,3 @@ def _user() -> tuple[int, bool]:
     status = Path("/proc/self/status").read_text()
     capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
     return uid, bool(capabilities >> keeper.CAP_DAC_READ_SEARCH & 1)
-
-
-@contextlib.contextmanager
-def _slot(slots: int) -> Iterator[None]:
-    """Waits for one of ``slots`` locks. The kernel frees a lock if its holder dies."""
-    directory = Path(tempfile.gettempdir()) / f"sandbox-slots-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    info = directory.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-        raise SandboxError(f"{directory} belongs to another user: remove it, or set TMPDIR")
-    while True:
-        for number in range(slots):
-            fd = os.open(directory / str(number), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                try:
-                    yield
-                finally:
-                    fcntl.flock(fd, fcntl.LOCK_UN)  # also for a process forked meanwhile
-                return
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
-        time.sleep(_SLOT_POLL_S)

@@ -120,7 +120,8 @@ def bubblewrap_options(
     options += ["--bind", f"{work}/tmp", "/dev/shm"]
     if data is not None:
         options += ["--ro-bind", data, f"{WORK}/data"]
-    return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK]
+    # A read-only /proc: a script cannot spare itself when memory runs out (oom_score_adj), or write to a process.
+    return [*options, *(o for place in ("/proc", "/dev", "/") for o in ("--remount-ro", place)), "--chdir", WORK]
 
 
 def environment(python: Interpreter, work: str, threads: int) -> dict[str, str]:
