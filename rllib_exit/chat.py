@@ -21,6 +21,7 @@ from envs.base import Message
 from rllib_exit.models import NO_TEMPLATE
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 # Stands for the content of message i while the template is rendered. The em spaces show whether the template
@@ -53,8 +54,9 @@ class ChatTokenizer:
     ``apply_chat_template`` where a content begins with characters that merge with the template's text before it,
     a line break for example.
 
-    Only *registered* special tokens are control tokens. A marker that a template writes as plain text
-    (``### User:``), or with an added token that is not registered as special, can be written by a content too.
+    Control tokens are all added tokens of the tokenizer, registered as special or not, such as ``<think>`` and
+    ``<tool_call>``; only those of mere white space are text. A marker that a template writes as plain text
+    (``### User:``) can be written by a content too.
 
     Thread-safe, and pickled as what it was built from.
 
@@ -64,7 +66,8 @@ class ChatTokenizer:
             a template writes today's date, or prompts change overnight. ``chat_template`` is another template.
 
     Raises:
-        ValueError: If the tokenizer has no chat template, or cannot encode a text in pieces.
+        ValueError: If the tokenizer has no chat template, is not one of the library ``tokenizers``, or cannot encode a
+            text in pieces.
     """
 
     def __init__(
@@ -80,7 +83,8 @@ class ChatTokenizer:
 
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.name = str(self.tokenizer.name_or_path)
-        # Encoding with split_special_tokens switches the tokenizer over for that call.
+        self._plain, self._control_ids = _plain_tokenizer(self.tokenizer)
+        # Transformers' tokenizers keep what a call asks for.
         self._lock = threading.Lock()
         # A group's rollouts share their prompt, and every turn encodes the turns before it again.
         self._template = lru_cache(maxsize=256)(self._render)
@@ -88,7 +92,7 @@ class ChatTokenizer:
 
         if not (self.tokenizer.chat_template or self._template_kwargs.get("chat_template")):
             raise ValueError(NO_TEMPLATE.format(self.name))
-        if self.decode([*self._encode("a", plain=True), *self._encode("a", plain=True)]) != "aa":
+        if self.decode([*self._encode_content("a"), *self._encode_content("a")]) != "aa":
             raise ValueError(
                 f"the tokenizer of {self.name} puts a space before every text, so that a chat cannot be tokenised in "
                 "pieces: use a model with a byte-level tokenizer (Llama 3, Qwen, SmolLM)"
@@ -169,13 +173,18 @@ class ChatTokenizer:
             ids.update(eos if isinstance(eos, list) else [eos])
         return tuple(sorted(ids - {None}))
 
-    def _encode(self, text: str, plain: bool) -> array[int]:
+    def _encode_template(self, text: str) -> array[int]:
         with self._lock:
-            encoding = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)
+            encoding = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
         return array("i", encoding["input_ids"])
 
     def _encode_content(self, text: str) -> array[int]:
-        return self._encode(replace_surrogates(text), plain=True)
+        text = replace_surrogates(text)
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if not self._control_ids.isdisjoint(ids):  # the model of some tokenizers has whole words, these among them
+            letters = self._plain.encode_batch(list(text), add_special_tokens=False)
+            ids = [token for letter in letters for token in letter.ids]
+        return array("i", ids)
 
     def _render(self, roles: tuple[str, ...]) -> tuple[list[_Slot | None], array[int]]:
         """Tokenises the template's own text for a chat of these roles.
@@ -203,10 +212,32 @@ class ChatTokenizer:
         slots: list[_Slot | None] = [None] * len(roles)
         position = 0
         for index, match in zip(order, found, strict=True):
-            before = self._encode(text[position : match.start()], plain=False)
+            before = self._encode_template(text[position : match.start()])
             slots[index] = _Slot(before, lstrip=not match[1], rstrip=not match[3])
             position = match.end()
-        return slots, self._encode(text[position:], plain=False)
+        return slots, self._encode_template(text[position:])
+
+
+def _plain_tokenizer(tokenizer: Any) -> tuple[Tokenizer, frozenset[int]]:
+    """A tokenizer to which control tokens are plain text, and the ids of these."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} is not one of the library tokenizers, so that text cannot be "
+            "kept from becoming control tokens: use a model that has a tokenizer.json"
+        )
+    state = json.loads(backend.to_str())
+    # Several white spaces in one token are how some models indent.
+    control = [token for token in state["added_tokens"] if token["content"].strip()]
+    for token in control:
+        token["special"] = True
+    plain = Tokenizer.from_str(json.dumps(state))
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain, frozenset(token["id"] for token in control)
 
 
 def _overlap(response: list[int], following: array[int]) -> int:

@@ -149,7 +149,8 @@ class _Replay:
             raise ValueError(f"it has {self.given} responses and the episode goes on")
         text = replace_surrogates(self.responses[self.given])
         self.given += 1
-        # It is tokenised as plain text: a response cannot spell a control token.
+        # It is tokenised as plain text: a response cannot spell a special token. Added tokens that are not special,
+        # such as <think>, are what the policy is to write.
         ids: list[int] = self.chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [end for stop in sampling.stop if (end := text.find(stop) + len(stop)) >= len(stop)]
         if ends and min(ends) < len(text):

@@ -1,11 +1,12 @@
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from envs.base import Message
@@ -238,8 +239,71 @@ def test_pickle(chat):
 
 
 def test_threads_do_not_disturb_each_other(chat):
-    expected = {plain: chat._encode(FORGED, plain) for plain in (False, True)}
+    encoders = {False: chat._encode_template, True: chat._encode_content}
+    expected = {plain: encode(FORGED) for plain, encode in encoders.items()}
+    assert expected[False] != expected[True]
     kinds = [False, True] * 1000
     with ThreadPoolExecutor(4) as pool:
-        encoded = list(pool.map(lambda plain: chat._encode(FORGED, plain), kinds))
+        encoded = list(pool.map(lambda plain: encoders[plain](FORGED), kinds))
     assert all(ids == expected[plain] for ids, plain in zip(encoded, kinds, strict=True))
+
+
+# Tokens that are added to the vocabulary, but not registered as special.
+
+UNREGISTERED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|tool▁calls▁begin|>"]
+TOOL_TEMPLATE = """{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- if message['role'] == 'tool' %}{{ '<tool_call>' + message['content'] + '</tool_call>' }}
+    {%- else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def reasoning_chat(directory) -> ChatTokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens([*UNREGISTERED, AddedToken("        ", normalized=False)])
+    tokenizer.chat_template = TOOL_TEMPLATE
+    assert set(tokenizer.all_special_tokens).isdisjoint(UNREGISTERED)
+    return ChatTokenizer(tokenizer)
+
+
+@given(text=st.lists(st.sampled_from([*UNREGISTERED, "<|im_end|>", "\n", "a", " ", "<", "think>"])).map("".join))
+def test_no_content_spells_an_added_token(reasoning_chat, text):
+    ids = reasoning_chat._content_ids(text)
+    assert max(ids, default=0) < reasoning_chat.vocab_size - len(UNREGISTERED) - 1
+    assert set(ids).isdisjoint(reasoning_chat.tokenizer.all_special_ids)
+    assert reasoning_chat.decode(ids) == text
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_the_template_alone_writes_added_tokens(reasoning_chat, role):
+    forged = "".join(UNREGISTERED)
+    added = [reasoning_chat.tokenizer.convert_tokens_to_ids(token) for token in UNREGISTERED]
+    ids = reasoning_chat.encode([message("user", "q"), message(role, forged), message("user", "q")])
+    benign = reasoning_chat.encode([message("user", "q"), message(role, "x"), message("user", "q")])
+    assert [ids.count(token) for token in added] == [benign.count(token) for token in added]
+    assert benign.count(added[0]) == 1 and benign.count(added[2]) == (role == "tool")
+    assert forged in reasoning_chat.decode(ids)
+
+
+def test_added_tokens_of_white_space_are_text(reasoning_chat):
+    indent = reasoning_chat.tokenizer.convert_tokens_to_ids(" " * 8)
+    assert indent in reasoning_chat._content_ids("def f():\n" + " " * 8 + "pass")
+
+
+def test_a_vocabulary_of_whole_words_does_not_spell_them_either():
+    words = Tokenizer(models.WordLevel({"?": 0, "a": 1, "<think>": 2, "<|im_end|>": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    words.decoder = decoders.Fuse()  # type: ignore[assignment]
+    words.add_tokens(["<think>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|im_end|>")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}<|im_end|>"
+    ids = ChatTokenizer(tokenizer)._content_ids("a <think> <|im_end|>")
+    assert ids[0] == 1 and not {2, 3} & set(ids)
+
+
+def test_a_tokenizer_of_another_library_is_refused():
+    tokenizer = SimpleNamespace(name_or_path="mine", chat_template="x")
+    with pytest.raises(ValueError, match=r"tokenizer of mine.*tokenizer\.json"):
+        ChatTokenizer(tokenizer)  # pyright: ignore[reportArgumentType]

@@ -35,6 +35,8 @@ Request = tuple[str, str, str, bool]
 
 # A longer text in a box is no answer. The longest gold answers of the paper's data sets have 200 characters.
 MAX_ANSWER_CHARS = 2000
+# Of a longer response without a box only the end is searched.
+MAX_SEARCHED_CHARS = 50_000
 
 
 class Verdict(Enum):
@@ -111,7 +113,10 @@ def _is_correct(answer: str, response: str, problem: str, literal: bool) -> bool
 
     response = response.translate(_LATEX)
     boxed = last_boxed(response)
-    found = parse(without_expressions(problem, response, answer)) if boxed is None else parse_boxed(boxed)
+    if boxed is None:
+        found = parse(without_expressions(problem, response[-MAX_SEARCHED_CHARS:], answer))
+    else:
+        found = parse_boxed(boxed)
     if literal:
         sides = [getattr(value, "rhs", value) for value in found]  # the 12 in 7 + 5 = 12
         found = [side for side in sides if getattr(side, "is_Number", False)]

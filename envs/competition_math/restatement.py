@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -23,8 +24,11 @@ def parse(text: str) -> list[Any]:
     return math_verify.parse(text, parsing_timeout=None)  # type: ignore[arg-type]  # the process that asked keeps the time
 
 
-_NUMBER = r"\d+(?:\.\d+)?"
-_ARITHMETIC = re.compile(rf"{_NUMBER}(?:\s*[-+*/^×÷]\s*{_NUMBER})+")
+# A search looks at a number once, from its first digit on and without giving digits back: long ones cost no more.
+_NUMBER = r"\d++(?:\.\d++)?+"
+_ARITHMETIC = re.compile(rf"(?<!\d){_NUMBER}(?:\s*+[-+*/^×÷]\s*+{_NUMBER})++")
+# More and longer expressions of a problem are not looked for.
+_MAX_EXPRESSIONS, _MAX_EXPRESSION_CHARS = 100, 200
 # math-verify finds a number only after a space.
 _QUOTES = str.maketrans('"`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}', " " * 4)
 _OPERATORS = {"*": r"(?:[*×·x]|\\times|\\cdot)", "/": r"[/÷]", "-": "[-–]"}
@@ -36,13 +40,18 @@ def without_expressions(problem: str, response: str, answer: str) -> str:
     Fractions stay, and what is written as the gold answer is.
     """
     response = response.translate(_QUOTES)
-    for expression in set(_ARITHMETIC.findall(problem)):
+    for expression in _expressions(problem):
         tokens = re.findall(rf"{_NUMBER}|\S", expression)
         if set(tokens[1::2]) == {"/"} or "".join(tokens) == re.sub(r"[\s{}]", "", answer):
             continue
         pattern = r"\s*".join(_OPERATORS.get(token) or re.escape(token) for token in tokens)
         response = re.sub(rf"(?<![\d.]){pattern}(?!\.?\d)", "x", response)
     return response
+
+
+def _expressions(problem: str) -> set[str]:
+    short = (found[0] for found in _ARITHMETIC.finditer(problem) if len(found[0]) <= _MAX_EXPRESSION_CHARS)
+    return set(itertools.islice(short, _MAX_EXPRESSIONS))
 
 
 def restates(problem: str, found: list[Any], boxed: str | None, gold: list[Any], answer: str) -> bool:
@@ -81,13 +90,13 @@ def restates(problem: str, found: list[Any], boxed: str | None, gold: list[Any],
     return any(isinstance(form, tuple) and form not in golds for form in forms)
 
 
-_FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
+_FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)", re.DOTALL)
 _EQUALS = re.compile(r"(?<![\\<>!])=")
 
 
 def _formulas(problem: str) -> Iterator[str]:
     """The formulas of a problem, the sides of its equations, and its arithmetic expressions."""
-    yield from _ARITHMETIC.findall(problem)
+    yield from _expressions(problem)
     for match in _FORMULA.finditer(problem):
         formula = match[match.lastindex or 0]
         for part in {formula, *_EQUALS.split(formula)}:
@@ -129,8 +138,10 @@ def _is_value(text: str, golds: set[str]) -> bool:
 
 def _contains(problem: str, text: str) -> bool:
     """Whether a compact problem has the text, not as a part of a longer number."""
-    before, after = r"(?<![\d.])" if text[:1].isdigit() else "", r"(?!\.?\d)" if text[-1:].isdigit() else ""
-    return bool(text) and re.search(before + re.escape(text) + after, problem) is not None
+    # What stands before the text is looked at last: a pattern that begins with plain text is searched in linear time.
+    before = rf"(?<![\d.].{{{len(text)}}})" if text[:1].isdigit() else ""
+    after = r"(?!\.?\d)" if text[-1:].isdigit() else ""
+    return bool(text) and re.search(re.escape(text) + after + before, problem, re.DOTALL) is not None
 
 
 def _leaves(expression: Any, right_side: bool = False) -> Iterator[Any]:

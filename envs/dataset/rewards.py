@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from envs.workers import Handler, Workers
+
 RewardFunction = Callable[..., float | tuple[float, str]]
 
 
@@ -47,20 +49,61 @@ def multiple_choice(response: str, answer: str) -> float:
 def json_schema(response: str, schema: Any) -> tuple[float, str]:
     """1 if the response is JSON that fits the row's ``schema``; it may stand in a fenced block.
 
+    A schema's patterns may take for ever on some text, so all is done in a process with a limit of CPU time.
+
     Args:
         response: The response.
-        schema: A JSON schema, as an object or as its text.
-    """
-    import jsonschema
+        schema: A JSON schema, as an object or as its text. It refers to nothing outside itself.
 
-    fenced = re.search(r"```(?:json)?\s*\n(.*?)```", response, re.DOTALL)
+    Raises:
+        ValueError: If the schema is none.
+        WorkerError: If nothing is known about the response.
+    """
+    answers, in_time = _checkers.ask((response, schema), CHECK_TIMEOUT_S)
+    if not in_time:
+        return 0.0, f"Checking this took more than {CHECK_TIMEOUT_S:g} s."
+    (quality, message), *_ = answers
+    if quality is None:
+        raise ValueError(f"the schema cannot be used: {message}")
+    return quality, message
+
+
+# Between "```" and its line's end there is no line break: one search passes each place once.
+_FENCED = re.compile(r"```(?:json)?[^\S\n]*\n(.*?)```", re.DOTALL)
+CHECK_TIMEOUT_S, _MAX_MESSAGE_CHARS = 5.0, 1000
+_checkers = Workers("envs.dataset.rewards:start_checker", memory_bytes=1 << 30)
+
+
+def start_checker(_: None) -> Handler:
+    """Loads the validator, in a process of its own."""
+    _check("{}", {})  # loads what checking needs
+
+    return lambda request: [_check(*request)]
+
+
+def _check(response: str, schema: Any) -> tuple[float | None, str]:
+    """The reward and what is said of the response; without a reward, what is wrong with the schema."""
+    import jsonschema
+    from jsonschema_specifications import REGISTRY
+    from referencing.exceptions import Unresolvable
+
+    try:
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+        validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        validator.check_schema(schema)
+    except (ValueError, RecursionError, jsonschema.SchemaError) as error:
+        return None, str(error)[:_MAX_MESSAGE_CHARS]
+    fenced = _FENCED.search(response)
     try:
         value = json.loads(fenced[1] if fenced else response)
-        jsonschema.validate(value, json.loads(schema) if isinstance(schema, str) else schema)
-    except (ValueError, RecursionError) as error:
-        return 0.0, f"This is not JSON: {error}"
-    except jsonschema.ValidationError as error:
-        return 0.0, f"At {error.json_path}: {error.message}"
+        # Without a registry of ours, a schema could have any address fetched.
+        error = jsonschema.exceptions.best_match(validator(schema, registry=REGISTRY).iter_errors(value))
+    except (Unresolvable, re.error) as error:
+        return None, f"{error}"[:_MAX_MESSAGE_CHARS]
+    except (ValueError, RecursionError, ArithmeticError, MemoryError) as error:
+        return 0.0, f"This is not JSON: {error}"[:_MAX_MESSAGE_CHARS]
+    if error is not None:
+        return 0.0, f"At {error.json_path}: {error.message}"[:_MAX_MESSAGE_CHARS]
     return 1.0, "This fits the schema."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -246,7 +245,7 @@ def _score_ranges(competitions: Sequence[Competition], given: Mapping[str, Score
 
 
 # What Python prints last of a script that it cannot parse; without a trace, since nothing has run yet.
-_SYNTAX_ERROR = re.compile(r"(?:SyntaxError|IndentationError|TabError):[^\n]*\Z")
+_SYNTAX_ERRORS = ("SyntaxError:", "IndentationError:", "TabError:")
 
 _STOPPED = {
     Status.TIMED_OUT: "The script was stopped after {seconds:.0f} seconds.",
@@ -265,6 +264,7 @@ def _judge(run: Run) -> tuple[Result, str]:
     if run.status is not Status.FAILED:
         return Result(run.status.value), _STOPPED[run.status].format(seconds=run.seconds)
     output = run.output.strip()
-    if _SYNTAX_ERROR.search(output) and "Traceback (most recent call last)" not in output:
+    last_line = output.rpartition("\n")[2]
+    if any(error in last_line for error in _SYNTAX_ERRORS) and "Traceback (most recent call last)" not in output:
         return Result.SYNTAX_ERROR, "The script is not valid Python."
     return Result.SCRIPT_FAILED, f"The script failed (exit code {run.exit_code})."

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from envs.dataset import rewards
 from envs.dataset.rewards import REWARDS, Reward, exact_match, json_schema, math_reward, multiple_choice
 
 
@@ -108,3 +109,21 @@ def test_rewards_that_cannot_be_used() -> None:
     for value in (2, -1, float("nan"), None, "1"):
         with pytest.raises(ValueError, match=r"reward <lambda> gave .*: it must be a number from 0 to 1"):
             Reward.of(lambda response, value=value: value).resolve()("x", {})
+
+
+def test_a_schema_that_cannot_be_checked_is_named() -> None:
+    for schema in ("{", {"type": 3}, {"$ref": "file:///etc/passwd"}, {"$ref": "#/none"}, {"pattern": "("}):
+        with pytest.raises(ValueError, match="the schema cannot be used"):
+            json_schema('"a"', schema)
+
+
+def test_checking_is_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "CHECK_TIMEOUT_S", 0.3)
+    value, said = json_schema('"' + "a" * 40 + '!"', {"pattern": "^(a+)+$"})
+    assert value == 0 and "more than 0.3 s" in said
+
+
+@pytest.mark.parametrize("response", ["1e999", "1" * 4000, "NaN", '{"a": ' * 500, '"' + "x" * (1 << 20) + '"'])
+def test_any_json_is_judged(response: str) -> None:
+    value, said = json_schema(response, {"type": "integer", "multipleOf": 0.1, "maximum": 1e3})
+    assert value in (0, 1) and len(said) <= 1000

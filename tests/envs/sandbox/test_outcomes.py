@@ -44,7 +44,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (R.randrange(10), 1024))
 resource.setrlimit(resource.RLIMIT_CPU, (0, 0))
 resource.setrlimit(resource.RLIMIT_STACK, (4096, 4096))
 [os.kill(pid, 9) for pid in (-1, 1, os.getppid())]
-[open(f"/proc/{pid}/{what}", "wb").write(b"0") for pid in (1, "self") for what in ("mem", "oom_score_adj", "fd/1", "comm")]
+[open(f"/proc/{pid}/{what}", "wb").write(b"0") for pid in (1, "self") for what in ("mem", "fd/1", "comm")]
+open("/proc/self/oom_score_adj", "w").write("0")
 [socket.socketpair() for _ in range(100)]
 pair = socket.socketpair(); socket.send_fds(pair[0], [b"x"], [os.open(b".", os.O_RDONLY)] * 50)
 m = mmap.mmap(-1, 1 << 20); m.write(b"x"); m.madvise(mmap.MADV_DONTNEED)
@@ -68,8 +69,8 @@ pass
 START = """
 import ctypes, mmap, os, random, resource, signal, socket, sys, threading, time
 libc, R = ctypes.CDLL(None), random.Random({seed})
-def name(longest=255): return bytes(R.choice(b"\\n\\\\ ()\\x01\\x7f\\x80\\xc3\\xff" + bytes(R.choices(range(48, 256), k=5)))
-    for _ in range(R.randrange(1, longest + 1)))
+ODD = b"\\n\\\\ ()\\x01\\x7f\\x80\\xc3\\xff" + bytes(range(160, 256))
+def name(longest=255): return bytes(R.choice(ODD) for _ in range(R.randrange(1, longest + 1)))
 """
 
 
