@@ -89,14 +89,14 @@ class Workers:
 
         Args:
             request: What the handler gets; anything that can be pickled.
-            timeout_s: The CPU seconds for it. A process that needs more is killed.
+            timeout_s: The CPU seconds for each answer. A process that needs more is killed.
 
         Returns:
             The handler's answers, and whether they are all there, not cut short by the limit.
 
         Raises:
             WorkerError: If no process can be started, one died twice for another reason than the limit, or has
-                answered nothing after ``STALL_FACTOR`` times ``timeout_s``.
+                answered nothing for ``STALL_FACTOR`` times ``timeout_s``.
         """
         worker, idle = self._slots.get(), None
         try:
@@ -184,10 +184,9 @@ class _Worker:
             WorkerError: If it is stalled.
             EOFError, OSError: If it died.
         """
-        stalled = time.monotonic() + STALL_FACTOR * timeout_s
         self.connection.send((request, timeout_s))
         try:
-            while answer := self._receive(stalled):
+            while answer := self._receive(time.monotonic() + STALL_FACTOR * timeout_s):
                 yield answer[0]
         except TimeoutError:
             raise WorkerError(
@@ -220,6 +219,11 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
     def reply(*answer: Any) -> None:
         connection.send_bytes(json.dumps(answer).encode())
 
+    def limit(timeout_s: float) -> None:
+        """Begins the time for the next answer; 0 for none."""
+        signal.setitimer(signal.ITIMER_PROF, timeout_s)
+        signal.alarm(math.ceil(STALL_FACTOR * timeout_s) + ORPHAN_GRACE_S if timeout_s else 0)
+
     if sys.platform == "linux":  # macOS refuses
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -234,13 +238,12 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
     reply()
     while True:
         request, timeout_s = connection.recv()
-        signal.setitimer(signal.ITIMER_PROF, timeout_s)
-        signal.alarm(math.ceil(STALL_FACTOR * timeout_s) + ORPHAN_GRACE_S)
+        limit(timeout_s)
         for answer in handler(request):
             reply(answer)
+            limit(timeout_s)
         reply()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.alarm(0)
+        limit(0)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
         scenario: The task's ``classes``, ``config`` and ``long_context``.
         replayed: The calls made before, also those that failed, but not those that were unfinished.
         calls: The new calls.
-        timeout_s: The CPU time for all of it. The call that it stops has failed.
+        timeout_s: The CPU time for each call, replayed or new. The call that it stops has failed.
 
     Returns:
         The results of the calls that were run.
@@ -72,11 +72,12 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
     first_endless = next((i for i, call in enumerate(calls) if _key(call, timeout_s) in _endless), len(calls))
     wanted = calls[:first_endless]
     answers, in_time = _ask(_execute, scenario, replayed, wanted, timeout_s) if wanted else ([], True)
-    results = [Result(ok, text) for ok, text in answers]
+    results = [Result(ok, text) for ok, text in answers[len(replayed) :]]
     if len(results) < len(calls) and all(result.ok for result in results):
-        # The first call had all the time to itself.
-        if not in_time and not results and functions()[calls[0].name].api == STATELESS_CLASS:
-            _endless[_key(calls[0], timeout_s)] = None
+        stopped = calls[len(results)]
+        was_new = not in_time and len(answers) >= len(replayed)
+        if was_new and functions()[stopped.name].api == STATELESS_CLASS:
+            _endless[_key(stopped, timeout_s)] = None
             if len(_endless) > MAX_ENDLESS:
                 del _endless[next(iter(_endless))]
         error = f"stopped after {timeout_s:g} s: this takes too long"
@@ -97,13 +98,14 @@ def compare(
         scenario: The task's ``classes``, ``config`` and ``long_context``.
         made: The calls made for each request, also those that failed.
         ground_truth: The calls that fulfil each request.
-        timeout_s: The CPU time. States that it leaves uncompared count as different.
+        timeout_s: The CPU time for each call. States that it leaves uncompared count as different.
 
     Raises:
         WorkerError: If nothing is known about the states.
     """
     answers, _ = _ask(_compare, scenario, made, ground_truth, timeout_s)
-    return answers + [False] * (len(ground_truth) - len(answers))
+    equal = [answer for answer in answers if answer is not None]
+    return equal + [False] * (len(ground_truth) - len(equal))
 
 
 def official_verdict(
@@ -135,12 +137,13 @@ def start(_: None) -> Handler:
     return lambda request: request[0](*request[1:])
 
 
-def _execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call]) -> Iterator[tuple[bool, str]]:
-    """Gives an answer for each new call."""
+def _execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call]) -> Iterator[tuple[bool, str] | None]:
+    """Gives an answer for each call, None for a replayed one: with an answer, the time for the next call begins."""
     bound = methods(load(**scenario))
     max_chars = MAX_LONG_RESULT_CHARS if scenario["long_context"] else MAX_RESULT_CHARS
     for call in replayed:
         call_method(bound[call.name], call.args)
+        yield None
     for call in calls:
         ok, text = call_method(bound[call.name], call.args, max_chars)
         yield ok, text
@@ -148,14 +151,15 @@ def _execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call]
             return
 
 
-def _compare(scenario: Scenario, made: Sequence[Any], ground_truth: Sequence[Any]) -> Iterator[bool]:
-    """Gives an answer for each user request."""
+def _compare(scenario: Scenario, made: Sequence[Any], ground_truth: Sequence[Any]) -> Iterator[bool | None]:
+    """Gives None for each call, and an answer after each user request."""
     ours, theirs = load(**scenario), load(**scenario)
     our_methods, their_methods = methods(ours), methods(theirs)
     for our_calls, their_calls in zip(made, ground_truth, strict=True):
         for bound, calls in ((our_methods, our_calls), (their_methods, their_calls)):
             for call in calls:
                 call_method(bound[call.name], call.args)
+                yield None
         try:
             yield same_state(ours, theirs)
         except (RecursionError, MemoryError):  # a directory moved into itself, for one

@@ -117,9 +117,20 @@ def test_a_call_that_took_too_long_is_not_tried_again(monkeypatch: pytest.Monkey
     assert [list(calls) for calls in asked] == [[ADD]]
 
 
-def test_what_only_shared_its_time_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+def test_each_call_has_the_time_to_itself(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worker, "_endless", {})
-    execute(ADD, FOR_EVER, timeout_s=0.2)
+    slow = call("round_number", number=1, decimal_places=-(10**6))
+    (alone,) = execute(slow)  # some 0.15 s
+    assert alone.finished
+    # Together they take several times the limit.
+    results = execute(slow, slow, replayed=(slow,) * 4, timeout_s=0.6)
+    assert results == [alone] * len(results) and not worker._endless
+    assert worker.compare(SCENARIO, [[slow] * 4], [[slow] * 4], 0.6) == [True]
+
+
+def test_what_a_replay_used_up_is_not_held_against_the_new_call(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker, "_endless", {})
+    execute(ADD, replayed=(FOR_EVER,), timeout_s=0.2)
     assert not worker._endless
 
 
