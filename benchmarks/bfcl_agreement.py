@@ -30,9 +30,9 @@ sys.path.insert(0, str(ROOT))
 
 from envs.base import Outcome, Task, TaskInstance  # noqa: E402
 from envs.bfcl.apis import functions, offered  # noqa: E402
-from envs.bfcl.calls import TASK_FINISHED, Call, format_calls  # noqa: E402
 from envs.bfcl.env import BFCLEnv  # noqa: E402
 from envs.bfcl.tasks import Category, load_tasks, not_offered  # noqa: E402
+from envs.tool_use.calls import TASK_FINISHED, Call, format_calls  # noqa: E402
 from tests.envs.bfcl import official  # noqa: E402
 
 THREADS = 4

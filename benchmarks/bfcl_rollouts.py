@@ -18,8 +18,8 @@ import numpy as np
 from side_by_side import arguments, write
 
 from envs.base import TaskInstance
-from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
+from envs.tool_use.calls import STOP
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.player import Player

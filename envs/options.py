@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -35,13 +36,19 @@ class Options(BaseModel):
         if unknown := [name for name in config or {} if name not in cls.model_fields]:
             close = difflib.get_close_matches(str(unknown[0]), cls.model_fields, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"env_config has no option {unknown[0]!r}: use {', '.join(cls.model_fields)}.{hint}")
+            raise ValueError(f"env_config has no option {unknown[0]!r}: use {', '.join(cls.option_names())}.{hint}")
         return validate(cls, given)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The options: those that the class states itself come before those that it inherits."""
+        return sorted(cls.model_fields, key=lambda name: name not in inspect.get_annotations(cls))
 
     @classmethod
     def table(cls) -> str:
         """The options as a Markdown table."""
-        rows = [f"| `{name}` | {_default(field)} | {field.description} |" for name, field in cls.model_fields.items()]
+        fields = [(name, cls.model_fields[name]) for name in cls.option_names()]
+        rows = [f"| `{name}` | {_default(field)} | {field.description} |" for name, field in fields]
         return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
 
 

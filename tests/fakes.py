@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
-from envs.bfcl.calls import TASK_ERROR
 from envs.bfcl.env import BFCLEnv
 from envs.prompts import DIVERGE, IMPROVE
+from envs.tool_use.calls import TASK_ERROR
 from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 

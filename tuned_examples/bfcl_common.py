@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from envs.bfcl.calls import STOP
 from envs.bfcl.env import BFCLEnv
 from envs.bfcl.tasks import Category
+from envs.tool_use.calls import STOP
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.scale import cpu_dtype, current_scale
 

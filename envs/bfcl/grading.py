@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from envs.bfcl.calls import Call
+from envs.tool_use.calls import Call
 
 
 def contained(ground_truth: Iterable[Call], made: Iterable[Call]) -> bool:

@@ -10,8 +10,9 @@ from typing import Literal, get_args
 
 from envs.base import Task
 from envs.bfcl.apis import API_CLASSES, PACKAGE, functions, read_data
-from envs.bfcl.calls import Call, parse_ground_truth
+from envs.bfcl.calls import parse_ground_truth
 from envs.sampling import subset
+from envs.tool_use.calls import Call
 
 SPLIT_FILE = Path(__file__).with_name("split.json")
 

@@ -16,17 +16,17 @@ import copy
 import decimal
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mpmath
 
 from envs.bfcl.apis import STATELESS_CLASS, functions, load, methods, same_state
-from envs.bfcl.calls import Call
+from envs.tool_use import worker as tool_use
+from envs.tool_use.calls import Call
+from envs.tool_use.worker import MAX_RESULT_CHARS, Result, results, run_calls
 from envs.workers import Handler, Workers
 
-# A longer result of one call is cut. With a long context the longest of a ground-truth call has 31,706 characters.
-MAX_RESULT_CHARS = 4000
+# With a long context the longest result of a ground-truth call has 31,706 characters.
 MAX_LONG_RESULT_CHARS = 40_000
 
 Scenario = Mapping[str, Any]  # what load() takes; a task's data has it, and more
@@ -37,21 +37,6 @@ workers = Workers("envs.bfcl.worker:start", workers=8, memory_bytes=1 << 30)
 # These calls used up their time, and would do so again: a policy that likes one may make it in every episode.
 _endless: dict[str, None] = {}
 MAX_ENDLESS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The result of a call.
-
-    Attributes:
-        ok: Whether the call succeeded. An API answers a failure with an ``error`` or raises.
-        text: What the call returned as JSON, or ``{"error": ...}``.
-        finished: False if the CPU time ran out. The call then left no trace in the state.
-    """
-
-    ok: bool
-    text: str
-    finished: bool = True
 
 
 def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call], timeout_s: float) -> list[Result]:
@@ -72,17 +57,14 @@ def execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call],
     first_endless = next((i for i, call in enumerate(calls) if _key(call, timeout_s) in _endless), len(calls))
     wanted = calls[:first_endless]
     answers, in_time = _ask(_execute, scenario, replayed, wanted, timeout_s) if wanted else ([], True)
-    results = [Result(ok, text) for ok, text in answers[len(replayed) :]]
-    if len(results) < len(calls) and all(result.ok for result in results):
-        stopped = calls[len(results)]
-        was_new = not in_time and len(answers) >= len(replayed)
-        if was_new and functions()[stopped.name].api == STATELESS_CLASS:
+    new = answers[len(replayed) :]
+    if not in_time and len(answers) >= len(replayed):
+        stopped = calls[len(new)]
+        if functions()[stopped.name].api == STATELESS_CLASS:
             _endless[_key(stopped, timeout_s)] = None
             if len(_endless) > MAX_ENDLESS:
                 del _endless[next(iter(_endless))]
-        error = f"stopped after {timeout_s:g} s: this takes too long"
-        results.append(Result(False, json.dumps({"error": error}), finished=False))
-    return results
+    return results(new, calls, timeout_s)
 
 
 def _key(call: Call, timeout_s: float) -> str:
@@ -141,14 +123,7 @@ def _execute(scenario: Scenario, replayed: Sequence[Call], calls: Sequence[Call]
     """Gives an answer for each call, None for a replayed one: with an answer, the time for the next call begins."""
     bound = methods(load(**scenario))
     max_chars = MAX_LONG_RESULT_CHARS if scenario["long_context"] else MAX_RESULT_CHARS
-    for call in replayed:
-        call_method(bound[call.name], call.args)
-        yield None
-    for call in calls:
-        ok, text = call_method(bound[call.name], call.args, max_chars)
-        yield ok, text
-        if not ok:
-            return
+    return run_calls(lambda call: call_method(bound[call.name], call.args, max_chars), replayed, calls)
 
 
 def _compare(scenario: Scenario, made: Sequence[Any], ground_truth: Sequence[Any]) -> Iterator[bool | None]:
@@ -191,26 +166,9 @@ def _official_verdict(scenario: Scenario, made: Sequence[Any], ground_truth: Seq
 def call_method(
     method: Callable[..., Any], args: Mapping[str, Any], max_chars: int = MAX_RESULT_CHARS
 ) -> tuple[bool, str]:
-    """Whether a call succeeded, and its result as JSON text, cut to about so many characters."""
-    try:
-        with _precision_kept():
-            result = method(**copy.deepcopy(dict(args)))
-            text = _json(result)
-    except Exception as error:  # whatever the API's code raises for these arguments
-        return False, _json({"error": f"{type(error).__name__}: {error}"[:MAX_RESULT_CHARS]})
-    if len(text) > max_chars:
-        text = _json(f"{text[:max_chars]}… (cut, {len(text)} characters)")
-    return not _is_error(result), text
-
-
-def _json(value: Any) -> str:
-    """As JSON; lone surrogates, which no file takes, become question marks."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace").decode()
-
-
-def _is_error(result: Any) -> bool:
-    first = result[0] if isinstance(result, list) and result else result
-    return (isinstance(first, dict) and "error" in first) or (isinstance(first, str) and first.startswith("Error:"))
+    """As :func:`envs.tool_use.worker.call_method`; the precision of numbers stays as it is."""
+    with _precision_kept():
+        return tool_use.call_method(method, args, max_chars)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from envs.base import Message, Outcome, Task, TaskInstance, Turn
 from envs.bfcl import worker
 from envs.bfcl.apis import functions, load, methods, offered
-from envs.bfcl.calls import STOP, TASK_ERROR, TASK_FINISHED, Call, format_calls
 from envs.bfcl.env import BFCLEnv
 from envs.bfcl.tasks import MORE_FUNCTIONS, Category
 from envs.prompts import DIVERGE, IMPROVE
+from envs.tool_use.calls import STOP, TASK_ERROR, TASK_FINISHED, Call, format_calls
 from rllib_exit.chat import ChatTokenizer
 from tests.envs.bfcl import official
 from tests.envs.bfcl.helpers import results

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from envs.base import TaskInstance
-from envs.bfcl.calls import NO_ENDING, TASK_FINISHED
 from envs.bfcl.env import BFCLEnv
+from envs.tool_use.calls import NO_ENDING, TASK_FINISHED
 from tests.envs.bfcl.helpers import results
 
 LS = '{"name": "ls", "args": {}}'

@@ -3,8 +3,9 @@ from statistics import median
 from typing import Any, get_args
 
 from envs.bfcl.apis import functions
-from envs.bfcl.prompt import INSTRUCTION, Schemas, system_prompt, tool_response
+from envs.bfcl.prompt import Schemas, system_prompt
 from envs.bfcl.tasks import load_tasks
+from envs.tool_use.prompt import INSTRUCTION, tool_response
 
 
 def schemas(classes: tuple[str, ...], excluded: tuple[str, ...], shown: Schemas) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import pytest
 
 from envs.bfcl import worker
 from envs.bfcl.apis import API_CLASSES, functions, load, methods, same_state
-from envs.bfcl.calls import Call, bind
+from envs.bfcl.calls import bind
 from envs.bfcl.worker import MAX_RESULT_CHARS, Result, call_method
+from envs.tool_use.calls import Call
 
 ROOT = Path(__file__).parents[3]
 SCENARIO: dict[str, Any] = {
