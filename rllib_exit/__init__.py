@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
     from envs.dataset.rewards import code_reward, exact_match, json_schema, math_reward, multiple_choice
+    from envs.tool_use.mcp import MCPEnv
+    from envs.tool_use.own import ToolEnv
     from rllib_exit.grpo.algorithm import GRPO
     from rllib_exit.grpo.config import GRPOConfig
 
@@ -18,11 +20,13 @@ __all__ = [
     "GRPO",
     "GRPOConfig",
     "InfrastructureError",
+    "MCPEnv",
     "Message",
     "Outcome",
     "SelfImprovementEnv",
     "Task",
     "TaskInstance",
+    "ToolEnv",
     "Turn",
     "code_reward",
     "exact_match",
@@ -36,6 +40,8 @@ _MODULES = {
     "rllib_exit.grpo.algorithm": {"GRPO"},
     "rllib_exit.grpo.config": {"GRPOConfig"},
     "envs.dataset.rewards": {"code_reward", "exact_match", "json_schema", "math_reward", "multiple_choice"},
+    "envs.tool_use.mcp": {"MCPEnv"},
+    "envs.tool_use.own": {"ToolEnv"},
     "envs.base": {"InfrastructureError", "Message", "Outcome", "SelfImprovementEnv", "Task", "TaskInstance", "Turn"},
 }
 

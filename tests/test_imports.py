@@ -21,6 +21,8 @@ PURE = [
     "envs.mle_bench.env",
     "envs.reasoning_gym.env",
     "envs.sandbox.sandbox",
+    "envs.tool_use.mcp",
+    "envs.tool_use.own",
     "rllib_exit.curriculum.exit",
     "rllib_exit.env_runners.player",
     "rllib_exit.exit_loop",

@@ -118,7 +118,7 @@ class BFCLEnv(ToolUseEnv):
         made = [made.call for request in self._made for made in request]
         return worker.execute(task.data, _stateful(made), calls, self.options.call_timeout_s)
 
-    def grade(self, task: Task) -> tuple[float, dict[str, float]]:
+    def grade(self, task: Task, response: str) -> tuple[float, dict[str, float]]:
         later: list[list[MadeCall]] = [[]] * (len(self._ground_truth) - len(self._made))
         by_request = [*self._made, *later]
         solved = [

@@ -7,14 +7,14 @@ import json
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from envs.base import Kind, Outcome, SelfImprovementEnv, Task, Turn
 from envs.options import Options
 from envs.prompts import self_iteration_prompt
-from envs.tool_use.calls import ActionKind, Call, parse_response
+from envs.tool_use.calls import STOP, ActionKind, Call, parse_response
 from envs.tool_use.prompt import tool_response
 from envs.tool_use.worker import Result
 
@@ -59,6 +59,9 @@ class ToolUseEnv(SelfImprovementEnv):
     their format.
     """
 
+    stop: ClassVar[tuple[str, ...]] = STOP
+    """The strings that end a response, for ``generation(stop=…)``."""
+
     options: ToolUseOptions
     max_turns: int
     offered: Collection[str]
@@ -82,8 +85,8 @@ class ToolUseEnv(SelfImprovementEnv):
         """
 
     @abstractmethod
-    def grade(self, task: Task) -> tuple[float, Mapping[str, float]]:
-        """The quality if the episode ended here, and metrics."""
+    def grade(self, task: Task, response: str) -> tuple[float, Mapping[str, float]]:
+        """The quality if the episode ended with this response, and metrics."""
 
     def next_request(self, task: Task, kind: ActionKind) -> str | None:
         """The text of the next request, or None if the episode ends.
@@ -130,7 +133,7 @@ class ToolUseEnv(SelfImprovementEnv):
             case ActionKind.FINISHED | ActionKind.ERROR:
                 feedback = self.next_request(task, action.kind)
                 done = done or feedback is None
-        quality, metrics = self.grade(task)
+        quality, metrics = self.grade(task, response)
         ours = {
             "tool_calls": float(self._tool_calls),
             "failed_calls": float(self._failed_calls),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 INSTRUCTION = """You fulfil the user's requests, one after the other, by calling functions. In each response first \
 reason briefly about what to do next, then end it with exactly one of:
 <tool>[{"name": "...", "args": {...}}]</tool> to call functions in order; you then get their results in <tool_response>.
@@ -15,6 +19,17 @@ User: <tool_response>[{"timer_id": 1}]</tool_response>
 You: The timer is set, so that nothing is left to do. <TASK_FINISHED>
 
 Functions"""
+
+
+def system_prompt(functions: Iterable[Mapping[str, Any]], before: str | None = None) -> str:
+    """The instruction and, one in a line, the functions.
+
+    Args:
+        functions: Their JSON schemas.
+        before: What stands before it.
+    """
+    schemas = [json.dumps(function, ensure_ascii=False, separators=(",", ":")) for function in functions]
+    return "\n".join([*([before, ""] if before else []), f"{INSTRUCTION}:", *schemas])
 
 
 def tool_response(results: str) -> str:

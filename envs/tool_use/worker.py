@@ -61,6 +61,11 @@ def run_calls(
             return
 
 
+def as_made(call: Call, ok: bool, text: str) -> dict[str, Any]:
+    """What a check sees of a call: ``name``, ``args``, ``ok`` and ``result``."""
+    return {"name": call.name, "args": dict(call.args), "ok": ok, "result": json.loads(text)}
+
+
 def call_method(
     method: Callable[..., Any], args: Mapping[str, Any], max_chars: int = MAX_RESULT_CHARS
 ) -> tuple[bool, str]:
