@@ -25,24 +25,20 @@ from envs.countdown.env import CountdownEnv
 from rllib_exit.self_improvement.results import JSON, PARQUET
 
 DEFAULT = "default"
+EMBEDDING = ("diversity_metric=embedding", "embedding_model=bundled:all-minilm-l6-v2")
 # By ablation, what is chosen: the settings that differ from the example's. Without any, it is the example itself.
 ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "buffer size": {"32": ("buffer_size=32",), "128": ("buffer_size=128",), "512": ()},
     "self-iteration probability": {"0.2": ("self_iteration_prob=0.2",), "0.5": (), "0.8": ("self_iteration_prob=0.8",)},
     "divergence probability": {"0": ("divergence_prob=0",), "0.2": (), "0.5": ("divergence_prob=0.5",)},
-    "learnability": {
+    "feedback": {"with": (), "without": ("env_config.feedback=False",)},
+    "buffer size": {"32": ("buffer_size=32",), "512": ()},
+    "selection": {
         "variance": (),
         "uniform": ("inverse_temperature=0",),
-        "expected improvement": ("learnability=expected_improvement",),
         "regret": ("learnability=regret",),
     },
-    "diversity": {
-        "edit distance": (),
-        "embedding": ("diversity_metric=embedding",),
-        "none": ("diversity_bonus=False",),
-    },
-    "expansions per group": {"1": (), "4": ("expansions_per_group=4",), "8": ("expansions_per_group=8",)},
-    "feedback": {"with": (), "without": ("env_config.feedback=False",)},
+    "expansions per group": {"1": (), "8": ("expansions_per_group=8",)},
+    "diversity": {"edit distance": (), "none": ("diversity_bonus=False",), "embedding": EMBEDDING},
 }
 
 

@@ -63,6 +63,7 @@ def write_report(
         output.absolute(),
         sections,
         title=title,
+        conclusion=[] if table_1.gap else scores.conclusion(table_1.rows),
         lead=lead,
         problems=[problem.replace(f"{Path.cwd()}/", "") for problem in problems],
         files=found.sources.all,

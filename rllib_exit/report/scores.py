@@ -146,6 +146,26 @@ def table_1(domains: Sequence[Results]) -> Piece:
     return Piece(caption, numbers[[*columns, "files"]], unique(numbers.files), table=table)
 
 
+def conclusion(numbers: pd.DataFrame, most: int = 3) -> list[str]:
+    """What Table 1's numbers say, in a sentence for each of its first domains: the best method, beside GRPO and base.
+
+    Args:
+        numbers: The rows of :func:`table_1`.
+        most: How many sentences.
+    """
+    sentences = []
+    for domain, rows in list(numbers.groupby("domain", sort=False))[:most]:
+        trained = rows[rows.method != BASE]
+        best = (trained if len(trained) else rows).sort_values("final").iloc[-1]
+        others = rows[rows.method.isin([BASE, "GRPO"]) & (rows.method != best.method)]
+        beside = "".join(f"; {row.method}: {row.initial:.1f} → {row.final:.1f} %" for row in others.itertuples())
+        sentences.append(
+            f"{domain}: over {best.steps} self-improvement steps {best.method} goes from {best.initial:.1f} to "
+            f"{best.final:.1f} %, the highest score of the methods here{beside}."
+        )
+    return sentences
+
+
 def _evaluation_column(domain: Results) -> tuple[Comparison | None, str]:
     """What Table 1 shows of a domain without searches, and a note on it."""
     together, each = evaluated(domain)

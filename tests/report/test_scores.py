@@ -12,7 +12,7 @@ from envs.mle_bench.env import MLEBenchEnv
 from rllib_exit.report import report
 from rllib_exit.report.page import GapError, Piece
 from rllib_exit.report.results import Results, find
-from rllib_exit.report.scores import evaluated, per_split, search, search_each, self_improvement, table_1
+from rllib_exit.report.scores import conclusion, evaluated, per_split, search, search_each, self_improvement, table_1
 from tests.report.runs_on_disk import evaluate, train
 from tests.report.runs_on_disk import search as write_search
 
@@ -52,6 +52,17 @@ def test_table_1_compares_on_the_splits_that_all_have(tmp_path: Path):
         "the splits a and b together (40 tasks)" in piece.caption
         and "every run was evaluated on it: c, d" in piece.caption
     )
+
+
+def test_the_conclusion_names_the_best_method_beside_grpo_and_the_base_model(tmp_path: Path):
+    write_evaluations(tmp_path, grpo=["a"], improve=["a"], exit=["a"])
+    numbers = table(tmp_path).rows.assign(initial=10.0, final=[5.0, 20.0, 60.0, 40.0])
+    assert list(numbers.method) == ["Base model", "GRPO", "+ improve", "+ diversity (ExIt)"]
+    (sentence,) = conclusion(numbers)
+    assert "+ improve goes from 10.0 to 60.0 %" in sentence
+    assert sentence.endswith("here; Base model: 10.0 → 5.0 %; GRPO: 10.0 → 20.0 %.")
+    (sentence,) = conclusion(numbers.assign(final=[5.0, 70.0, 60.0, 40.0]))
+    assert "GRPO goes from 10.0 to 70.0 %" in sentence and sentence.count("GRPO") == 1
 
 
 def test_table_1_has_every_method_if_one_has_a_single_split(tmp_path: Path):
