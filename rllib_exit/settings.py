@@ -321,6 +321,10 @@ class DiversitySettings(Settings):
     """``embedding`` (Eq. 6) or ``edit_distance``."""
     embedding_model: str | None = None
     """A sentence-transformers model: a directory, a hub id or ``bundled:all-minilm-l6-v2``."""
+    num_embedders: NonNegativeInt = 0
+    """The processes that embed while rollouts are under way, each with a CPU. With 0 the driver's process embeds."""
+    num_gpus_per_embedder: NonNegativeFloat = 0
+    """The GPUs of an embedder, or its part of one."""
 
 
 class SelfImprovementSettings(Settings):

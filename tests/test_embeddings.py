@@ -1,7 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from rllib_exit.embeddings import Embedder, make_diversity
+from rllib_exit.embeddings import Embedder, Embedders, make_diversity, num_embedders
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.objective.diversity import edit_diversity_coefficients
 
@@ -51,3 +53,20 @@ def test_the_bonus_is_the_one_that_the_config_asks_for(monkeypatch):
     np.testing.assert_allclose(bonus(["", "a" * 9, "a" * 6]), [1, 3 / 4, 0])
     assert make_diversity(config.copy().curriculum(diversity_metric="edit_distance")) is edit_diversity_coefficients
     assert make_diversity(config.copy().curriculum("diverge")) is None
+
+
+def test_embedders_are_made_only_for_a_bonus_that_embeds():
+    config = GRPOConfig().curriculum("exit", embedding_model="some-model", num_embedders=3)
+    assert num_embedders(config) == 3
+    assert num_embedders(config.copy().curriculum(diversity_metric="edit_distance")) == 0
+    assert num_embedders(config.copy().curriculum("diverge")) == 0
+
+
+@pytest.mark.ray
+def test_embedders_in_actors_embed_as_one_here_does_whichever_thread_asks(ray_session, embedder):
+    texts = [[f"{word} {i}" for i in range(4)] for word in ("bread", "chair", "dream", "eagle")]
+    embedders = Embedders(embedder.model, 2)
+    with ThreadPoolExecutor(4) as pool:
+        embeddings = list(pool.map(embedders.embed, texts))
+    for of_group, group in zip(embeddings, texts, strict=True):
+        np.testing.assert_allclose(of_group, embedder.embed(group), atol=1e-5)

@@ -16,7 +16,7 @@ from ray.tune import PlacementGroupFactory
 
 from rllib_exit.connectors.exit_replay import ExItReplay
 from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
-from rllib_exit.embeddings import make_diversity
+from rllib_exit.embeddings import make_diversity, num_embedders
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.llm_env_runner import make_dispatcher, remote_call
@@ -83,6 +83,7 @@ class GRPO(CheckpointedAlgorithm):
             TrainingSettings.of(self.config),
             max_policy_lag=self.config.max_policy_lag,
             meanwhile=self._weights.serve,
+            num_scorers=max(1, num_embedders(self.config)),
         )
 
     def step(self) -> dict[str, Any]:
@@ -173,10 +174,8 @@ class GRPO(CheckpointedAlgorithm):
 
     @classmethod
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
-        """Asks for RLlib's bundles; colocated, a learner and the env runner of its number share one."""
-        request: Any = super().default_resource_request(config)
-        merged = cls.get_default_config().update_from_dict(config)
-        return placement.colocated(request, merged.num_env_runners) if merged.colocated else request
+        rllibs: Any = super().default_resource_request(config)
+        return placement.request(rllibs, cls.get_default_config().update_from_dict(config))
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:

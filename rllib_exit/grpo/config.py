@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rllib_exit import settings
 from rllib_exit.curriculum.exit import STRATEGIES, CurriculumConfig
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
+from rllib_exit.grpo import placement
 from rllib_exit.grpo.fluent import NotProvided, fluent
 from rllib_exit.grpo.meaningless import check_meaningless
 from rllib_exit.models import resolve_model
@@ -264,7 +265,7 @@ class GRPOConfig(_Fields):
         super().validate()
         self._validate_generation()
         self._validate_learners()
-        self._validate_placement()
+        placement.validate(self)
         if not self.in_evaluation:
             self._validate_evaluation()
 
@@ -317,35 +318,6 @@ class GRPOConfig(_Fields):
             )
             if importlib.util.find_spec("deepspeed") is None:
                 raise ValueError("sharding is 'deepspeed', which is not installed: run `pip install deepspeed==0.19.8`")
-
-    def _validate_placement(self) -> None:
-        gpus, learner_gpus = self.num_gpus_per_env_runner, self.num_gpus_per_learner
-        check(
-            self,
-            "num_gpus_per_env_runner",
-            gpus == self.engine_size if gpus >= 1 else self.engine_size == 1 or gpus == 0,
-            f"an engine with these engine_args has {self.engine_size} workers, and each needs a GPU of its own",
-        )
-        if self.weight_transfer == "nccl":
-            check(self, "num_gpus_per_env_runner", gpus >= 1, "weight_transfer='nccl' needs whole GPUs")
-            check(self, "num_gpus_per_learner", learner_gpus >= 1, "weight_transfer='nccl' needs whole GPUs")
-            check(self, "num_learners", self.num_learners >= 1, "weight_transfer='nccl' needs 1 or more")
-        if self.colocated and not self.in_evaluation:
-            mend = "colocated, learner and env runner share a GPU: use parts that add up to 1, such as 0.5 and 0.5"
-            check(self, "num_gpus_per_env_runner", gpus > 0 and learner_gpus > 0 and gpus + learner_gpus == 1, mend)
-            check(
-                self,
-                "num_env_runners",
-                self.num_env_runners == self.num_learners,
-                f"colocated, each shares a GPU with a learner: use as many as num_learners ({self.num_learners})",
-            )
-            check(self, "max_policy_lag", self.max_policy_lag == 0, "colocated, engines and learners take turns: use 0")
-            check(
-                self,
-                "evaluation_num_env_runners",
-                self.evaluation_num_env_runners == 0,
-                "colocated, evaluation runs on the training's engines: use 0",
-            )
 
     def _validate_evaluation(self) -> None:
         for name in self.evaluation_config if isinstance(self.evaluation_config, dict) else ():

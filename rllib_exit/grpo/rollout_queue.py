@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rllib_exit.env_runners.dispatcher import Dispatcher
@@ -59,6 +59,7 @@ class RolloutQueue:
         settings: ``prompts_per_batch``, ``rollouts_per_prompt`` and ``refill_zero_variance``.
         max_policy_lag: How many iterations are selected ahead.
         meanwhile: Called again and again while rollouts are waited for.
+        num_scorers: How many groups are scored at once.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RolloutQueue:
         *,
         max_policy_lag: int,
         meanwhile: Callable[[], object],
+        num_scorers: int = 1,
     ) -> None:
         self.selected: deque[Sequence[RolloutRequest]] = deque()
         """The requests that were selected and not yet trained on, one entry for each iteration; to be saved."""
@@ -75,6 +77,7 @@ class RolloutQueue:
         self._settings = settings
         self._max_policy_lag = max_policy_lag
         self._meanwhile = meanwhile
+        self._scorers = ThreadPoolExecutor(num_scorers, thread_name_prefix="score")
         self._under_way: dict[str, Future[RolloutGroup]] = {}  # by group_id
         self._last_in: float | None = None
         self._num_lost_before = 0
@@ -115,7 +118,8 @@ class RolloutQueue:
         try:
             while new:
                 futures = [self._under_way[request.group_id] for request in new]
-                scored += [score(group) for group in as_completed(futures, self._meanwhile)]
+                scoring = [self._scorers.submit(score, group) for group in as_completed(futures, self._meanwhile)]
+                scored += [future.result() for future in scoring]
                 number = num_to_refill(scored, self._settings.prompts_per_batch, refill)
                 new = select(number) if number else ()
                 requests = self.selected[0] = [*requests, *new]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -71,11 +72,14 @@ def nobody_asks_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "stop_requested", lambda: False)
 
 
-def make_queue(outcomes: Sequence[Outcome], *, lag: int = 0, **options: Any) -> tuple[RolloutQueue, FakeDispatcher]:
+def make_queue(
+    outcomes: Sequence[Outcome], *, lag: int = 0, scorers: int = 1, **options: Any
+) -> tuple[RolloutQueue, FakeDispatcher]:
     dispatcher = FakeDispatcher(outcomes)
     settings = TrainingSettings(rollouts_per_prompt=4, **options)
     fake: Any = dispatcher
-    return RolloutQueue(fake, settings, max_policy_lag=lag, meanwhile=lambda: None), dispatcher
+    queue = RolloutQueue(fake, settings, max_policy_lag=lag, meanwhile=lambda: None, num_scorers=scorers)
+    return queue, dispatcher
 
 
 def score_group(group: RolloutGroup) -> ScoredGroup:
@@ -186,3 +190,28 @@ def test_a_run_that_was_interrupted_within_a_refill_ends_the_iteration_as_it_wou
     assert selections.numbers == [3, 2, 1]  # nothing is selected twice
     assert ids(rolled_out.groups) == ids(whole.groups) == list(range(6))
     assert ids(rolled_out.batch) == ids(whole.batch) == [0, 4, 5]
+
+
+def test_groups_are_scored_beside_each_other_and_stay_in_order():
+    queue, _ = make_queue([SIGNAL] * 3, scorers=3, prompts_per_batch=3)
+    together = threading.Barrier(3, timeout=30)
+
+    def score_group(group: RolloutGroup) -> ScoredGroup:
+        together.wait()  # ends only if all three are here at once
+        return score(group, None)
+
+    selections = Selections()
+    rolled_out = queue.collect(queue.select(selections), score_group, selections)
+    assert [scored.group.request.group_id for scored in rolled_out.groups] == ["00000000", "00000001", "00000002"]
+
+
+def test_a_score_that_fails_ends_the_iteration_and_cancels_the_rollouts():
+    queue, dispatcher = make_queue([SIGNAL], prompts_per_batch=1)
+
+    def score_group(group: RolloutGroup) -> ScoredGroup:
+        raise ZeroDivisionError("in the embedder")
+
+    selections = Selections()
+    with pytest.raises(ZeroDivisionError):
+        queue.collect(queue.select(selections), score_group, selections)
+    assert dispatcher.cancelled == 1 and len(queue.selected) == 1
