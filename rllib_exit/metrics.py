@@ -74,7 +74,7 @@ METRICS = (
     Metric("rollouts/invalid_fraction", "Rollouts whose last response is invalid.", FRACTION, CUT),
     Metric("rollouts/skipped_prompts", "Prompts that do not fit the context."),
     Metric("rollouts/retried_episodes", "Episodes begun once more because the first attempt failed."),
-    Metric("rollouts/dropped_groups", "Groups without a signal that further prompts were selected in place of."),
+    Metric("rollouts/dropped_groups", "Groups without a signal that a refill left out of the batch."),
     Metric("rollouts/dropped_episodes", "Episodes left out of their groups because the environment broke down."),
     Metric("rollouts/lost_env_runners", "Env runners lost and restarted."),
     Metric("rollouts/tokens_per_s", "Tokens generated per second."),

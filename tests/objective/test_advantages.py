@@ -40,6 +40,16 @@ def test_equal_returns_give_exactly_zero(value, size):
 
 def test_float_noise_gives_exactly_zero():
     assert (group_advantages([0.1 + 0.2, 0.3, 0.3], normalize_std=False) == 0).all()
+    # Noise is relative to the returns, and to 1 for small ones.
+    assert (group_advantages([1e6, 1e6 + 1e-7]) == 0).all() and (group_advantages([0, 1e-12]) == 0).all()
+    assert (group_advantages([0, 1.5e-12]) != 0).all() and (group_advantages([1e6, 1e6 + 1e-5]) != 0).all()
+
+
+@pytest.mark.parametrize("returns", [[1, 1], [0, 1], np.float32([0.1, 0.7, 0.1])])
+def test_advantages_have_double_precision_whatever_the_returns_have(returns):
+    advantages_G = group_advantages(returns)
+    assert advantages_G.dtype == np.float64
+    np.testing.assert_array_equal(advantages_G, group_advantages(np.asarray(returns, np.float64)))
 
 
 @pytest.mark.parametrize("returns", [[0, np.nan], [np.inf, 0], [], [[1.0]]])

@@ -38,6 +38,14 @@ def test_the_diversity_bonus_scales_advantages_by_what_the_rollouts_wrote_themse
     assert seen == [["a0\nb0", "a1\nb1", "a2\nb2"]]
 
 
+def test_how_long_it_took_is_part_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr("rllib_exit.objective.scoring.time.perf_counter", lambda: next(clock))
+    scored = score(make_group([0, 1]), None)
+    monkeypatch.undo()
+    assert scored.seconds == 2.5
+
+
 def test_nothing_is_embedded_where_nothing_is_to_be_scaled() -> None:
     def diversity(solutions: Sequence[str]) -> np.ndarray:
         raise AssertionError(solutions)
