@@ -22,6 +22,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from envs.base import TaskInstance
+from rllib_exit.env_runners.callbacks import EpisodeCallbacks
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import EngineError, Generator
@@ -54,6 +55,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         self._policy_version = 0
         self._evaluation_players: dict[str | None, Player] = {}  # by split
         self.make_env()
+        self._call_back = EpisodeCallbacks(self)
         if not config.colocated:
             threading.Thread(target=self._start_engine, name="engine start", daemon=True).start()
 
@@ -69,7 +71,9 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             EngineError: If the engine died, or hangs.
         """
         group_size, version = self.config.rollouts_per_prompt, self._policy_version
-        return await self._player.roll_out(request, group_size, policy_version=version)
+        group = await self._player.roll_out(request, group_size, policy_version=version)
+        self._call_back(group)
+        return group
 
     async def play(self, instance: TaskInstance, seed: int, steps: int = 0, split: str | None = None) -> Rollout:
         """Plays one episode of an evaluation.

@@ -21,8 +21,8 @@ from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.llm_env_runner import make_dispatcher, remote_call
 from rllib_exit.grpo import placement
-from rllib_exit.grpo.checkpointing import CheckpointedAlgorithm
 from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.grpo.conventions import ConventionalAlgorithm
 from rllib_exit.grpo.rollout_metrics import rollout_metrics
 from rllib_exit.grpo.rollout_queue import RolledOut, RolloutQueue
 from rllib_exit.grpo.signal_watch import SignalWatch
@@ -45,7 +45,7 @@ from rllib_exit.weight_sync.transfers import WeightSync
 logger = logging.getLogger(__name__)
 
 
-class GRPO(CheckpointedAlgorithm):
+class GRPO(ConventionalAlgorithm):
     """Group-Relative Policy Optimization (paper section 2.2) on a curriculum of task instances (section 4).
 
     Faults: the rollouts of a lost env runner are run again, see :class:`Dispatcher`. An episode that fails twice
@@ -148,10 +148,11 @@ class GRPO(CheckpointedAlgorithm):
 
     def _report(self, rolled_out: RolledOut) -> None:
         self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))
+        self.log_by_rllibs_names(rolled_out.groups, self._env_runners)
         if self._rollout_log is not None:
             self._rollout_log.write(self.iteration + 1, rolled_out.trainable)
 
-    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+    def run_evaluation(self) -> dict[str, Any]:
         """K-step self-improvement on every task of the evaluation's environment, as :meth:`Curve.to_metrics` has it."""
         config, env_runners = self.evaluation_config, self._evaluation_env_runners
         if env_runners is not self._env_runners:  # which have the newest weights already
