@@ -45,8 +45,12 @@ def check_file(file: Path) -> None:
         compile(file.read_bytes(), file, "exec")
 
 
-def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None]:
+def load_file(file: Path, *, any_algorithm: bool = False) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None]:
     """Runs a Python file and takes its ``config``, ``stop`` and ``tune_config``.
+
+    Args:
+        file: The file.
+        any_algorithm: Whether the config may be that of another algorithm of RLlib's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -55,6 +59,7 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
     check_file(file)
 
     import ray.cloudpickle
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.tune import TuneConfig
 
     from rllib_exit.grpo.config import GRPOConfig
@@ -78,7 +83,7 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
 
     config, stop = getattr(module, "config", None), getattr(module, "stop", {})
     tune_config = getattr(module, "tune_config", None)
-    if not isinstance(config, GRPOConfig):
+    if not isinstance(config, AlgorithmConfig if any_algorithm else GRPOConfig):
         has = "no `config`" if config is None else f"a `config` of type {type(config).__name__}"
         raise ValueError(f"{file} has {has}: set `config = GRPOConfig()...` in it")
     if not isinstance(stop, Mapping):
@@ -91,7 +96,7 @@ def load_file(file: Path) -> tuple[GRPOConfig, dict[str, Any], TuneConfig | None
             "use ray.tune.TuneConfig(metric=…, mode=…)"
         )
     _check_travels(file, config, spec.name)
-    return config, dict(stop), tune_config
+    return cast("GRPOConfig", config), dict(stop), tune_config
 
 
 @contextmanager
@@ -147,7 +152,7 @@ copyreg.pickle(
 )
 
 
-def _check_travels(file: Path, config: GRPOConfig, module: str) -> None:
+def _check_travels(file: Path, config: Any, module: str) -> None:
     """Raises a ValueError if Ray's workers, which cannot import the file, could not make sense of its config."""
     from ray import cloudpickle
 
@@ -192,7 +197,8 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
     # A strategy sets other fields to its preset: what was asked for besides comes after it.
     for key, value in sorted(pairs, key=lambda pair: pair[0] != "strategy"):
         name, *path = key.split(".")
-        if name not in (names := config.field_names()):
+        names = [name for name in vars(config) if not name.startswith("_")]
+        if name not in names:
             raise ValueError(unknown_name(f"--set {key}: the config", "field", name, names))
         if name == "strategy" and not path:
             config.curriculum(value)

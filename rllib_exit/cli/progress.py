@@ -11,9 +11,10 @@ from rich.table import Table
 
 from rllib_exit.cli.console import duration, out
 
+RETURN = "env_runners/episode_return_mean"
 # How a number of an iteration is shown, by its key in the result.
 SHOWN = {
-    "rollouts/return_mean": "return {:.3f}",
+    RETURN: "return {:.3f}",
     "curriculum/buffer_size": "buffer {:.0f}",
     "rollouts/tokens_per_s": "{:.0f} tokens/s",
 }
@@ -84,7 +85,7 @@ class Progress(Callback):
         table = Table("", title="Training", title_justify="left")
         for column in ("first", "last", "best", "at iteration"):
             table.add_column(column, justify="right")
-        names = {"rollouts/return_mean": "return"}
+        names = {RETURN: "return"}
         names |= {
             key: f"evaluation {key.removeprefix(ACCURACY)}" for r in self._results for key in r if ACCURACY in key
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,8 @@ def train_file(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Python file with `config`, a GRPOConfig, maybe `stop`, a dict, and `tune_config` (sweeps)."
+            help="Python file with `config`, a GRPOConfig or another of RLlib's; maybe `stop`, a dict, and "
+            "`tune_config` (sweeps)."
         ),
     ],
     stop_iters: StopIters = None,
@@ -78,7 +80,7 @@ def train_file(
     with clear_errors(verbose):
         check_file(file)
         _train(
-            lambda: load_file(file),
+            lambda: load_file(file, any_algorithm=True),
             results_dir / file.stem,
             stop_iters=stop_iters,
             scale=scale,
@@ -177,7 +179,8 @@ def _train(
     from rllib_exit.cli import sweeps
     from rllib_exit.cli.runs import init_ray
     from rllib_exit.cli.sweep_run import train_sweep
-    from rllib_exit.cli.training import Training, train_run
+    from rllib_exit.cli.training import Training, train_other, train_run
+    from rllib_exit.grpo.config import GRPOConfig
 
     try:
         if "RAY_ADDRESS" in os.environ:
@@ -185,13 +188,18 @@ def _train(
         take_scale(scale)
         config, stop, tune_config = make()
         config = override(config, settings)
+        if stop_iters is not None:
+            stop = {**stop, "training_iteration": stop_iters}
+        training = Training(config, stop, directory.absolute(), checkpoint_freq, verbose)
+        if not isinstance(config, GRPOConfig):
+            if tune_config is not None or scheduler or best_of or log_rollouts:
+                raise ValueError("sweeps and logs of rollouts are for a GRPOConfig: sweep by ray.tune.Tuner")
+            return train_other(training, resume)
         taken = {} if best_of is None else sweeps.best_values(config, best_of, settings)
         config = sweeps.with_values(config, taken)
         if log_rollouts:
             config.reporting(log_rollouts=True)
-        if stop_iters is not None:
-            stop = {**stop, "training_iteration": stop_iters}
-        training = Training(config, stop, directory.absolute(), checkpoint_freq, verbose)
+        training = replace(training, config=config)
         if tune_config is not None or sweeps.search_spaces(config):
             train_sweep(training, tune_config, taken, scheduler, resume)
         elif scheduler is not None:

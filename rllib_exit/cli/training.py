@@ -107,7 +107,8 @@ def run_trials(
     unknown: list[str] = []
 
     def ends(trial_id: str, result: Mapping[str, Any]) -> bool:
-        unknown.extend(unknown_metrics(training.stop, result))
+        if isinstance(training.config, GRPOConfig):  # others report some metrics only after a while
+            unknown.extend(unknown_metrics(training.stop, result))
         return bool(unknown) or stop_now() or reached(training.stop, result)
 
     analysis = tune.run(
@@ -167,6 +168,22 @@ def train_run(training: Training, resume: Path | None) -> None:
     say(f"iteration {load_iteration(saved)} after {duration(progress.seconds)}")
     say(f"checkpoint: {saved}")
     say(f"evaluate it: rllib evaluate {saved} --baseline")
+
+
+def train_other(training: Training, resume: Path | None) -> None:
+    """Trains another algorithm of RLlib's, as RLlib does, from the checkpoint ``resume`` if given."""
+    check_stop(training)
+    training.config.copy(copy_frozen=False).validate()
+    reserve(training.config, training.verbose)
+    say(f"results: {training.directory}")
+    progress = Progress(training.num_iterations)
+    with progress, _stop_on_signals(progress) as signals:
+        restore = str(resume.absolute()) if resume else None
+        (trial,) = run_trials(training, restore=restore, stop_now=lambda: bool(signals), callbacks=[progress])
+    if trial.status != "TERMINATED" or trial.checkpoint is None:
+        raise _failure(trial, None, training.verbose)
+    out.print(progress.summary())
+    say(f"checkpoint: {trial.checkpoint.path}")
 
 
 def _checkpoint(training: Training, resume: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
+from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_LEN_MEAN,
@@ -74,7 +75,7 @@ class ConventionalAlgorithm(CheckpointedAlgorithm):
     def _call_back(self, name: str, **arguments: Any) -> None:
         functions = getattr(self.config, f"callbacks_{name}")
         arguments = {"algorithm": self, "metrics_logger": self.metrics, **arguments}
-        make_callback(name, self.callbacks, functions, kwargs=arguments)
+        make_callback(name, force_list(self.callbacks), functions, kwargs=arguments)
 
 
 def log_by_rllibs_names(metrics: MetricsLogger, groups: Sequence[ScoredGroup]) -> None:

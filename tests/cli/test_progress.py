@@ -8,8 +8,9 @@ from rllib_exit.cli.console import out
 from rllib_exit.cli.progress import Progress
 
 
-def result(iteration: int, **rollouts: float) -> dict[str, Any]:
-    return {"training_iteration": iteration, "time_this_iter_s": 30.0, "rollouts": rollouts}
+def result(iteration: int, return_mean: float, **rollouts: float) -> dict[str, Any]:
+    env_runners = {"episode_return_mean": return_mean}
+    return {"training_iteration": iteration, "time_this_iter_s": 30.0, "env_runners": env_runners, "rollouts": rollouts}
 
 
 def test_every_iteration_is_a_line_and_the_summary_names_the_best(capsys: pytest.CaptureFixture[str]):

@@ -122,3 +122,37 @@ def test_a_run_with_an_unknown_metric_ends_after_its_first_result_and_a_checkpoi
     assert "stop has 'rollouts/reward', which no result has; the nearest are" in said
     saved = Path(said.rpartition("saved: ")[2].strip())
     assert (saved / "manifest.json").is_file()
+
+
+PPO = """
+from ray.rllib.algorithms.ppo import PPOConfig
+
+config = (
+    PPOConfig()
+    .environment("CartPole-v1")
+    .env_runners(num_env_runners=0)
+    .training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1, gamma=0.9)
+)
+stop = {"env_runners/episode_return_mean": 1000, "training_iteration": 2}
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_another_algorithm_of_rllibs_is_trained_as_in_rllib(tmp_path: Path):
+    file = tmp_path / "ppo.py"
+    file.write_text(PPO)
+    result = run("train", "file", file, "--scale", "cpu", "--results-dir", tmp_path / "results", "--set", "lr=0.001")
+    assert result.exit_code == 0, result.output
+    assert "iteration 2/2" in result.output and "return" in result.output
+    checkpoint = Path(result.output.rpartition("checkpoint: ")[2].strip())
+    assert (checkpoint / "rllib_checkpoint.json").is_file()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_another_algorithms_sweeps_are_not_ours(tmp_path: Path):
+    file = tmp_path / "ppo.py"
+    file.write_text(PPO)
+    assert "are for a GRPOConfig" in message(run("train", "file", file, "--scale", "cpu", "--scheduler", "asha"))
+    assert "no field 'gama'; did you mean gamma" in message(run("train", "file", file, "--set", "gama=1"))
+    assert "type PPOConfig" in message(run("sft", file, "--scale", "cpu", "--output", tmp_path / "out"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from safetensors.torch import load, load_file
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
@@ -56,6 +57,32 @@ def make_config(model: str, **overrides: Any) -> GRPOConfig:
     for name, value in overrides.items():
         setattr(config, name, value)
     return config
+
+
+class Callbacks(RLlibCallback):
+    """Those of an RLlib user: they log, add to results, and keep what they were called with."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
+        metrics_logger.log_value("first_digit", float(str(episode.get_actions()[0])), reduce="mean", window=100)
+
+    def on_sample_end(self, *, samples: list[Any], metrics_logger: Any, **kwargs: Any) -> None:
+        metrics_logger.log_value("num_sampled", len(samples), reduce="sum")
+
+    def on_train_result(self, *, algorithm: Any, result: dict, **kwargs: Any) -> None:
+        result["doubled"] = 2 * result["env_runners"]["episode_return_mean"]
+
+    def on_evaluate_start(self, *, algorithm: Any, **kwargs: Any) -> None:
+        self.called.append("on_evaluate_start")
+
+    def on_evaluate_end(self, *, algorithm: Any, evaluation_metrics: dict, **kwargs: Any) -> None:
+        evaluation_metrics["seen"] = 1.0
+        self.called.append("on_evaluate_end")
+
+    def on_checkpoint_loaded(self, *, algorithm: Any, **kwargs: Any) -> None:
+        self.called.append("on_checkpoint_loaded")
 
 
 def selections(algo: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -113,6 +140,7 @@ def algo(tiny_model: str, ray_session: None, files: Path) -> Iterator[Any]:
     config = make_config(tiny_model, env_config={"broken_if": str(files / "broken")}, self_improvement_steps=2)
     config.generation(generator_class=partial(SleepyGenerator, script=guess, told=files / "told"))
     config.evaluation(evaluation_interval=1, evaluation_config=GRPOConfig.overrides(env_config={"num_tasks": 20}))
+    config.callbacks(Callbacks)
     algo: Any = config.build_algo()
     yield algo
     algo.stop()
@@ -138,6 +166,24 @@ def test_an_iteration_reports_every_metric_of_the_design(algo: Any) -> None:
     assert result["policy_version"] == version + 1 and result["policy_lag_max"] == 0
     assert result["curriculum"]["selected_fraction"] > 0 and result["learner"]["grad_norm"] > 0
     assert all(np.isfinite(value) for part in ("curriculum", "rollouts", "learner") for value in result[part].values())
+
+
+def test_an_rllib_users_metrics_and_callbacks_work(algo: Any, tmp_path: Path) -> None:
+    before = algo.train()
+    result = algo.train()
+    of = result["env_runners"]
+    assert of["episode_return_mean"] == result["rollouts"]["return_mean"] == result["doubled"] / 2
+    assert of["num_episodes"] == of["num_env_steps_sampled"] == of["num_sampled"] == 24 and 0 <= of["first_digit"] <= 9
+    assert of["num_episodes_lifetime"] == before["env_runners"]["num_episodes_lifetime"] + 24
+    assert result["num_env_steps_sampled_lifetime"] == of["num_env_steps_sampled_lifetime"]
+    learners = result["learners"]["default_policy"]
+    assert learners["total_loss"] == result["learner"]["loss"] and learners["entropy"] > 0
+    assert result["evaluation"]["seen"] == 1
+    [callbacks] = algo.callbacks
+    assert callbacks.called[-2:] == ["on_evaluate_start", "on_evaluate_end"]
+    algo.restore(algo.save(str(tmp_path / "checkpoint")))
+    assert callbacks.called[-1] == "on_checkpoint_loaded"
+    assert algo.train()["env_runners"]["num_episodes_lifetime"] == of["num_episodes_lifetime"] + 24
 
 
 def test_a_restored_run_selects_what_the_uninterrupted_one_does(
