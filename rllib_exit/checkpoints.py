@@ -2,6 +2,10 @@
 
 RLlib writes a checkpoint in place, and loads a damaged one without a warning. Here a checkpoint is written beside its
 place, gets a manifest of its files' SHA-256 sums, is synced, and is then renamed.
+
+A checkpoint holds pickles, which run code when they are read. Its manifest says who wrote it, and nothing is read of a
+checkpoint whose manifest does not name this program and all of its files. That keeps out what was damaged, added or
+made by another program; it is no signature, so load only what you trust.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from pathlib import Path
 from rllib_exit.files import atomic_directory
 
 MANIFEST = "manifest.json"
+WRITER = "rllib-exit"
 
 
 class CheckpointError(ValueError):
@@ -30,25 +35,53 @@ def atomic_checkpoint(path: str | Path) -> Iterator[Path]:
     """
     with atomic_directory(path) as staging:
         yield staging
-        sums = {str(f.relative_to(staging)): _sha256(f) for f in sorted(staging.rglob("*")) if f.is_file()}
-        (staging / MANIFEST).write_text(json.dumps(sums, indent=1))
+        sums = {name: _sha256(staging / name) for name in _files(staging)}
+        (staging / MANIFEST).write_text(json.dumps({"written_by": WRITER, "files": sums}, indent=1))
 
 
 def verify(path: str | Path) -> None:
     """Checks that a checkpoint is whole.
 
     Raises:
-        CheckpointError: If it is not; says which file and what is wrong with it.
+        CheckpointError: If it is not, or was not written by this program; says which file and what is wrong with it.
     """
     path = Path(path)
+    listed, there = _listed(path), _files(path)
+    for name in sorted(listed.keys() | there):
+        if name not in there:
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing; use an earlier one")
+        if name not in listed:
+            raise CheckpointError(f"checkpoint {path} has a file that is not its own: {name}; remove it")
+        if _sha256(path / name) != listed[name]:
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} was changed; use an earlier one")
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """By name, the sums in a checkpoint's manifest."""
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise CheckpointError(f"{path} is no complete checkpoint: it has no {MANIFEST}")
-    for name, sha256 in json.loads(manifest.read_text()).items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing; use an earlier one")
-        if _sha256(path / name) != sha256:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} was changed; use an earlier one")
+    try:
+        content = json.loads(manifest.read_text())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {MANIFEST} is cut off or no JSON; use an earlier one"
+        ) from error
+    if not isinstance(content, dict) or content.get("written_by") != WRITER:
+        raise CheckpointError(
+            f"checkpoint {path} is not loaded: its {MANIFEST} does not say that {WRITER} wrote it. Where it is from an "
+            "earlier version, load it with that version"
+        )
+    files = content.get("files")
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} lists no files; use an earlier one")
+    return files
+
+
+def _files(path: Path) -> set[str]:
+    """The files of a checkpoint but for the manifest, and for hidden ones, in which Ray keeps metadata."""
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    return {name for name in names if name != MANIFEST and not name.startswith(".")}
 
 
 def newest(path: str | Path) -> Path:

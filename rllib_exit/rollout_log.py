@@ -7,9 +7,10 @@ the log holds the lineage, and nothing else has to remember it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ SCHEMA = pa.schema(
 )
 
 
+# The prompts of the base tasks by id, as JSON beside the iterations' files.
+TASKS = "tasks.json"
+
+
 class RolloutLog:
     """Writes the log.
 
@@ -74,6 +79,12 @@ class RolloutLog:
         if storage is None:
             return cls(Path(logdir) / "rollouts")
         return cls(Path(storage.trial_fs_path) / "rollouts", storage.storage_filesystem)
+
+    def write_tasks(self, prompts: Mapping[str, str]) -> None:
+        """Writes the prompts of the base tasks, by task id."""
+        text = json.dumps({replace_surrogates(name): replace_surrogates(text) for name, text in prompts.items()})
+        with self._filesystem.open_output_stream(f"{self._directory}/{TASKS}") as stream:
+            stream.write(text.encode())
 
     def write(self, iteration: int, groups: Sequence[ScoredGroup]) -> None:
         """Writes an iteration's file, whole or not at all; a file of that iteration is replaced.
@@ -151,7 +162,8 @@ class LoggedRollouts:
         logs: dict[Path, dict[int, Path]] = defaultdict(dict)
         for directory in directories:
             for file in directory.rglob("iteration-*.parquet"):
-                logs[file.parent][int(file.stem.removeprefix("iteration-"))] = file
+                if (number := file.stem.removeprefix("iteration-")).isdecimal():
+                    logs[file.parent][int(number)] = file
         if not logs:
             raise FileNotFoundError(
                 f"{', '.join(map(str, directories))} has no log of rollouts: train with --log-rollouts, and name the "
@@ -162,6 +174,20 @@ class LoggedRollouts:
             first = min(files, default=math.inf)
             files |= {iteration: file for iteration, file in log.items() if iteration < first}
         self.files = dict(sorted(files.items()))
+
+    def prompts(self) -> dict[str, str]:
+        """The prompts of the base tasks by id, as the newest log has them; empty if none has.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        for directory in dict.fromkeys(file.parent for file in reversed(self.files.values())):
+            if (directory / TASKS).is_file():
+                prompts = json.loads((directory / TASKS).read_text())
+                if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+                    raise ValueError(f"{directory / TASKS} is damaged: it must be an object of texts")
+                return prompts
+        return {}
 
     def read(
         self,

@@ -67,9 +67,16 @@ HYPER_PARAMETERS: Mapping[str, str] = {
 
 
 def read_params(trial: Path) -> dict[str, Any] | None:
-    """The config that Tune wrote into a trial's directory; None if there is none."""
+    """The config that Tune wrote into a trial's directory; None if there is none.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     file = trial / PARAMS
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return json.loads(file.read_text()) if file.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
 
 
 def identity(trial: Path) -> str:

@@ -53,6 +53,38 @@ def test_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
         verify(path)
 
 
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ("", "cut off"),
+        ('{"written_by": "rllib-exit", "files": {"deep/file": "5', "cut off"),
+        ("[" * 100_000, "cut off"),
+        ("[]", "does not say that rllib-exit wrote it"),
+        ("{}", "does not say that rllib-exit wrote it"),
+        ('{"deep/file": "5"}', "does not say that rllib-exit wrote it"),
+        ('{"written_by": "another", "files": {"deep/file": "5"}}', "does not say that rllib-exit wrote it"),
+        ('{"written_by": "rllib-exit"}', "lists no files"),
+        ('{"written_by": "rllib-exit", "files": {}}', "lists no files"),
+        ('{"written_by": "rllib-exit", "files": {"../a": "5", "deep/file": "5"}}', r"\.\./a is missing"),
+        ('{"written_by": "rllib-exit", "files": {"deep/file": 5}}', "was changed"),
+    ],
+)
+def test_a_manifest_that_says_too_little_is_refused(tmp_path: Path, manifest: str, said: str) -> None:
+    path = write(tmp_path / "a")
+    (path / MANIFEST).write_text(manifest)
+    with pytest.raises(CheckpointError, match=said):
+        verify(path)
+
+
+def test_a_file_that_is_not_listed_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    (path / ".metadata.json").touch()  # Ray's
+    verify(path)
+    (path / "deep" / "00001.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"not its own: deep/00001\.safetensors; remove it"):
+        verify(path)
+
+
 def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
     old, new = write(tmp_path / "run" / "1"), write(tmp_path / "run" / "2")
     os.utime(old / MANIFEST, (1, 1))

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from rllib_exit.scale import SCALE_VARIABLE, scale_and_reason
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Models, data and files from elsewhere wrote parts of what is printed: none of it is markup.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the workers' logs, and tracebacks of errors.")]
 
@@ -26,7 +27,17 @@ class CommandError(RuntimeError):
 
 def say(text: str) -> None:
     """Prints a line."""
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(visible(text), soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """The text with all characters escaped that a terminal would not show as such, but for line breaks and tabs.
+
+    Escape sequences could rewrite what the terminal shows; bidirectional marks and their like could disguise it.
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def duration(seconds: float) -> str:
@@ -83,7 +94,7 @@ def clear_errors(verbose: bool) -> Iterator[None]:
     except (ValueError, OSError, CommandError) as error:
         if verbose:
             err.print_exception()
-        err.print(error_message(error), style="red", markup=False, soft_wrap=True)
+        err.print(visible(error_message(error)), style="red", soft_wrap=True)
         raise typer.Exit(1) from None
 
 

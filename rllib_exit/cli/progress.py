@@ -9,7 +9,7 @@ from ray.tune.utils import flatten_dict
 from rich import progress
 from rich.table import Table
 
-from rllib_exit.cli.console import duration, out
+from rllib_exit.cli.console import duration, out, visible
 
 RETURN = "env_runners/episode_return_mean"
 # How a number of an iteration is shown, by its key in the result.
@@ -54,7 +54,7 @@ class Progress(Callback):
 
     def say(self, text: str) -> None:
         """Prints a line above the live one."""
-        self._bar.console.print(text, markup=False, soft_wrap=True)
+        self._bar.console.print(visible(text), markup=False, soft_wrap=True)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         flat = {key: value for key, value in flatten_dict(result).items() if value is not None}

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rllib_exit.cli.console import Verbose, clear_errors
+from rllib_exit.cli.console import Verbose, clear_errors, visible
 
 if TYPE_CHECKING:
     from rllib_exit.rollout_log import LoggedRollouts, Row
@@ -87,16 +87,6 @@ def _page() -> Iterator[Console]:
     os.environ.setdefault("LESS", "-RFX")  # as Git does: show colours, end if it fits the screen
     with page.pager(styles=True):
         yield page
-
-
-def visible(text: str) -> str:
-    """The text with all characters escaped that a terminal would not show as such, but for line breaks and tabs.
-
-    Escape sequences could rewrite what the terminal shows; bidirectional marks and their like could disguise it.
-    """
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def _line(text: str) -> str:

@@ -19,7 +19,7 @@ from ray.tune.utils import flatten_dict
 from envs.workers import usable_cpus
 from rllib_exit import checkpoints
 from rllib_exit.cli.config import check
-from rllib_exit.cli.console import CommandError, duration, err, error_message, out, say
+from rllib_exit.cli.console import CommandError, duration, err, error_message, out, say, visible
 from rllib_exit.cli.progress import Progress
 from rllib_exit.cli.runs import init_ray, load_iteration, require
 from rllib_exit.grpo.config import GRPOConfig
@@ -207,7 +207,7 @@ def _newest(directory: Path) -> Path | None:
 def _failure(trial: Any, saved: Path | None, verbose: bool) -> CommandError:
     error = trial.get_pickled_error()
     if verbose and error is not None:
-        err.print(str(error), markup=False, soft_wrap=True)
+        err.print(visible(str(error)), soft_wrap=True)
     lines = [f"training failed: {error_message(error) if error is not None else trial.status}"]
     if (traceback := Path(str(trial.path)) / "error.txt").is_file():
         lines.append(f"traceback: {traceback}")

@@ -74,6 +74,8 @@ class GRPO(ConventionalAlgorithm):
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
         self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage) if self.config.log_rollouts else None
+        if self._rollout_log is not None:
+            self._rollout_log.write_tasks({task.id: task.prompt for task in self._env.tasks.values()})
         self._env_runners = self._evaluation_env_runners = make_dispatcher(self.env_runner_group, self.config)
         if self.eval_env_runner_group is not None:
             self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)

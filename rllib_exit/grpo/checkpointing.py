@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from pyarrow.fs import copy_files
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils import force_list
+from ray.train import Checkpoint
 from ray.tune.result import TIME_TOTAL_S
 
 from rllib_exit import checkpoints
@@ -82,21 +85,38 @@ class CheckpointedAlgorithm(Algorithm):
         """Restores a checkpoint, whichever back end and number of learners wrote it.
 
         Raises:
-            CheckpointError: If it is incomplete or damaged.
+            CheckpointError: If it is incomplete, damaged, or was not written by this program.
         """
-        if "component" in kwargs:
-            return super().restore_from_path(path, filesystem=filesystem, **kwargs)
-        if filesystem is not None or "://" in str(path):
-            with tempfile.TemporaryDirectory() as local:
-                copy_files(str(path), local, source_filesystem=filesystem)
-                return self.restore_from_path(local, **kwargs)
-        checkpoints.verify(path)
-        super().restore_from_path(path, **kwargs)
-        self.learner_group.restore_from_path(Path(path) / LEARNERS)
-        self.after_restore()
+        with _verified(path, filesystem) as local:
+            super().restore_from_path(local, **kwargs)
+            if "component" not in kwargs:
+                self.learner_group.restore_from_path(local / LEARNERS)
+                self.after_restore()
+
+    @classmethod
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
+        """Makes the algorithm that a checkpoint is of, as RLlib does, but reads nothing before it is verified.
+
+        Raises:
+            CheckpointError: As :meth:`restore_from_path`.
+        """
+        path = path.path if isinstance(path, Checkpoint) else path
+        with _verified(path, filesystem) as local:
+            return super().from_checkpoint(str(local), **kwargs)
 
     def after_restore(self) -> None:
         """Called after a checkpoint was restored.
 
         (``_restored`` is a flag of Tune's ``Trainable``.)
         """
+
+
+@contextmanager
+def _verified(path: Any, filesystem: Any) -> Iterator[Path]:
+    """A checkpoint on this machine, whole: a copy of it, if it lies elsewhere."""
+    with tempfile.TemporaryDirectory() as local:
+        if filesystem is not None or "://" in str(path):
+            copy_files(str(path), local, source_filesystem=filesystem)
+            path = local
+        checkpoints.verify(path)
+        yield Path(path)

@@ -143,8 +143,11 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 def rendered(figure: Figure, kind: str) -> bytes:
     """A figure as ``png`` or ``svg``; the same bytes for the same figure."""
     import matplotlib
+    from matplotlib.text import Text
 
     stream = io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names from files are no formulas
     metadata: Any = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "rllib-exit"}):
         figure.savefig(stream, format=kind, dpi=160, metadata=metadata)

@@ -6,7 +6,6 @@ iterate. A *new* instance is one that the curriculum made: it has a history or a
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from rllib_exit.env_runners.environments import make_env
 from rllib_exit.report import figures
 from rllib_exit.report.page import GapError, Piece, cells
 from rllib_exit.report.results import LINE, Results, means, means_by_iteration
 from rllib_exit.report.runs import LABELS, Run
 from rllib_exit.report.sources import Source, unique
 from rllib_exit.report.training import NO_TRAINING
+from rllib_exit.rollout_log import TASKS
 
 if TYPE_CHECKING:
     from rllib_exit.embeddings import Embedder
@@ -119,13 +118,11 @@ class Instances:
 
 
 def task_prompts(run: Run) -> dict[str, str]:
-    """The prompts of a run's base tasks, from its environment."""
-    try:
-        config = pickle.loads((run.trials[0] / "params.pkl").read_bytes())
-        env = make_env(config["env"], config["env_config"])
-    except Exception as error:  # whatever an environment's constructor raises without its data
-        raise GapError(f"the run's environment cannot be made here ({type(error).__name__}: {error})") from error
-    return {task.id: task.prompt for task in env.tasks.values()}
+    """The prompts of a run's base tasks, as its log has them. Its environment is not made: that would run its code."""
+    prompts = run.log.prompts() if run.log else {}
+    if not prompts:
+        raise GapError(f"the log of rollouts of {run.name} has no {TASKS}, which has the prompts of the tasks")
+    return prompts
 
 
 def sample(table: pd.DataFrame, size: int = SAMPLE) -> pd.DataFrame:
@@ -284,7 +281,8 @@ def _steps(chain: Sequence[Row]) -> Iterator[dict[str, Any]]:
         yield {
             "task_id": row["task_id"],
             "rollout": f"{row['group_id']}/{row['g']}",
-            **{name: row[name] for name in ("iteration", "kind", "starting_turn", "quality")},
+            **{name: row[name] for name in ("iteration", "kind", "starting_turn")},
+            "quality": f"{row['quality']:.3g}",
             "turn": t,
             **{name: row["turns"][t][name] for name in ("response", "feedback", "depth")},
         }

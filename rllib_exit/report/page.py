@@ -59,11 +59,17 @@ class Piece:
 
     @classmethod
     def make(cls, key: str, title: str, paper: str, content: Callable[..., Piece], *arguments: Any) -> Piece:
-        """A piece with a heading and a content, or with the gap that making the content raises."""
+        """A piece with a heading and a content, or with the gap that making the content raises.
+
+        Files from elsewhere may hold anything in place of what a piece needs: then it is a gap, and others are made.
+        """
         try:
             return replace(content(*arguments), key=key, title=title, paper=paper)
         except GapError as gap:
             return cls(key=key, title=title, paper=paper, gap=str(gap))
+        except Exception as error:
+            gap = f"the files do not hold what this needs ({type(error).__name__}: {error})"
+            return cls(key=key, title=title, paper=paper, gap=gap)
 
 
 def cell(text: str, sources: Sequence[Source]) -> Markup:

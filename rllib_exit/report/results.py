@@ -102,7 +102,7 @@ class Results:
 
     def _search(self, row: Any) -> Any:
         run = row.run.partition("/")[2] or "base"
-        name = f"{self.slug}/search/{run}-{slug(row.competition)}-seed{row.seed}.jsonl"
+        name = f"{self.slug}/search/{run}-{slug(f'{row.competition}-seed{row.seed}')}.jsonl"
         return self.sources.add(row.file, name, f"{run}, {row.competition}, seed {row.seed}")
 
 
@@ -177,12 +177,14 @@ _BASE_RUN = -1
 
 
 @contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
-    """Leaves out what raises a ValueError, and notes why."""
+def _noted(problems: list[str], file: Path) -> Iterator[None]:
+    """Leaves out a file that cannot be used, whatever it holds, and notes why."""
     try:
         yield
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
+        problems.append(f"{file}: left out, it is damaged or of another program ({type(error).__name__}: {error})")
 
 
 def _read_each(
@@ -194,7 +196,7 @@ def _read_each(
 ) -> pd.DataFrame:
     tables = []
     for file in files:
-        with _noted(problems):
+        with _noted(problems, file):
             tables.append(read_file(file, runs))
     return _together(tables, columns)
 
@@ -209,14 +211,14 @@ def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: li
     lines: dict[Path, list[dict[str, Any]]] = {}
     for file in files:
         trial = file.parent
-        if (params := read_params(trial)) is None:
-            continue
-        with _noted(problems):
-            lines[trial] = read_lines(file)
-            if not lines[trial]:
+        with _noted(problems, file):
+            if (params := read_params(trial)) is None:
+                continue
+            found = read_lines(file)
+            if not found:
                 raise ValueError(f"{file}: no iteration has ended yet")
-            if "strategy" not in params or "env" not in params:
-                raise ValueError(f"{trial}: no run of rllib-exit: its {PARAMS} has no strategy")
+            _check_run(params, trial / PARAMS)
+            lines[trial] = [_numbers(line) for line in found]
             trials[identity(trial)].append(trial)
     tables = []
     for of_run in trials.values():
@@ -225,16 +227,40 @@ def _read_trials(files: Sequence[Path], runs: list[dict[str, Any]], problems: li
         for trial in newest:
             first = min(results, default=math.inf)
             # Within a trial the last line of an iteration counts.
-            by_iteration = {line["training_iteration"]: {**line, "config": None} for line in lines[trial]}
+            by_iteration = {line["training_iteration"]: line for line in lines[trial]}
             results |= {i: line for i, line in by_iteration.items() if i < first}
         try:
             log = LoggedRollouts(*newest)
         except FileNotFoundError:
             log = None
-        numbers = pd.json_normalize([results[i] for i in sorted(results)], sep="/")
+        numbers = pd.DataFrame([results[i] for i in sorted(results)])
         tables.append(numbers.rename(columns={"training_iteration": "iteration"}).assign(run=len(runs)))
         runs.append({"params": read_params(newest[0]), "trials": tuple(newest), "log": log})
     return _together(tables, _ITERATIONS)
+
+
+def _check_run(params: Any, file: Path) -> None:
+    """Raises a ValueError if these are not what is known of a run: its tables and names are made of them."""
+    if not isinstance(params, dict) or "strategy" not in params or "env" not in params:
+        raise ValueError(f"{file.parent}: no run of rllib-exit: its {file.name} has no strategy")
+    for name, kinds in (("strategy", str), ("env", str), ("env_config", dict | None), ("seed", int | str | None)):
+        if not isinstance(params.get(name), kinds):
+            raise ValueError(f"{file}: {name} is {str(params[name])[:100]!r}, which no run of rllib-exit has")
+
+
+def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of one iteration's results by their path, such as ``rollouts/quality_mean``; and versions, as texts.
+
+    What should be a number and is not is NaN.
+    """
+    if type(line["training_iteration"]) is not int:
+        raise TypeError("training_iteration is no whole number")
+    flat = pd.json_normalize([{**line, "config": None}], sep="/").to_dict("records")[0]
+    numbers = {
+        str(path): value if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
+        for path, value in flat.items()
+    }
+    return numbers | {path: str(value) for path, value in flat.items() if str(path).startswith("versions/")}
 
 
 def _run_of(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int | None:
@@ -249,6 +275,7 @@ def _read_evaluation(file: Path, runs: list[dict[str, Any]]) -> pd.DataFrame:
     run = _run_of(runs, [*(path.name for path in file.parents), Path(evaluation.checkpoint).parent.name])
     if run is None:
         said = {"params": {**evaluation.run, "model_name": evaluation.run["model"]}, "trials": (), "log": None}
+        _check_run(said["params"], file)
         runs += [] if said in runs else [said]
         run = runs.index(said)
     names = ("temperature", "top_p", "top_k", "self_improvement_steps", "limit")
@@ -291,8 +318,10 @@ def _read_search(file: Path, runs: list[dict[str, Any]]) -> pd.DataFrame:
         trial = Path(checkpoint).parent
         run = _run_of(runs, [trial.name])
         if run is None:
-            if (params := read_params(trial)) is None:
+            params = read_params(trial)
+            if params is None:
                 raise ValueError(f"{file}: its checkpoint's run is not there: name the directory of {trial} too")
+            _check_run(params, trial / PARAMS)
             run = len(runs)
             runs.append({"params": params, "trials": (trial,), "log": None})
         # Orders the checkpoints of a run: by trial, of which the newest comes first, then by name.

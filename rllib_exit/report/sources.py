@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from rllib_exit.files import whole_lines
 from rllib_exit.report.runs import Run
 from rllib_exit.run_identity import PARAMS, RESULTS
 
+# Names are made of slugs, and no part of one leads out of the report's directory.
+_PART = re.compile(r"[A-Za-z0-9_-]+(?:\.[a-z]+)?")
 # What Tune's results say of the machine, and the config, which every line repeats.
 _NOT_COPIED = ("config", "hostname", "node_ip", "pid")
 
@@ -53,6 +56,8 @@ class Sources:
             content: Makes what to write, if it is not the file as it is.
         """
         key = str(original), name
+        if not all(_PART.fullmatch(part) for part in name.split("/")):
+            raise ValueError(f"{original} would be copied to {name!r}, which is no name for a file")
         if key not in self._added:
             stem, suffix = os.path.splitext(f"data/{name}")
             number = 1 + sum(taken == name for _, taken in self._added)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.base import TaskInstance, Turn
-from rllib_exit.cli.rollouts import visible
+from rllib_exit.cli.console import visible
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup
 from tests.cli.helpers import message, run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def train(
     trial_id: str = "1a2b3_00000",
     first: int = 1,
 ) -> Path:
-    """A trial's directory: params.json, params.pkl, result.json and the log of rollouts."""
+    """A trial's directory: params.json, result.json and the log of rollouts."""
     directory = experiment / (trial or f"GRPO_{env.__name__}_{strategy}_{seed}")
     directory.mkdir(parents=True)
     preset = STRATEGIES[strategy]
@@ -66,7 +65,6 @@ def train(
         **(params or {}),
     }
     (directory / "params.json").write_text(json.dumps(config))
-    (directory / "params.pkl").write_bytes(pickle.dumps({"env": env, "env_config": dict(env_config)}))
     task_ids = list(task_ids or env(dict(env_config)).tasks)
     rng = np.random.default_rng([seed, list(STRATEGIES).index(strategy)])
     curriculum = ExIt(
@@ -81,6 +79,8 @@ def train(
         rng,
     )
     rollout_log = RolloutLog(directory / "rollouts") if log else None
+    if rollout_log is not None:
+        rollout_log.write_tasks({task_id: f"The prompt of {task_id}" for task_id in task_ids})
     lines = []
     for iteration in range(first, first + iterations):
         skill = min(0.95, 0.1 + 0.6 * iteration / 30 + SKILL[strategy])

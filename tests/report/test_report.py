@@ -245,8 +245,10 @@ def test_a_chain_begins_with_an_answer_and_goes_deeper(written: Path):
 
 
 def test_gaps_say_why(written: Path, tmp_path: Path):
-    text = Page(written / "report.html").text
-    assert "the run's environment cannot be made here" in text  # the competitions are nowhere
+    trial = train(tmp_path / "logged", "exit", 0, iterations=3)
+    (trial / "rollouts" / "tasks.json").unlink()
+    report.write_report([tmp_path / "logged"], tmp_path / "report-logged", embedder=Hashed())  # type: ignore[arg-type]
+    assert "exit-seed0 has no tasks.json" in Page(tmp_path / "report-logged" / "report.html").text
     train(tmp_path / "runs", "grpo", 0, log=False, iterations=2)
     report.write_report([tmp_path / "runs"], tmp_path / "report")
     text = Page(tmp_path / "report" / "report.html").text
