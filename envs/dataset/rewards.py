@@ -83,21 +83,23 @@ def start_checker(_: None) -> Handler:
 
 def _check(response: str, schema: Any) -> tuple[float | None, str]:
     """The reward and what is said of the response; without a reward, what is wrong with the schema."""
-    import jsonschema
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError, best_match
+    from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
 
     try:
         schema = json.loads(schema) if isinstance(schema, str) else schema
-        validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        validator = validator_for(schema, default=Draft202012Validator)
         validator.check_schema(schema)
-    except (ValueError, RecursionError, jsonschema.SchemaError) as error:
+    except (ValueError, RecursionError, SchemaError) as error:
         return None, str(error)[:_MAX_MESSAGE_CHARS]
     fenced = _FENCED.search(response)
     try:
         value = json.loads(fenced[1] if fenced else response)
         # Without a registry of ours, a schema could have any address fetched.
-        error = jsonschema.exceptions.best_match(validator(schema, registry=REGISTRY).iter_errors(value))
+        error = best_match(validator(schema, registry=REGISTRY).iter_errors(value))
     except (Unresolvable, re.error) as error:
         return None, f"{error}"[:_MAX_MESSAGE_CHARS]
     except (ValueError, RecursionError, ArithmeticError, MemoryError) as error:

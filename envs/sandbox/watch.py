@@ -17,6 +17,8 @@ from envs.sandbox.processes import Process, descendants, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from envs.sandbox.job import Job
 
 # Processes and files are looked at this often, or less often if that would take more than a tenth of the time.
@@ -52,7 +54,7 @@ class Watch:
     def __init__(self, job: Job, work: str) -> None:
         self.limits, self.cpu_s, self.group = job.limits, job.cpu_s, job.cgroup
         self.processes = job.limits.processes + OWN_PROCESSES
-        self.peaks = dict.fromkeys(("memory_bytes", "processes", "cpu_s", "disk_bytes"), 0.0)
+        self.peaks: dict[str, float] = dict.fromkeys(("memory_bytes", "processes", "cpu_s", "disk_bytes"), 0.0)
         self.work = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.due = {self.look_at_processes: 0.0, self.look_at_files: 0.0}
         # What no process shows of its memory: buffers of sockets, and memory shared with no file behind it.
@@ -173,6 +175,6 @@ class Watch:
             time.sleep(TICK_S)
         raise DiskSpaceError
 
-    def _note(self, used: dict[str, float]) -> None:
+    def _note(self, used: Mapping[str, float]) -> None:
         for name, value in used.items():
             self.peaks[name] = max(self.peaks[name], value)

@@ -260,7 +260,7 @@ def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:
         str(path): value if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
         for path, value in flat.items()
     }
-    return numbers | {path: str(value) for path, value in flat.items() if str(path).startswith("versions/")}
+    return numbers | {str(path): str(value) for path, value in flat.items() if str(path).startswith("versions/")}
 
 
 def _run_of(runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int | None:
