@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict, cast
 
 import gymnasium as gym
 import numpy as np
@@ -25,10 +25,15 @@ Kind = Literal["base", "improve", "diverge"]
 
 
 class Message(TypedDict):
-    """One chat message, as chat templates take it."""
+    """One chat message, as chat templates take it.
+
+    ``markers`` are the strings in an assistant's content that may become control tokens, see
+    :meth:`SelfImprovementEnv.markers`.
+    """
 
     role: str
     content: str
+    markers: NotRequired[tuple[str, ...]]
 
 
 class InfrastructureError(RuntimeError):
@@ -251,6 +256,17 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         """
         return iterates[-1]
 
+    def tools(self, task: Task) -> Sequence[Mapping[str, Any]]:
+        """The functions that the chat template shows, as JSON schemas; none if the messages say all there is."""
+        return ()
+
+    def markers(self, response: str) -> tuple[str, ...]:
+        """The strings in a response that its format has as control tokens, where the model has such tokens.
+
+        A response that is shown again, or trained on as a demonstration, has the tokens of plain text but for these.
+        """
+        return ()
+
     def demonstration(self, task: Task) -> Sequence[str]:
         """The responses of one good episode of the task, in order; what ``rllib sft`` trains on.
 
@@ -314,12 +330,18 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
             iterate, kind = self.instance.iterate, self.instance.kind
         chat = self.prompt(self.task)
         for turn in self._turns:
-            chat.append({"role": "assistant", "content": turn.response})
+            chat.append(self._assistant(turn.response))
             chat.append({"role": "user", "content": turn.feedback or ""})
         if iterate is not None:
-            chat.append({"role": "assistant", "content": iterate.response})
+            chat.append(self._assistant(iterate.response))
             chat.append({"role": "user", "content": self.self_iteration_prompt(self.task, iterate, kind or "improve")})
         return chat
+
+    def _assistant(self, response: str) -> Message:
+        message = Message(role="assistant", content=response)
+        if markers := self.markers(response):
+            message["markers"] = markers
+        return message
 
     def self_iteration_prompt(self, task: Task, iterate: Turn, kind: Kind) -> str:
         """The request to improve on, or diverge from, the iterate."""

@@ -13,7 +13,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # Stands for the content of message i while the template is rendered. The em spaces show whether the template
 # trims the content: a template that does takes them away.
 _PAD = "\u2003"
-_PLACEHOLDER = re.compile(f"({_PAD}?)\ue000(\\d+)\ue001({_PAD}?)")
+# The quotation mark shows whether the template writes the content as a JSON string, with a backslash before it.
+_PLACEHOLDER = re.compile(f'({_PAD}?)\ue000(\\d+)(\\\\?)"\ue001({_PAD}?)')
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -38,11 +39,12 @@ def replace_surrogates(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """Where a template puts a content: after these ids, trimmed or not."""
+    """Where a template puts a content: after these ids, trimmed or not, as the text of a JSON string or as it is."""
 
     before: array[int]
     lstrip: bool
     rstrip: bool
+    as_json: bool
 
 
 class ChatTokenizer:
@@ -103,7 +105,12 @@ class ChatTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._source, self._template_kwargs)
 
-    def encode(self, messages: Sequence[Message], generated: Mapping[int, Sequence[int]] | None = None) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        generated: Mapping[int, Sequence[int]] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
         """Tokenises a chat, up to and with the generation prompt.
 
         With ``p = encode(messages)`` and any ids ``g``, ``encode(messages + [assistant, user], {len(messages): g})``
@@ -114,10 +121,12 @@ class ChatTokenizer:
             generated: The ids that the engine generated for an assistant message, by the message's index. They
                 are taken as they are, after the prompt that they were generated from; the message's content is
                 not looked at. An end-of-turn token that they end with is not doubled.
+            tools: Functions for the template to show, as JSON schemas.
 
         Raises:
             ValueError: If the template refuses the order of roles, or drops, repeats or moves a content; if
-                ``generated`` names something else than an assistant message.
+                ``generated`` names something else than an assistant message; if the template does not show tools, or
+                one of them spells a control token.
         """
         generated = generated or {}
         roles = tuple(message["role"] for message in messages)
@@ -127,13 +136,14 @@ class ChatTokenizer:
             if not (0 <= index < len(roles) and roles[index] == "assistant"):
                 raise ValueError(f"generated ids for message {index}, which is no assistant message of {list(roles)}")
 
+        shown = json.dumps(tools, ensure_ascii=False) if tools else ""
         ids: list[int] = []
         begin = 0  # the first message that is not in ids yet
         response: list[int] = []  # what ids ends with, if it was generated
         # Up to each response the chat is rendered as the engine saw it, with the generation prompt: some templates
         # write a past response's header otherwise, or change earlier turns once later ones follow.
         for end in (*sorted(generated), len(roles)):
-            slots, after = self._template(roles[:end])
+            slots, after = self._template(roles[:end], shown)
             if begin and slots[begin - 1] is None:
                 raise self._dropped(begin - 1, roles[:end])
             for index in range(begin, end):
@@ -145,12 +155,23 @@ class ChatTokenizer:
                 ids += slot.before[_overlap(response, slot.before) :]
                 response = []
                 content = content.lstrip() if slot.lstrip else content
-                ids += self._content_ids(content.rstrip() if slot.rstrip else content)
+                content = content.rstrip() if slot.rstrip else content
+                content = json.dumps(content, ensure_ascii=False)[1:-1] if slot.as_json else content
+                ids += self._marked_ids(content, messages[index].get("markers", ()))
             ids += after[_overlap(response, after) :]
             if end < len(roles):
                 response = [int(token) for token in generated[end]]
                 ids += response
                 begin = end + 1
+        return ids
+
+    def _marked_ids(self, text: str, markers: Sequence[str] = ()) -> list[int]:
+        """Tokenises a content, as plain text but for the markers that the tokenizer has as tokens."""
+        added = [m for m in markers if self.tokenizer.convert_tokens_to_ids(m) in self._control_ids]
+        pieces = re.split(f"({'|'.join(map(re.escape, added))})", text) if added else [text]
+        ids: list[int] = []
+        for piece in pieces:
+            ids += self._encode_template(piece) if piece in added else self._content_ids(piece)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -186,21 +207,31 @@ class ChatTokenizer:
             ids = [token for letter in letters for token in letter.ids]
         return array("i", ids)
 
-    def _render(self, roles: tuple[str, ...]) -> tuple[list[_Slot | None], array[int]]:
-        """Tokenises the template's own text for a chat of these roles.
+    def _render(self, roles: tuple[str, ...], tools: str) -> tuple[list[_Slot | None], array[int]]:
+        """Tokenises the template's own text for a chat of these roles, with tools as JSON.
 
         Returns:
             For each content the place where it goes, None if it goes nowhere; and the ids after the last content.
         """
         from jinja2 import TemplateError
 
-        chat = [{"role": role, "content": f"{_PAD}\ue000{index}\ue001{_PAD}"} for index, role in enumerate(roles)]
+        chat = [{"role": role, "content": f'{_PAD}\ue000{index}"\ue001{_PAD}'} for index, role in enumerate(roles)]
+        render = partial(
+            self.tokenizer.apply_chat_template,
+            chat,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._template_kwargs,
+        )
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True, **self._template_kwargs
-            )
+            text = render(tools=json.loads(tools)) if tools else render()
+            if tools and text == render():
+                raise ValueError(f"the chat template of {self.name} shows no tools: use tool_format='tags'")
         except TemplateError as error:
             raise ValueError(f"the chat template of {self.name} refuses the roles {list(roles)}: {error}") from error
+
+        if not self._control_ids.isdisjoint(self._encode_template(tools)):
+            raise ValueError(f"a tool's schema spells a control token of {self.name}: leave it out of {tools}")
 
         found = list(_PLACEHOLDER.finditer(text))
         order = [int(match[2]) for match in found]
@@ -213,7 +244,7 @@ class ChatTokenizer:
         position = 0
         for index, match in zip(order, found, strict=True):
             before = self._encode_template(text[position : match.start()])
-            slots[index] = _Slot(before, lstrip=not match[1], rstrip=not match[3])
+            slots[index] = _Slot(before, lstrip=not match[1], rstrip=not match[4], as_json=bool(match[3]))
             position = match.end()
         return slots, self._encode_template(text[position:])
 

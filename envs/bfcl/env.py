@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from envs.base import Message, Task
+from envs.base import Task
 from envs.bfcl import worker
 from envs.bfcl.apis import STATELESS_CLASS, functions, offered
 from envs.bfcl.calls import bind
 from envs.bfcl.grading import contained
-from envs.bfcl.prompt import Schemas, schema, system_prompt
+from envs.bfcl.prompt import Schemas, described, schema, system_prompt
 from envs.bfcl.tasks import Category, Requests, Split, not_offered, select_tasks
-from envs.tool_use.calls import TASK_ERROR, TASK_FINISHED, ActionKind, Call, format_calls
+from envs.tool_use.calls import ActionKind, Call
 from envs.tool_use.env import MadeCall, ToolUseEnv, ToolUseOptions
 from envs.tool_use.worker import Result
 
@@ -82,16 +82,21 @@ class BFCLEnv(ToolUseEnv):
         )
         self.max_turns: int = options.max_turns or MAX_TURNS[options.requests]
 
-    def prompt(self, task: Task) -> list[Message]:
-        system = system_prompt(task.data["classes"], not_offered(task, 0), self.options.schemas)
-        return [{"role": "system", "content": system}, {"role": "user", "content": task.prompt}]
+    def system_message(self, task: Task) -> str:
+        return system_prompt(task.data["classes"], not_offered(task, 0), self.options.schemas)
+
+    def functions(self, task: Task) -> Sequence[Mapping[str, Any]]:
+        return described(task.data["classes"], not_offered(task, 0), self.options.schemas)
 
     def demonstration(self, task: Task) -> Sequence[str]:
         """The responses of the ground truth: one call at a time, then the end of each request."""
         return [
             response
             for solution in task.data["ground_truth"]
-            for response in (*map(format_calls, solution), TASK_FINISHED if solution else TASK_ERROR)
+            for response in (
+                *map(self.format.calls, solution),
+                self.format.finished if solution else self.format.error,
+            )
         ]
 
     def begin(self, task: Task) -> None:

@@ -29,6 +29,13 @@ def system_prompt(classes: tuple[str, ...], excluded: tuple[str, ...], schemas: 
     return "\n".join([heading, *(schema(f.doc, schemas) for f in offered(classes, excluded).values())])
 
 
+@functools.cache
+def described(classes: tuple[str, ...], excluded: tuple[str, ...], schemas: Schemas) -> tuple[dict[str, Any], ...]:
+    """What the system prompt would show of each function, for a chat template to show; ``short`` as ``call``."""
+    shown: Schemas = "call" if schemas == "short" else schemas
+    return tuple(json.loads(schema(f.doc, shown)) for f in offered(classes, excluded).values())
+
+
 def schema(doc: Mapping[str, Any], schemas: Schemas) -> str:
     """A function's schema, on one line."""
     match schemas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -13,9 +14,9 @@ from referencing import Registry
 from envs.base import Message, Task
 from envs.dataset.rewards import Reward
 from envs.dataset.rows import RowOptions, all_tasks, select
-from envs.tool_use.calls import TASK_FINISHED, Call, format_calls
+from envs.tool_use.calls import Call
 from envs.tool_use.env import ToolUseEnv, ToolUseOptions
-from envs.tool_use.prompt import system_prompt
+from envs.tool_use.prompt import INSTRUCTION
 from envs.tool_use.toolkit import Toolkit
 from envs.tool_use.worker import Result, results
 
@@ -62,18 +63,29 @@ class RowToolEnv(ToolUseEnv):
                 raise ValueError(f"two tools have the name {name!r}: rename one")
             # The registry is empty, so that a schema refers to nothing outside of itself.
             self._validators[name] = Draft202012Validator(parameters, registry=Registry())
-        self._system_prompt = system_prompt(functions, options.system_prompt)
+        self._functions = functions
+        schemas = [json.dumps(function, ensure_ascii=False, separators=(",", ":")) for function in functions]
+        self._system_message = "\n".join([f"{INSTRUCTION}:", *schemas])
         super().__init__(select(all_tasks(options), options))
 
     def prompt(self, task: Task) -> list[Message]:
-        return [{"role": "system", "content": self._system_prompt}, {"role": "user", "content": task.prompt}]
+        system, user = super().prompt(task)
+        if before := self.options.system_prompt:
+            system["content"] = f"{before}\n\n{system['content']}"
+        return [system, user]
+
+    def system_message(self, task: Task) -> str:
+        return self._system_message
+
+    def functions(self, task: Task) -> Sequence[Mapping[str, Any]]:
+        return self._functions
 
     def demonstration(self, task: Task) -> Sequence[str]:
         """The calls in the row's column, one at a time, then the end of the request."""
         if self.options.demonstration is None:
             return super().demonstration(task)
         calls = task.data["row"][self.options.demonstration]
-        return [*(format_calls(Call(call["name"], call["args"])) for call in calls), TASK_FINISHED]
+        return [*(self.format.calls(Call(call["name"], call["args"])) for call in calls), self.format.finished]
 
     def begin(self, task: Task) -> None:
         super().begin(task)

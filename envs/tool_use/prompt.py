@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 INSTRUCTION = """You fulfil the user's requests, one after the other, by calling functions. In each response first \
 reason briefly about what to do next, then end it with exactly one of:
 <tool>[{"name": "...", "args": {...}}]</tool> to call functions in order; you then get their results in <tool_response>.
@@ -21,15 +17,10 @@ You: The timer is set, so that nothing is left to do. <TASK_FINISHED>
 Functions"""
 
 
-def system_prompt(functions: Iterable[Mapping[str, Any]], before: str | None = None) -> str:
-    """The instruction and, one in a line, the functions.
-
-    Args:
-        functions: Their JSON schemas.
-        before: What stands before it.
-    """
-    schemas = [json.dumps(function, ensure_ascii=False, separators=(",", ":")) for function in functions]
-    return "\n".join([*([before, ""] if before else []), f"{INSTRUCTION}:", *schemas])
+NATIVE_INSTRUCTION = """You fulfil the user's requests, one after the other, by calling functions. In each response \
+first reason briefly about what to do next. Then call one or several functions; you then get their results. When the \
+results show that the current request is fulfilled, or when it cannot be, because a function or a detail is missing, \
+say so without a call; you then get the next request, if any."""
 
 
 def tool_response(results: str) -> str:
@@ -38,5 +29,9 @@ def tool_response(results: str) -> str:
     Args:
         results: JSON. Nothing in it can spell the end of the tool response.
     """
-    escaped = results.replace("</", "<\\/")
-    return f"<tool_response>{escaped}</tool_response>"
+    return f"<tool_response>{escaped(results)}</tool_response>"
+
+
+def escaped(results: str) -> str:
+    """JSON that cannot spell an end, such as that of a tool response."""
+    return results.replace("</", "<\\/")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -235,7 +235,7 @@ class Player:
 
         async def respond(iterate: Turn | None = None) -> tuple[str, bool] | None:
             """The text of a response and whether the token limit cut it; None where the context has no room."""
-            prompt = self._prompt(env.messages(iterate), ids_of)
+            prompt = self._prompt(env.messages(iterate), ids_of, env.tools(env.task))
             if not self._has_room(prompt):
                 if outcome is None:
                     raise PromptTooLongError(
@@ -278,18 +278,20 @@ class Player:
     async def _call(self, env: SelfImprovementEnv, function: Callable[[], T]) -> T:
         return function() if env.instant else await call_in_thread(function, self._env_timeout_s)
 
-    def _prompt(self, messages: list[Message], ids_of: Mapping[str, tuple[int, ...]]) -> list[int]:
+    def _prompt(
+        self, messages: list[Message], ids_of: Mapping[str, tuple[int, ...]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
         """The tokens of a chat, with old messages cut as far as need be."""
         known = {
             i: ids_of[message["content"]]
             for i, message in enumerate(messages)
             if message["role"] == "assistant" and message["content"] in ids_of
         }
-        prompt = self._chat.encode(messages, known)
+        prompt = self._chat.encode(messages, known, tools)
         if self._compact_history_chars is not None:
             shorter = compactions(messages, self._compact_history_chars)
             while not self._has_room(prompt) and (cut := next(shorter, None)):
-                prompt = self._chat.encode(cut[0], {i: ids for i, ids in known.items() if i not in cut[1]})
+                prompt = self._chat.encode(cut[0], {i: ids for i, ids in known.items() if i not in cut[1]}, tools)
         return prompt
 
     def _has_room(self, prompt: list[int]) -> bool:
