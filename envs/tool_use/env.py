@@ -45,9 +45,7 @@ class ToolUseOptions(Options):
         description="How many responses in a row may have no ending (`</tool>`, `<TASK_FINISHED>` or `<TASK_ERROR>`; "
         "with `native` any text is one): each is answered by an error, and the last of so many ends the episode.",
     )
-    call_timeout_s: PositiveFloat = Field(
-        5.0, description="The CPU seconds that the calls of one response may take together."
-    )
+    call_timeout_s: PositiveFloat = Field(5.0, description="The CPU seconds that a call may take.")
 
 
 class ToolUseEnv(SelfImprovementEnv):
