@@ -75,7 +75,7 @@ class ConventionalAlgorithm(CheckpointedAlgorithm):
     def _call_back(self, name: str, **arguments: Any) -> None:
         functions = getattr(self.config, f"callbacks_{name}")
         arguments = {"algorithm": self, "metrics_logger": self.metrics, **arguments}
-        make_callback(name, force_list(self.callbacks), functions, kwargs=arguments)
+        make_callback(name, list(force_list(self.callbacks)), functions, kwargs=arguments)
 
 
 def log_by_rllibs_names(metrics: MetricsLogger, groups: Sequence[ScoredGroup]) -> None:
