@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from envs.base import SelfImprovementEnv, Task, TaskInstance
-from envs.bfcl.calls import TASK_ERROR, TASK_FINISHED, Call, format_calls
 from envs.bfcl.env import BFCLEnv
 from envs.competition_math.grading import Verdict, grade
 from envs.countdown.env import CountdownEnv
 from envs.dataset.rewards import exact_match, json_schema, multiple_choice
 from envs.mle_bench.env import MLEBenchEnv
+from envs.tool_use.calls import TASK_ERROR, TASK_FINISHED, Call, format_calls
 
 PAGE = Path(__file__).parents[2] / "docs" / "reward_hacks.md"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.slow
 MEMORY = 200 << 20
 
 
-def bounded(sandbox: Sandbox, script: str, **limits: float) -> Run:
+def bounded(sandbox: Sandbox, script: str, **limits: Any) -> Run:
     run = sandbox.run(f"{script}\nimport time; time.sleep(30)", limits=Limits(memory_bytes=MEMORY, **limits))
     assert run.seconds < 20
     return run
