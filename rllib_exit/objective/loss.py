@@ -60,8 +60,7 @@ def loss_weights(
     Raises:
         ValueError: If the aggregation is unknown.
     """
-    num_tokens_R = np.asarray(num_tokens_R, dtype=np.float64)
-    num_trained_R = np.asarray(num_trained_R, dtype=np.float64)
+    num_tokens_R, num_trained_R = np.asarray(num_tokens_R), np.asarray(num_trained_R)
     if aggregation == "sequence_mean":
         _, rollout_R = np.unique(np.asarray(rollout_R), return_inverse=True)
         divisor_R = num_rollouts * np.bincount(rollout_R, weights=num_tokens_R)[rollout_R]
@@ -71,8 +70,7 @@ def loss_weights(
         divisor_R = np.full(num_tokens_R.shape, float(num_rollouts * max_rollout_tokens))
     else:
         raise ValueError(f"loss_aggregation is {aggregation!r}: set 'sequence_mean', 'token_mean' or 'constant'")
-    # A row of no tokens adds nothing to the loss, whatever its weight.
-    return np.divide(1.0, divisor_R, out=np.zeros(num_tokens_R.shape), where=(num_trained_R > 0) & (divisor_R > 0))
+    return np.divide(1.0, divisor_R, out=np.zeros(num_tokens_R.shape), where=num_trained_R > 0)
 
 
 def grpo(

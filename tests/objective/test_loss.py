@@ -324,3 +324,12 @@ def test_no_tokens():
     loss.backward()
     assert loss == 0 and all(value == 0 for value in stats.values())
     assert not any(value.requires_grad for value in stats.values())
+
+
+def test_cispo_counts_the_ratios_above_its_bound_as_clipped_whatever_their_advantage() -> None:
+    ratios = torch.tensor([0.3, 1.0, 1.19, 1.21, 2.1, 1.21], dtype=torch.float64)
+    advantages = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    _, clipped = LOSSES["cispo"](ratios.log(), torch.zeros_like(ratios), advantages, None, 0.2, 0.2)
+    assert clipped.tolist() == [False, False, False, True, True, True]
+    _, clipped = LOSSES["cispo"](torch.zeros(1), torch.zeros(1), torch.ones(1), None, 0.0, 0.0)
+    assert clipped.tolist() == [False]  # at the bound nothing is cut
