@@ -60,7 +60,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "`--set` of a name that does not exist": (GOOD, [*FILE, "--set", "prompt_per_batch=4"]),
     "`--set model=foo`": (GOOD, [*FILE, "--set", "model=foo"]),
     "a value that cannot be": (GOOD, [*FILE, "--set", "rollouts_per_prompt=1"]),
-    "a batch in micro-batches larger than it": (GOOD, [*FILE, "--set", "minibatch_size=0"]),
+    "minibatches of no rollouts": (GOOD, [*FILE, "--set", "minibatch_size=0"]),
     "a model path that does not exist": (GOOD, [*FILE, "--set", "model_name=models/mine"]),
     "a directory that holds no model": (GOOD, [*FILE, "--set", "model_name=."]),
     "a base model without a chat template": (GOOD, [*FILE, "--set", "model_name=base"]),

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from rllib_exit.cli import training
+from rllib_exit.cli.console import CommandError
 from rllib_exit.cli.training import reached, unknown_metrics
-from tests.cli.helpers import message, run
+from tests.cli.helpers import make_config, message, run, write_checkpoint
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -110,18 +115,28 @@ def test_a_stop_that_cannot_be_is_refused(file: Path, stop: dict[str, object], s
     assert said in message(run("train", "file", file, "--scale", "cpu"))
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_run_with_an_unknown_metric_ends_after_its_first_result_and_a_checkpoint(tmp_path: Path, tiny_model: str):
-    file = tmp_path / "train.py"
-    file.write_text(
-        f"from tests.cli.helpers import make_config\nconfig = make_config({tiny_model!r})\n"
-        "config.training(prompts_per_batch=2, rollouts_per_prompt=2, kl_coeff=0.0)\nstop = {'rollouts/reward': 1}\n"
-    )
-    said = message(run("train", "file", file, "--scale", "cpu", "--results-dir", tmp_path / "results"))
-    assert "stop has 'rollouts/reward', which no result has; the nearest are" in said
-    saved = Path(said.rpartition("saved: ")[2].strip())
-    assert (saved / "manifest.json").is_file()
+def test_trials_end_after_their_first_result_where_stop_has_an_unknown_metric(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+):
+    results = [{"training_iteration": n, "rollouts": {"return_mean": 0.5}} for n in (1, 2, 3)]
+    seen = []
+
+    def tune_run(algorithm: Any, *, stop: Any, **options: Any) -> Any:
+        for result in results:
+            seen.append(result["training_iteration"])
+            if stop("trial", result):
+                break
+        return SimpleNamespace(trials=[SimpleNamespace(path=str(tmp_path))])
+
+    monkeypatch.setattr(training.tune, "run", tune_run)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint_000000", make_config(tiny_model), {})
+    asked = training.Training(make_config(tiny_model), {"training_iteration": 2}, tmp_path / "run", 1, False)
+    training.run_trials(asked)
+    assert seen == [1, 2]
+    seen.clear()
+    with pytest.raises(CommandError, match=r"'rollouts/reward', which no result has; the nearest are") as error:
+        training.run_trials(replace(asked, stop={"rollouts/reward": 1}))
+    assert seen == [1] and f"saved: {checkpoint}" in str(error.value)
 
 
 PPO = """
