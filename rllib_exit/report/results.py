@@ -243,7 +243,7 @@ def _check_run(params: Any, file: Path) -> None:
     """Raises a ValueError if these are not what is known of a run: its tables and names are made of them."""
     if not isinstance(params, dict) or "strategy" not in params or "env" not in params:
         raise ValueError(f"{file.parent}: no run of rllib-exit: its {file.name} has no strategy")
-    for name, kinds in (("strategy", str), ("env", str), ("env_config", dict | None), ("seed", int | str | None)):
+    for name, kinds in (("strategy", str), ("env", str), ("env_config", dict | None), ("seed", int | None)):
         if not isinstance(params.get(name), kinds):
             raise ValueError(f"{file}: {name} is {str(params[name])[:100]!r}, which no run of rllib-exit has")
 
