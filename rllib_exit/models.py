@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_exit.files import make_once
+from rllib_exit.settings import WHOLE_DISTRIBUTION
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,17 @@ def check_model(directory: str, *, has_template: bool) -> None:
     in_settings = settings.is_file() and "chat_template" in json.loads(settings.read_text())
     if not (has_template or in_settings or (path / "chat_template.jinja").is_file()):
         raise ValueError(NO_TEMPLATE.format(directory))
+
+
+def sampling_of(path: str) -> dict[str, float]:
+    """How a model's ``generation_config.json`` would have it sampled, by the names of our settings.
+
+    Args:
+        path: The model's directory.
+    """
+    file = Path(path) / "generation_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name: values[name] for name in ("temperature", *WHOLE_DISTRIBUTION) if values.get(name) is not None}
 
 
 def save_model(model: Any, tokenizer_from: str, dtype: str, directory: Path) -> None:

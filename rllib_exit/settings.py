@@ -132,6 +132,10 @@ def _in_words(schema: dict[str, Any]) -> str:
     return f"{noun} of {low} or more" if low is not None else f"{noun} above {above}" if above is not None else noun
 
 
+# With these values the engine samples from the very distribution that the learner computes.
+WHOLE_DISTRIBUTION = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
 class LanguageModelSettings(Settings):
     """The language model that is trained."""
 
@@ -173,6 +177,11 @@ class GenerationSettings(Settings):
     """The probability mass that is sampled from. It may be below 1 in evaluation only."""
     top_k: NonNegativeInt = 0
     """How many of the likeliest tokens are sampled from. 0 is no limit. It may be above 0 in evaluation only."""
+    min_p: Fraction = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are left out. It may be above 0 in
+    evaluation only."""
+    repetition_penalty: PositiveFloat = 1.0
+    """What the scores of tokens that were there before are divided by. It may differ from 1 in evaluation only."""
     stop: Annotated[tuple[Text, ...], Field(strict=False), _use("a list of strings that are not empty")] = ()
     """Strings that end a response."""
     compact_history_chars: NonNegativeInt | None = None

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -203,3 +204,10 @@ def test_the_tiny_model(tmp_path):
         logits = model(torch.tensor([[1, 5, 9]])).logits
         assert logits.shape == (1, 3, 512)
         assert 0.1 < logits.std() < 10
+
+
+def test_how_a_model_would_be_sampled(tmp_path: Path):
+    assert models.sampling_of(str(tmp_path)) == {}
+    values = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05, "top_p": None, "eos_token_id": 2}
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    assert models.sampling_of(str(tmp_path)) == {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05}

@@ -70,7 +70,9 @@ def load_config(checkpoint: Path) -> GRPOConfig:
 
 def generation_settings(config: GRPOConfig) -> dict[str, Any]:
     """What responses depend on besides the policy, the prompt and the seed, as it is written beside results."""
-    names = ("dtype", "max_model_len", "max_response_tokens", "temperature", "top_p", "top_k", "stop")
+    from rllib_exit.settings import WHOLE_DISTRIBUTION
+
+    names = ("dtype", "max_model_len", "max_response_tokens", "temperature", *WHOLE_DISTRIBUTION, "stop")
     return {name: getattr(config, name) for name in names}
 
 

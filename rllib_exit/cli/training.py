@@ -25,6 +25,7 @@ from rllib_exit.cli.runs import init_ray, load_iteration, require
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.stopping import request_stop
 from rllib_exit.learner.learner_group import LearnerError
+from rllib_exit.models import sampling_of
 from rllib_exit.sft import warm_start
 
 
@@ -141,6 +142,12 @@ def train_run(training: Training, resume: Path | None) -> None:
     check(training.config)
     reserve(training.config, training.verbose)
     say(f"results: {training.directory}")
+    if advised := sampling_of(training.config.model_path):
+        wanted = ", ".join(f"{name}={value:g}" for name, value in advised.items())
+        say(
+            f"the model's generation_config advises {wanted}: training samples at temperature "
+            f"{training.config.temperature:g} from the whole distribution, evaluation as evaluation_config says"
+        )
     if training.config.warm_start_epochs and checkpoint is None:
         warm_start(training.config, say)  # it is then in the cache, where the algorithm finds it
     progress = Progress(training.num_iterations)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rllib_exit.settings import WHOLE_DISTRIBUTION
+
 
 class EngineError(RuntimeError):
     """The engine died, or hangs: nothing can be had of it any more."""
@@ -22,6 +24,8 @@ class SamplingParams:
         temperature: 0 is greedy. Training samples from the tempered distribution and trains on it.
         top_p: Nucleus; below 1 only in evaluation, since a truncated distribution biases the ratio.
         top_k: 0 for all tokens; as top_p.
+        min_p: The least probability, as a share of the likeliest token's; as top_p.
+        repetition_penalty: What the scores of tokens that were there before are divided by; as top_p.
         stop: Strings that end a response; they stay part of it.
     """
 
@@ -29,12 +33,16 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: Any) -> SamplingParams:
         """The sampling that a GRPOConfig asks for."""
-        return cls(config.max_response_tokens, config.temperature, config.top_p, config.top_k, tuple(config.stop))
+        names = ("temperature", *WHOLE_DISTRIBUTION)
+        chosen = {name: getattr(config, name) for name in names}
+        return cls(config.max_response_tokens, **chosen, stop=tuple(config.stop))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -279,8 +279,8 @@ class GRPOConfig(_Fields):
         if not self.in_evaluation:
             check(self, "temperature", self.temperature > 0, "training samples: use a temperature above 0")
             mend = "training samples from the whole distribution; set it in evaluation_config only"
-            check(self, "top_p", self.top_p == 1, f"use 1: {mend}")
-            check(self, "top_k", self.top_k == 0, f"use 0: {mend}")
+            for name, whole in settings.WHOLE_DISTRIBUTION.items():
+                check(self, name, getattr(self, name) == whole, f"use {whole:g}: {mend}")
         if self.diversity_bonus and self.diversity_metric == "embedding":
             mend = "the diversity bonus embeds solutions: name a model, or use diversity_metric='edit_distance'"
             check(self, "embedding_model", self.embedding_model is not None, mend)

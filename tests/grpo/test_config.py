@@ -44,6 +44,8 @@ def test_the_defaults_are_valid_once_a_model_is_named() -> None:
         ("temperature", 0.0, "above 0"),
         ("top_p", 0.9, "evaluation_config"),
         ("top_k", 20, "evaluation_config"),
+        ("min_p", 0.1, "use 0: training samples from the whole distribution; set it in evaluation_config only"),
+        ("repetition_penalty", 1.05, "use 1: training samples from the whole distribution"),
         ("self_iteration_prob", 1.5, "[0, 1]"),
         ("divergence_prob", -0.5, "[0, 1]"),
         ("buffer_size", 10, "min_buffer_size"),
@@ -142,7 +144,9 @@ def test_the_back_end_is_the_last_one_named() -> None:
 
 
 def test_evaluation_may_sample_as_it_likes() -> None:
-    made = config().evaluation(evaluation_config=GRPOConfig.overrides(temperature=0.0, top_p=0.9, top_k=5))
+    made = config().evaluation(
+        evaluation_config=GRPOConfig.overrides(temperature=0.0, top_p=0.9, top_k=5, repetition_penalty=1.1)
+    )
     evaluation = made.get_evaluation_config_object()
     assert evaluation is not None
     evaluation.validate()
