@@ -13,6 +13,8 @@ from envs.countdown.env import CountdownOptions
 from envs.dataset.env import DatasetOptions
 from envs.mle_bench.env import MLEBenchOptions
 from envs.options import Options, PathText, validate
+from envs.tool_use.mcp import MCPOptions
+from envs.tool_use.own import ToolOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
 
@@ -61,7 +63,16 @@ def test_an_error_says_where():
 
 
 @pytest.mark.parametrize(
-    "options", [CompetitionMathOptions, CountdownOptions, DatasetOptions, BFCLOptions, MLEBenchOptions]
+    "options",
+    [
+        BFCLOptions,
+        CompetitionMathOptions,
+        CountdownOptions,
+        DatasetOptions,
+        MCPOptions,
+        MLEBenchOptions,
+        ToolOptions,
+    ],
 )
 def test_the_docs_list_every_option(options: type[Options]):
     assert all(field.description for field in options.model_fields.values())
