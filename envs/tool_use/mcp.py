@@ -63,7 +63,6 @@ class MCPEnv(RowToolEnv):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         options = MCPOptions.parse(config)
-        self._toolkit = Toolkit(None, options.check)
         self._server = _Server(options)
         described = {tool.name: tool for tool in self._server.tools}
         for option in ("reset_tool", "state_tool"):
@@ -76,7 +75,7 @@ class MCPEnv(RowToolEnv):
             for name, tool in described.items()
             if name not in (options.reset_tool, options.state_tool)
         ]
-        super().__init__(options, functions)
+        super().__init__(options, Toolkit(None, options.check), functions)
         # A mistake in the reset or the check shows before any model is loaded.
         task = next(iter(self.tasks.values()))
         self.begin(task)

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from jsonschema import Draft202012Validator, SchemaError
-from jsonschema.exceptions import best_match
 from pydantic import BeforeValidator, Field, PositiveInt
-from referencing import Registry
 
 from envs.base import Message, Task
 from envs.dataset.rewards import Reward
@@ -41,6 +39,7 @@ class RowToolEnv(ToolUseEnv):
 
     Args:
         options: The options.
+        toolkit: The check, and the tools if they are in Python.
         functions: What the policy is told of each function: ``name``, ``description`` and ``parameters``, a JSON
             schema.
 
@@ -50,19 +49,19 @@ class RowToolEnv(ToolUseEnv):
 
     options: RowToolOptions
 
-    def __init__(self, options: RowToolOptions, functions: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, options: RowToolOptions, toolkit: Toolkit, functions: Sequence[Mapping[str, Any]]) -> None:
         self.options, self.max_turns = options, options.max_turns
-        self._validators: dict[str, Any] = {}
+        self._toolkit = toolkit
+        self._parameters: dict[str, Any] = {}
         for function in functions:
             name, parameters = function["name"], function["parameters"]
             try:
                 Draft202012Validator.check_schema(parameters)
             except SchemaError as error:
                 raise ValueError(f"tool {name!r}: its parameters are no JSON schema: {error.message}") from error
-            if name in self._validators:
+            if name in self._parameters:
                 raise ValueError(f"two tools have the name {name!r}: rename one")
-            # The registry is empty, so that a schema refers to nothing outside of itself.
-            self._validators[name] = Draft202012Validator(parameters, registry=Registry())
+            self._parameters[name] = parameters
         self._functions = functions
         schemas = [json.dumps(function, ensure_ascii=False, separators=(",", ":")) for function in functions]
         self._system_message = "\n".join([f"{INSTRUCTION}:", *schemas])
@@ -89,13 +88,13 @@ class RowToolEnv(ToolUseEnv):
 
     def begin(self, task: Task) -> None:
         super().begin(task)
-        self.offered = self._validators
+        self.offered = self._parameters
 
     def bind(self, call: Call) -> Call:
-        validator = self._validators[call.name]
-        if error := best_match(validator.iter_errors(call.args)):
-            raise ValueError(f"{error.json_path.replace('$', call.name, 1)}: {error.message}")
-        properties = validator.schema.get("properties", {})
+        parameters = self._parameters[call.name]
+        if problem := self._toolkit.mismatch(parameters, call.args, self.options.call_timeout_s):
+            raise ValueError(f"{call.name}{problem}")
+        properties = parameters.get("properties", {})
         defaults = {name: schema["default"] for name, schema in properties.items() if "default" in schema}
         return Call(call.name, {**defaults, **call.args})
 
@@ -144,8 +143,8 @@ class ToolEnv(RowToolEnv):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         options = ToolOptions.parse(config)
-        self._toolkit = Toolkit(options.tools, options.check)
-        super().__init__(options, self._toolkit.functions)
+        toolkit = Toolkit(options.tools, options.check)
+        super().__init__(options, toolkit, toolkit.functions)
         # A mistake in the constructor or the check shows before any model is loaded.
         self._toolkit.grade(next(iter(self.tasks.values())).data["row"], [], "", options.call_timeout_s)
 

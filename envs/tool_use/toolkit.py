@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,11 @@ from typing import Any
 import cloudpickle
 import docstring_parser
 import pydantic
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from pydantic_core import to_jsonable_python
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from envs.dataset.rewards import Reward
 from envs.tool_use.calls import Call
@@ -27,6 +32,8 @@ from envs.workers import Handler, Workers
 
 Tools = type | Sequence[Callable[..., Any]]
 Row = Mapping[str, Any]
+
+MAX_PROBLEM_CHARS = 1000
 
 
 class Toolkit:
@@ -70,6 +77,14 @@ class Toolkit:
         """
         return (self._ask(("check", subject, row, made, response), timeout_s) or [0.0])[0]
 
+    def mismatch(self, parameters: Mapping[str, Any], args: Mapping[str, Any], timeout_s: float) -> str:
+        """What of arguments does not fit a JSON schema, as ``.amount: …``; empty if all does.
+
+        A schema's patterns may take for ever on some text.
+        """
+        answers = self._ask(("mismatch", parameters, args), timeout_s)
+        return answers[0] if answers else f": checking the arguments took more than {timeout_s:g} s"
+
     def _ask(self, request: tuple[Any, ...], timeout_s: float) -> list[Any]:
         answers, _ = self._workers.ask(request, timeout_s)
         if answers and isinstance(answers[-1], dict) and "raised" in answers[-1]:
@@ -80,7 +95,8 @@ class Toolkit:
 @functools.lru_cache(maxsize=16)
 def _pool(definition: bytes) -> Workers:
     """The processes of all environments of one definition."""
-    return Workers("envs.tool_use.toolkit:start", definition)
+    # More than there are CPUs, so that one that computes for seconds keeps nobody else waiting.
+    return Workers("envs.tool_use.toolkit:start", definition, workers=8)
 
 
 def _pickled(tools: Tools | None, check: Reward) -> bytes:
@@ -149,6 +165,15 @@ class _Process:
             yield self._check(subject, {**row, "calls": made, "response": response})[0]
         except (RecursionError, MemoryError):  # as of a list that the policy has put into itself
             yield 0.0
+
+    def mismatch(self, parameters: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[str]:
+        try:
+            # Without a registry of ours, a schema could have any address fetched.
+            error = best_match(Draft202012Validator(parameters, registry=Registry()).iter_errors(args))
+            problem = f"{error.json_path[1:]}: {error.message}" if error else ""
+        except (ArithmeticError, RecursionError, MemoryError, re.error, Unresolvable) as unchecked:
+            problem = f": the arguments cannot be checked: {unchecked}"
+        yield problem[:MAX_PROBLEM_CHARS]
 
     def _begin(self, row: Row) -> tuple[Any, Callable[[Call], tuple[bool, str]]]:
         """A new state, None if there is none, and what makes a call on it."""

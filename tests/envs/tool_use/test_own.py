@@ -1,9 +1,10 @@
 import json
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from gymnasium.utils.env_checker import check_env
+from pydantic import Field
 
 from envs.base import Outcome, TaskInstance, Turn
 from envs.tool_use import toolkit
@@ -190,6 +191,24 @@ def test_a_call_that_does_not_end_fails_and_leaves_no_trace():
     ]
     assert time.monotonic() - start < 30
     assert env.step(TASK_FINISHED)[1] == 1.0
+
+
+def test_a_pattern_that_takes_for_ever_ends_the_check_alone():
+    def spell(word: Annotated[str, Field(pattern="^(a|a)*$")]) -> str:
+        """Spells."""
+        return word
+
+    env = make(tools=[spell], check=lambda calls: 1.0, demonstration=None, call_timeout_s=0.5)
+    begin(env)
+    assert "spell: checking the arguments took more" in answer(env, tool("spell", word="a" * 40 + "b"))[0]["error"]
+    assert answer(env, tool("spell", word="aa")) == ["aa"]
+
+
+@pytest.mark.parametrize("schema", [{"pattern": "("}, {"$ref": "http://127.0.0.1/schema"}])
+def test_a_schema_that_cannot_be_used_fails_the_call(schema: dict[str, Any]):
+    """As one of an MCP server may be; nothing is fetched."""
+    parameters = {"properties": {"a": schema}}
+    assert "the arguments cannot be checked" in make()._toolkit.mismatch(parameters, {"a": "x"}, 5.0)
 
 
 @pytest.mark.parametrize(
