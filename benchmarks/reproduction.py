@@ -210,7 +210,7 @@ def summarise(title: str, output: Path) -> None:
     """Prints and writes the table of all runs, and draws their curves."""
     from matplotlib.figure import Figure
 
-    (results,) = find([output / "runs"], output / "report").domains()
+    (results,) = find([output / "runs"]).domains()
     found = [run for run in results.trained if (results.evaluations.run == run.key).any()]
     numbers = results.iterations.reindex(columns=["run", "iteration", "time_this_iter_s", HELD_OUT])
     held_out = bool(numbers[HELD_OUT].notna().any())
@@ -263,7 +263,7 @@ def summarise(title: str, output: Path) -> None:
 def countdown_entries(output: Path) -> list[dict[str, Any]]:
     """An entry for the untrained model and for every run, as ``results.json`` has them; see ``countdown_results``."""
     solution = CountdownEnv({"limit": 1}).solution
-    found = find([output / "runs"], output / "report")
+    found = find([output / "runs"])
     entropies = found.iterations.groupby("run")["learner/entropy"].apply(lambda values: values.tail(10).mean())
     minutes = found.iterations.groupby("run").time_this_iter_s.sum() / 60
     keys = {(run.strategy, run.params["seed"]): run.key for run in found.runs}

@@ -66,7 +66,7 @@ def write_report(
         conclusion=[] if table_1.gap else scores.conclusion(table_1.rows),
         lead=lead,
         problems=[problem.replace(f"{Path.cwd()}/", "") for problem in problems],
-        files=found.sources.all,
+        files=found.sources.copy(),
     )
 
 

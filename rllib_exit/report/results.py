@@ -39,7 +39,7 @@ class Results:
             ``net_corrections``, and the domain's numbers as ``metrics/NAME``.
         searches: A row for each file and step: ``best``, the best normalised score so far.
         problems: What could not be used, and why.
-        sources: Copies the files of what is shown.
+        sources: The files of what is shown, to be copied beside it.
         name: The domain.
     """
 
@@ -126,8 +126,8 @@ def means_by_iteration(table: pd.DataFrame, value: str, window: int = 1) -> pd.D
     return means(table.assign(value=rolling), ["method", "iteration"], "value")
 
 
-def find(directories: Iterable[Path], output: Path) -> Results:
-    """Reads what lies under some directories, except for what an earlier report has copied to ``output``.
+def find(directories: Iterable[Path], output: Path | None = None) -> Results:
+    """Reads what lies under some directories, except for what a report at ``output`` has there.
 
     Trials of one experiment with the same settings, seed and number are one run that was resumed: the newest trial
     counts, and the trial before it for the iterations before its first.
@@ -135,7 +135,8 @@ def find(directories: Iterable[Path], output: Path) -> Results:
     Raises:
         FileNotFoundError: If a directory does not exist.
     """
-    directories, output = list(dict.fromkeys(directory.absolute() for directory in directories)), output.absolute()
+    directories = list(dict.fromkeys(directory.absolute() for directory in directories))
+    output = output and output.absolute()
     for directory in directories:
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is no directory")
@@ -166,7 +167,7 @@ def find(directories: Iterable[Path], output: Path) -> Results:
     searches.loc[base.index, "domain"] = [domains[ML_ENGINEERING, model] for model in base.model]
     searches.loc[base.index, ["run", "method"]] = "", BASE
     iterations = with_names(iterations)
-    return Results(tuple(named.values()), iterations, evaluations, searches, tuple(problems), Sources(output))
+    return Results(tuple(named.values()), iterations, evaluations, searches, tuple(problems), Sources(output or Path()))
 
 
 # The columns of these tables that are needed even if there are no rows, and the place of the base model's searches.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 
@@ -26,25 +26,33 @@ _NOT_COPIED = ("config", "hostname", "node_ip", "pid")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A result file: a label and a link, where it was read, and its SHA-256 if it is a file."""
+    """A result file: a label, a link to its copy, and where it was read."""
 
     label: str
     href: str
     original: str
-    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Copies result files into ``data/`` under the page's directory, ``output``."""
+    """Result files, and what to copy of them into ``data/`` under the page's directory, ``output``."""
 
     output: Path
     _added: dict[tuple[str, str], Source] = field(default_factory=dict)
+    _contents: dict[Path, tuple[Path, Callable[[], bytes] | None]] = field(default_factory=dict)
 
-    @property
-    def all(self) -> list[Source]:
-        """In the order of their links."""
-        return sorted(self._added.values(), key=lambda source: source.href)
+    def copy(self) -> list[dict[str, str]]:
+        """Copies the files; of each, in the order of their links, ``href``, ``original`` and ``sha256`` of a file."""
+        files = []
+        for source in sorted(self._added.values(), key=lambda source: source.href):
+            copy = self.output / unquote(source.href)
+            original, content = self._contents[copy]
+            read = original.read_bytes() if original.is_file() else b""
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content() if content else read)
+            sha256 = hashlib.sha256(read).hexdigest() if read else ""
+            files.append({"href": source.href, "original": source.original, "sha256": sha256})
+        return files
 
     def add(self, original: Path, name: str, label: str, content: Callable[[], bytes] | None = None) -> Source:
         """A file, or a directory of files that are too large to copy.
@@ -62,11 +70,8 @@ class Sources:
             stem, suffix = os.path.splitext(f"data/{name}")
             number = 1 + sum(taken == name for _, taken in self._added)
             href = f"{stem}-{number}{suffix}" if number > 1 else f"{stem}{suffix}"
-            read = original.read_bytes() if original.is_file() else b""
-            (self.output / href).parent.mkdir(parents=True, exist_ok=True)
-            (self.output / href).write_bytes(content() if content else read)
-            sha256 = hashlib.sha256(read).hexdigest() if read else ""
-            self._added[key] = Source(label, quote(href), os.path.relpath(original, self.output), sha256)
+            self._added[key] = Source(label, quote(href), os.path.relpath(original, self.output))
+            self._contents[self.output / href] = original, content
         return self._added[key]
 
     def results(self, runs: Iterable[Run]) -> tuple[Source, ...]:
@@ -118,6 +123,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _results(file: Path) -> bytes:
-    """Tune's results without what is not copied."""
-    lines = [{name: value for name, value in line.items() if name not in _NOT_COPIED} for line in read_lines(file)]
+    """Tune's results, lines that are none left out, without what is not copied."""
+    results = [line for line in read_lines(file) if isinstance(line, dict)]
+    lines = [{name: value for name, value in line.items() if name not in _NOT_COPIED} for line in results]
     return "".join(json.dumps(line, default=str) + "\n" for line in lines).encode()

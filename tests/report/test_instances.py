@@ -21,7 +21,7 @@ BFCL = {"split": "train", "classes": ["TradingBot"]}
 
 def test_a_chain_of_several_turns_shows_the_turn_that_was_gone_on_from(tmp_path: Path):
     train(tmp_path / "runs", "exit", 0, env=BFCLEnv, env_config=BFCL, iterations=20, task_ids=["a", "b", "c"])
-    (domain,) = find([tmp_path / "runs"], tmp_path / "report").domains()
+    (domain,) = find([tmp_path / "runs"]).domains()
     (run,) = domain.runs
     assert run.log is not None
     rows = chains(Instances(domain, None)).rows.to_dict("records")
@@ -37,10 +37,10 @@ def test_a_chain_of_several_turns_shows_the_turn_that_was_gone_on_from(tmp_path:
 def test_distinct_instances_are_compared_at_an_iteration_that_all_runs_have(tmp_path: Path):
     train(tmp_path, "grpo", 0, iterations=3, log=False)
     train(tmp_path, "exit", 0, iterations=3, first=3, log=False)
-    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    (domain,) = find([tmp_path]).domains()
     assert set(distinct_instances(domain).rows.iteration) == {3}
     train(tmp_path, "improve", 0, iterations=3, first=9, log=False)
-    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    (domain,) = find([tmp_path]).domains()
     with pytest.raises(GapError, match="no iteration in common"):
         distinct_instances(domain)
 
@@ -53,7 +53,7 @@ def test_a_seed_without_a_log_is_left_out_of_one_task_alone(tmp_path: Path):
                 tmp_path / f"{len(names)}", "grpo", seed, env=MLEBenchEnv, env_config=config, task_ids=names,
                 iterations=2, log=seed == 1,
             )  # fmt: skip
-    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    (domain,) = find([tmp_path]).domains()
     piece = one_task(Instances(domain, None))
     assert set(piece.rows.method) == {"GRPO, alone", "GRPO, 2 tasks"}
 
@@ -70,7 +70,7 @@ def test_the_tasks_of_every_run_are_embedded_by_their_own_prompts(tmp_path: Path
 
     for strategy, level in (("grpo", "add1"), ("exit", "mul1")):
         train(tmp_path, strategy, 0, iterations=1, env_config={"tasks": "arithmetic", "levels": [level]})
-    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    (domain,) = find([tmp_path]).domains()
     embedder: Any = Embedder()
     distances(Instances(domain, embedder), new=False)
     assert embedded
@@ -102,7 +102,7 @@ def test_umap_puts_likes_together(tmp_path: Path):
             return np.array([np.eye(8)[int("\n\n" in text)] for text in texts]) + noise
 
     train(tmp_path, "exit", 0, iterations=12)
-    (domain,) = find([tmp_path], tmp_path / "report").domains()
+    (domain,) = find([tmp_path]).domains()
     embedder: Any = Embedder()
     points = umap_map(Instances(domain, embedder)).rows
     assert np.isfinite(points[["x", "y"]].to_numpy()).all() and points.method.nunique() == 2

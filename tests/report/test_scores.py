@@ -18,7 +18,7 @@ from tests.report.runs_on_disk import search as write_search
 
 
 def only_domain(root: Path) -> Results:
-    (domain,) = find([root], root / "report").domains()
+    (domain,) = find([root]).domains()
     return domain
 
 
