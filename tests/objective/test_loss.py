@@ -333,3 +333,9 @@ def test_cispo_counts_the_ratios_above_its_bound_as_clipped_whatever_their_advan
     assert clipped.tolist() == [False, False, False, True, True, True]
     _, clipped = LOSSES["cispo"](torch.zeros(1), torch.zeros(1), torch.ones(1), None, 0.0, 0.0)
     assert clipped.tolist() == [False]  # at the bound nothing is cut
+
+
+def test_a_weight_at_the_bound_is_neither_cut_nor_masked() -> None:
+    on_policy = torch.zeros(2)
+    for mode in get_args(MismatchMode):
+        assert mismatch_weights(on_policy, on_policy, None, bound=1.0, mode=mode).tolist() == [1, 1]
