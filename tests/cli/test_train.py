@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,10 +159,12 @@ stop = {"env_runners/episode_return_mean": 1000, "training_iteration": 2}
 def test_another_algorithm_of_rllibs_is_trained_as_in_rllib(tmp_path: Path):
     file = tmp_path / "ppo.py"
     file.write_text(PPO)
-    result = run("train", "file", file, "--scale", "cpu", "--results-dir", tmp_path / "results", "--set", "lr=0.001")
-    assert result.exit_code == 0, result.output
-    assert "iteration 2/2" in result.output and "return" in result.output
-    checkpoint = Path(result.output.rpartition("checkpoint: ")[2].strip())
+    command = [sys.executable, "-c", "from rllib_exit.cli.main import main; main()", "train", "file", str(file)]
+    options = ["--scale", "cpu", "--results-dir", str(tmp_path / "results"), "--set", "lr=0.001"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "iteration 2/2" in result.stdout and "return" in result.stdout
+    checkpoint = Path(result.stdout.rpartition("checkpoint: ")[2].strip())
     assert (checkpoint / "rllib_checkpoint.json").is_file()
 
 
