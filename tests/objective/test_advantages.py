@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ def test_float_noise_gives_exactly_zero():
 
 
 @pytest.mark.parametrize("returns", [[1, 1], [0, 1], np.float32([0.1, 0.7, 0.1])])
-def test_advantages_have_double_precision_whatever_the_returns_have(returns):
+def test_advantages_have_double_precision_whatever_the_returns_have(returns: Any):
     advantages_G = group_advantages(returns)
     assert advantages_G.dtype == np.float64
     np.testing.assert_array_equal(advantages_G, group_advantages(np.asarray(returns, np.float64)))
