@@ -211,7 +211,7 @@ def _clipped(ratio_N: Tensor, advantages_N: Tensor, low: float, high: float) -> 
 
 def _row_sums(values_N: Tensor, rows_N: Tensor | None) -> tuple[Tensor, Tensor]:
     """For each token the sum of the values of its row, and how many they are."""
-    rows_N = torch.zeros_like(values_N, dtype=torch.long) if rows_N is None else rows_N
+    rows_N = torch.zeros_like(values_N) if rows_N is None else rows_N
     _, row_N, counts_R = torch.unique(rows_N, return_inverse=True, return_counts=True)
     sums_R = values_N.new_zeros(len(counts_R)).index_add(0, row_N, values_N)
     return sums_R[row_N], counts_R[row_N]

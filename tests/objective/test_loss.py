@@ -339,3 +339,19 @@ def test_a_weight_at_the_bound_is_neither_cut_nor_masked() -> None:
     on_policy = torch.zeros(2)
     for mode in get_args(MismatchMode):
         assert mismatch_weights(on_policy, on_policy, None, bound=1.0, mode=mode).tolist() == [1, 1]
+
+
+def test_statistics_are_of_all_tokens_whatever_the_tokens_weigh() -> None:
+    old = torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)
+    now = (old + torch.tensor([0.5, 0.0, -0.5])).requires_grad_()  # the first ratio is clipped
+    rollout, reference = old + torch.tensor([0.25, -0.5, 0.0]), now.detach() + torch.tensor([0.0, 1.0, -1.0])
+    ones, weights = torch.ones_like(old), torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    _, stats = grpo_loss(now, old, rollout, reference, ones, weights, clip_param=0.2, kl_coeff=0.1)
+    assert set(stats) == {"kl", "clipped", "logprob_abs_diff", "logprob_abs_diff_max", "num_tokens"}
+    assert not any(value.requires_grad for value in stats.values())
+    assert stats["kl"].item() == pytest.approx(math.e - 2 + 1 / math.e)
+    assert (stats["clipped"], stats["num_tokens"]) == (1, 3)
+    assert stats["logprob_abs_diff"].item() == 0.75 and stats["logprob_abs_diff_max"].item() == 0.5
+    # The same loss without a reference has no KL.
+    _, stats = grpo_loss(now, old, rollout, None, ones, weights, clip_param=0.2, kl_coeff=0.0)
+    assert stats["kl"].item() == 0 and stats["num_tokens"] == 3
