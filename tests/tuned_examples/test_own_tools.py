@@ -33,9 +33,9 @@ MCP_OPTIONS = {
 
 def resident(prompt: str, seed: int) -> str:
     """Mostly lights the room that is asked for, or another one, and then says that it is done."""
-    asked, *answers = re.split(r"<\|im_start\|>assistant\n", prompt)
-    [room] = re.findall(r"<\|im_start\|>user\nLight the (\w+)\.", asked)
-    if answers and '<tool_response>[["' in answers[-2]:
+    *before, last, _ = re.split(r"<\|im_start\|>assistant\n", prompt)
+    [room] = re.findall(r"<\|im_start\|>user\nLight the (\w+)\.", [*before, last][0])
+    if '<tool_response>[["' in last:
         return TASK_FINISHED
     choice = seed // 7 % 4
     if choice == 3:
