@@ -47,7 +47,7 @@ def test_float_noise_gives_exactly_zero():
     assert (group_advantages([0, 1.5e-12]) != 0).all() and (group_advantages([1e6, 1e6 + 1e-5]) != 0).all()
 
 
-@pytest.mark.parametrize("returns", [[1, 1], [0, 1], np.float32([0.1, 0.7, 0.1])])
+@pytest.mark.parametrize("returns", [[1, 1], [0, 1], np.array([0.1, 0.7, 0.1], np.float32)])
 def test_advantages_have_double_precision_whatever_the_returns_have(returns: Any):
     advantages_G = group_advantages(returns)
     assert advantages_G.dtype == np.float64
