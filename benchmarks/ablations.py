@@ -59,7 +59,7 @@ def entries(output: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """A row for each choice: means over seeds, ± half of the 95 % interval, in percent and points."""
+    """A row for each choice: means over seeds, in brackets the lowest and highest run, in percent and points."""
     columns = {
         "first answer": lambda e: 100 * e["accuracy"][0],
         "after one step": lambda e: 100 * e["accuracy"][1],
@@ -73,30 +73,34 @@ def table(found: list[dict[str, Any]]) -> str:
         for choice, settings in choices.items():
             runs = [entry for entry in found if entry["settings"] == name_of(settings)]
             if runs:
-                numbers = (countdown_results.interval([column(run) for run in runs]) for column in columns.values())
                 cells[f"{ablation}: {choice}"] = [
                     f"{len(runs)}",
-                    *(f"{mean:.1f} ± {half:.1f}" for mean, half in numbers),
+                    *(_text(list(map(of, runs))) for of in columns.values()),
                 ]
     return pd.DataFrame.from_dict(cells, orient="index", columns=["seeds", *columns]).to_string()
 
 
+def _text(values: list[float]) -> str:
+    return f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
 def draw(found: list[dict[str, Any]], file: Path) -> None:
-    """Draws accuracy by step, a panel for each ablation; the bands are 95 % intervals over seeds."""
+    """Draws accuracy by step, a panel for each ablation: means over seeds, in bands from lowest to highest."""
     figure = Figure(figsize=(16, 8), layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True, sharey=True).flat
+    panels = list(figure.subplots(2, 4, sharex=True, sharey=True).flat)
     for axes, (ablation, choices) in zip(panels, ABLATIONS.items(), strict=False):
         for i, (choice, settings) in enumerate(choices.items()):
             runs = [100 * np.array(entry["accuracy"]) for entry in found if entry["settings"] == name_of(settings)]
             if runs:
-                mean, half = np.array([countdown_results.interval(column) for column in np.transpose(runs)]).T
                 color = "black" if not settings else f"C{i}"
-                axes.plot(mean, color=color, label=choice if settings else f"{choice} (default)")
-                axes.fill_between(range(len(mean)), mean - half, mean + half, color=color, alpha=0.12, lw=0)
+                axes.plot(np.mean(runs, axis=0), color=color, label=choice if settings else f"{choice} (default)")
+                low, high = np.min(runs, axis=0), np.max(runs, axis=0)
+                axes.fill_between(range(len(low)), low, high, color=color, alpha=0.15, lw=0)
         axes.set(title=ablation, xlabel="self-improvement steps", ylabel="held-out accuracy (%)", ylim=(0, 100))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower right")
-    for axes in panels:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in panels[len(ABLATIONS) :]:
         axes.axis("off")
     figure.savefig(file, dpi=110)
 
