@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from envs.base import Turn, prefix_digests
+from envs.base import Task, Turn, prefix_digests
 from rllib_exit.chat import replace_surrogates
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup
 
@@ -69,16 +69,20 @@ class RolloutLog:
         self._filesystem.create_dir(self._directory)
 
     @classmethod
-    def of_trial(cls, logdir: str, storage: Any) -> RolloutLog:
-        """The log in a trial's directory.
+    def of_trial(cls, logdir: str, storage: Any, tasks: Iterable[Task]) -> RolloutLog:
+        """The log in a trial's directory, with the prompts of its tasks.
 
         Args:
             logdir: The directory, where there is no storage.
             storage: Tune's StorageContext, which may be a bucket; None without Tune.
+            tasks: The base tasks.
         """
         if storage is None:
-            return cls(Path(logdir) / "rollouts")
-        return cls(Path(storage.trial_fs_path) / "rollouts", storage.storage_filesystem)
+            log = cls(Path(logdir) / "rollouts")
+        else:
+            log = cls(Path(storage.trial_fs_path) / "rollouts", storage.storage_filesystem)
+        log.write_tasks({task.id: task.prompt for task in tasks})
+        return log
 
     def write_tasks(self, prompts: Mapping[str, str]) -> None:
         """Writes the prompts of the base tasks, by task id."""

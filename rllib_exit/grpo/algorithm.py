@@ -48,10 +48,9 @@ logger = logging.getLogger(__name__)
 class GRPO(ConventionalAlgorithm):
     """Group-Relative Policy Optimization (paper section 2.2) on a curriculum of task instances (section 4).
 
-    Faults: the rollouts of a lost env runner are run again, see :class:`Dispatcher`. An episode that fails twice
-    ends training with a :class:`RolloutError`, after a checkpoint. A lost learner ends it with a ``LearnerError``;
-    training goes on from the last checkpoint. What was selected and not yet trained on is part of a checkpoint, so
-    that a restored run trains on it again.
+    Faults: the rollouts of a lost env runner are run again, see :class:`Dispatcher`. An episode that fails twice ends
+    training with a :class:`RolloutError`, after a checkpoint. A lost learner ends it with a ``LearnerError``; training
+    goes on from the last checkpoint, which has what was selected and not yet trained on.
     """
 
     config: GRPOConfig
@@ -73,9 +72,9 @@ class GRPO(ConventionalAlgorithm):
         self._signal_watch = SignalWatch()
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
-        self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage) if self.config.log_rollouts else None
-        if self._rollout_log is not None:
-            self._rollout_log.write_tasks({task.id: task.prompt for task in self._env.tasks.values()})
+        self._rollout_log = None
+        if self.config.log_rollouts:
+            self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage, self._env.tasks.values())
         self._env_runners = self._evaluation_env_runners = make_dispatcher(self.env_runner_group, self.config)
         if self.eval_env_runner_group is not None:
             self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)
@@ -182,8 +181,7 @@ class GRPO(ConventionalAlgorithm):
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        # Evaluation runs on the training engines unless it was given env runners of its own.
-        return eval_config.evaluation_num_env_runners > 0
+        return eval_config.evaluation_num_env_runners > 0  # else evaluation runs on the training's
 
     def _timed(self, name: str) -> AbstractContextManager:
         return self.metrics.log_time((TIMERS, name), reduce="mean", window=1)
