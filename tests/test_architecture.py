@@ -73,3 +73,11 @@ def test_imports_point_down(name: str) -> None:
     for target in imports(name):
         target_line, target_entry = layer(target)
         assert target_line > line or target_entry == entry, f"{name} imports {target}, which is no lower layer"
+
+
+def test_the_sandbox_imports_no_other_package_of_ours() -> None:
+    """An interpreter without our dependencies can run it, as one for an unprivileged user does."""
+    for name in MODULES:
+        if name.startswith("envs.sandbox"):
+            others = {target for target in imports(name) if not target.startswith("envs.sandbox")}
+            assert not others, f"{name} imports {others}"

@@ -7,8 +7,6 @@ import math
 import os
 from dataclasses import dataclass
 
-from envs.workers import usable_cpus
-
 SLOTS_VARIABLE = "SANDBOX_SLOTS"
 
 
@@ -106,7 +104,7 @@ def default_slots(threads: int) -> int:
     """
     given = os.environ.get(SLOTS_VARIABLE)
     if given is None:
-        return max(1, usable_cpus() // threads)
+        return max(1, len(os.sched_getaffinity(0)) // threads)
     if not given.isdecimal() or int(given) == 0:
         raise ValueError(f"{SLOTS_VARIABLE} is {given!r}: set a number of scripts, at least 1")
     return int(given)
