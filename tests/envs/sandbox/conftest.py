@@ -75,7 +75,7 @@ def sandbox(request: pytest.FixtureRequest, callers: dict[str, Caller]) -> Sandb
     place = Path(caller.temporary).parent / tier
     outside, data = place / "outside", place / "competition" / "public"
     for directory in (outside, data, data.parent / "private"):
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)  # pytest makes a fixture anew when it comes back to a parameter
     for file, content in (
         (outside / "secret.txt", "secret"),
         (data / "train.csv", "id,target\n1,2\n"),
