@@ -1,6 +1,6 @@
 # make quickstart   trains a very small model with ExIt on this CPU, and shows what 16 steps of self-improvement add
 #                   before and after
-# make unit         runs the tests that start no Ray, no engine and no process group, in about a minute
+# make unit         runs the tests that start no Ray, no engine and no process group, in about two minutes
 # make test         runs these and, after them, at least one test of every fault, sharding back end and command: what
 #                   CI runs
 # make test-all     runs every test, the property tests with more examples: before an issue is resolved, and nightly
