@@ -19,7 +19,7 @@ import countdown_results
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from reproduction import COUNTDOWN, Training, rllib, train_all
+from reproduction import COUNTDOWN, Training, rllib, set_options, train_all
 
 from envs.countdown.env import CountdownEnv
 from rllib_exit.self_improvement.results import JSON, PARQUET
@@ -121,10 +121,7 @@ def main() -> None:
             "tuned_examples/countdown_exit.py",
             seed,
             COUNTDOWN.iterations,
-            [
-                *("--set", "evaluation_interval=None"),
-                *itertools.chain.from_iterable(("--set", setting) for setting in settings),
-            ],
+            set_options(["evaluation_interval=None", *settings]),
         )
         for seed, settings in itertools.product(args.seeds, choices)
     )

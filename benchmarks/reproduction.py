@@ -73,6 +73,11 @@ class Domain:
     more_evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def set_options(settings: Iterable[str]) -> tuple[str, ...]:
+    """The options of ``rllib train`` for some settings, such as ``lr=1e-5``."""
+    return tuple(itertools.chain.from_iterable(("--set", setting) for setting in settings))
+
+
 COUNTDOWN = Domain(
     "Countdown with a target that only the feedback tells of, and a model of one million parameters",
     "countdown",
@@ -96,7 +101,7 @@ DOMAINS = {
         title="Countdown with three numbers, and a model of one million parameters",
         iterations=160,
         evaluation=("--split", "test"),
-        training=tuple(itertools.chain.from_iterable(("--set", setting) for setting in VISIBLE_TARGET)),
+        training=set_options(VISIBLE_TARGET),
     ),
     "math": Domain("SmolLM2-135M on arithmetic, on a CPU", "math"),
     "bfcl": Domain(
@@ -318,8 +323,7 @@ def main() -> None:
     output = args.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     domain = DOMAINS[args.domain]
-    settings = itertools.chain.from_iterable(("--set", setting) for setting in args.set)
-    options = [*warm_start(domain.example, domain.warm_start, output), *domain.training, *settings]
+    options = [*warm_start(domain.example, domain.warm_start, output), *domain.training, *set_options(args.set)]
     runs = (
         Training(
             output / "runs" / f"{strategy}-seed{seed}",

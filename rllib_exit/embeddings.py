@@ -24,9 +24,8 @@ def make_diversity(config: Any) -> Diversity | None:
         return None
     if config.diversity_metric == "edit_distance":
         return edit_diversity_coefficients
-    embedder: Any = Embedder(config.embedding_model)
-    if number := num_embedders(config):
-        embedder = Embedders(config.embedding_model, number, config.num_gpus_per_embedder)
+    model, number = config.embedding_model, num_embedders(config)
+    embedder = Embedders(model, number, config.num_gpus_per_embedder) if number else Embedder(model)
     return lambda solutions: diversity_coefficients(embedder.embed(solutions))
 
 

@@ -29,7 +29,7 @@ from rllib_exit.env_runners.generator import Sampler, SamplingParams
 from rllib_exit.env_runners.player import Player, PromptTooLongError
 from rllib_exit.objective.diversity import edit_diversity_coefficients
 from rllib_exit.objective.scoring import Diversity, num_to_refill, score, to_train_on
-from rllib_exit.rollouts import RolloutGroup, ScoredGroup
+from rllib_exit.rollouts import ScoredGroup
 
 
 async def exit_loop(
@@ -96,20 +96,19 @@ async def exit_loop(
     if rollouts_per_prompt < 2:
         raise ValueError(f"rollouts_per_prompt is {rollouts_per_prompt}: use an integer of 2 or more")
     player = Player(make_env, num_envs, generator=generator, chat=chat, sampling=sampling)
+    bonus = diversity if curriculum.config.diversity_bonus else None
 
     for iteration in range(num_iterations):
-        groups: list[RolloutGroup] = []
         scored_groups: list[ScoredGroup] = []
         # Selection. With refill, groups that have nothing to teach are replaced.
         while requests := curriculum.select(num_to_refill(scored_groups, prompts_per_batch, refill_zero_variance)):
             # Expansion. All episodes of all groups run at the same time.
-            new = await asyncio.gather(
+            rolled_out = await asyncio.gather(
                 *(player.roll_out(request, rollouts_per_prompt, policy_version=iteration) for request in requests)
             )
             # Score.
-            bonus = diversity if curriculum.config.diversity_bonus else None
-            scored_groups += [score(group, bonus, normalize_std=normalize_std) for group in new]
-            groups += new
+            scored_groups += [score(group, bonus, normalize_std=normalize_std) for group in rolled_out]
+        groups = [scored.group for scored in scored_groups]
         if all(group.skipped for group in groups):
             raise PromptTooLongError(
                 f"no prompt of this iteration fits the context: max_model_len is {generator.max_model_len} and "

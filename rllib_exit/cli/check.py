@@ -14,6 +14,7 @@ import typer
 
 from rllib_exit.cli.config import Scale, Settings, load_file, override
 from rllib_exit.cli.console import Verbose, clear_errors, err, quiet, say, take_scale
+from rllib_exit.scale import SCALE_VARIABLE
 
 if TYPE_CHECKING:
     from envs.base import SelfImprovementEnv
@@ -56,7 +57,7 @@ def check_file(
         if not as_json:
             take_scale(scale)
         else:
-            os.environ["RLLIB_EXIT_SCALE"] = scale
+            os.environ[SCALE_VARIABLE] = scale
         config, _, _ = load_file(file)
         findings = []
         for finding in findings_of(override(config, settings or []), results_dir, gpu_gb):

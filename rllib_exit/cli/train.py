@@ -28,8 +28,8 @@ class TrainGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As click has it."""
         if args[0] not in self.commands and Path(args[0]).suffix:
-            as_option = "" if args[0].endswith(".py") else "--dataset "
-            ctx.fail(f"{args[0]!r} is no command: write `rllib train {as_option or 'file '}{' '.join(args)}`")
+            how = "file" if args[0].endswith(".py") else "--dataset"
+            ctx.fail(f"{args[0]!r} is no command: write `rllib train {how} {' '.join(args)}`")
         return super().resolve_command(ctx, args)
 
 

@@ -86,20 +86,25 @@ def layer_bytes(shape: ModelShape, float32_stream: bool) -> float:
     return 8 * shape.mlp + stream * shape.hidden + (attention + 12 * shape.norm_qk) * shape.attention
 
 
+def adapter_parameters(shape: ModelShape, rank: int) -> int:
+    """The parameters of LoRA's adapters on all linear layers."""
+    return rank * sum(map(sum, shape.linears))
+
+
 def learner(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
     """The bytes that a learner needs on its device, by what they are for, at the time when it needs most."""
     learners, backend, stage = max(1, config.num_learners), config.sharding, config.zero_stage
     fsdp, zero = backend == "fsdp2", backend == "deepspeed"
-    all_parameters, trained = shape.parameters, shape.parameters
     half = config.dtype == "bfloat16"
-    frozen = 0.0
-    if config.lora_r is not None:
-        trained = config.lora_r * sum(map(sum, shape.linears))
-        frozen = all_parameters * (2 if half else 4) / (learners if fsdp or (zero and stage == 3) else 1)
+    width = 2 if half else 4
 
     def share(of: int) -> int:  # among how many learners it is spread
         return learners if fsdp or (zero and stage >= of) else 1
 
+    all_parameters, trained, frozen = shape.parameters, shape.parameters, 0.0
+    if config.lora_r is not None:
+        trained = adapter_parameters(shape, config.lora_r)
+        frozen = width * all_parameters / share(3)
     moments = 0.0 if zero and config.offload_optimizer else 8 * trained / share(1)
     masters = 0.0 if zero and config.offload_optimizer else 4 * trained / (share(1) if zero else share(3))
     needs = {"weights, float32": masters, "frozen weights": frozen, "moments": moments}
@@ -109,7 +114,7 @@ def learner(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
     elif half and not fsdp:
         needs["weights cast by autocast"] = 2.0 * trained
     if fsdp or (zero and stage == 3):
-        width, layer = (2 if half else 4), (all_parameters - shape.outer_parameters) / shape.layers
+        layer = (all_parameters - shape.outer_parameters) / shape.layers
         needs["gathered layers, with gradients"] = 2 * width * layer + (width + 4) * shape.outer_parameters
     if config.kl_coeff and config.lora_r is None and backend != "ddp":
         needs["reference policy, float32"] = 4 * all_parameters / learners
@@ -158,5 +163,5 @@ def cache_bytes_per_token(shape: ModelShape, config: GRPOConfig) -> float:
 def checkpoints(shape: ModelShape, config: GRPOConfig) -> float:
     """The bytes on disk of the checkpoints that are there at once: weights, moments and reference policy, float32."""
     if config.lora_r is not None:
-        return CHECKPOINTS * 12.0 * config.lora_r * sum(map(sum, shape.linears))
+        return CHECKPOINTS * 12.0 * adapter_parameters(shape, config.lora_r)
     return CHECKPOINTS * (12.0 + 4.0 * (config.kl_coeff > 0)) * shape.parameters
