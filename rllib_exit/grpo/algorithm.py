@@ -149,7 +149,7 @@ class GRPO(ConventionalAlgorithm):
 
     def _report(self, rolled_out: RolledOut) -> None:
         self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))
-        self.log_by_rllibs_names(rolled_out.groups, self._env_runners)
+        self.log_by_rllibs_names(rolled_out, self._env_runners)
         if self._rollout_log is not None:
             self._rollout_log.write(self.iteration + 1, rolled_out.trainable)
 

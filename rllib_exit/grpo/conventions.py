@@ -34,6 +34,7 @@ from rllib_exit.env_runners.callbacks import wanted
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.llm_env_runner import remote_call
 from rllib_exit.grpo.checkpointing import CheckpointedAlgorithm
+from rllib_exit.grpo.rollout_queue import RolledOut
 from rllib_exit.rollouts import ScoredGroup
 
 # RLlib's names of the learners' numbers, by ours.
@@ -60,14 +61,14 @@ class ConventionalAlgorithm(CheckpointedAlgorithm):
         """The evaluation's results, which callbacks may add to."""
         raise NotImplementedError
 
-    def log_by_rllibs_names(self, groups: Sequence[ScoredGroup], env_runners: Dispatcher) -> None:
+    def log_by_rllibs_names(self, rolled_out: RolledOut, env_runners: Dispatcher) -> None:
         """Logs what RLlib's stop conditions, schedulers and dashboards look for, and what callbacks have logged.
 
         Args:
-            groups: The iteration's groups, all of them.
+            rolled_out: The iteration's rollouts.
             env_runners: They have rolled them out.
         """
-        log_by_rllibs_names(self.metrics, groups)
+        log_by_rllibs_names(self.metrics, rolled_out.groups, rolled_out.batch)
         if wanted(self.config):
             logged = env_runners.call_all(remote_call("get_metrics"))
             self.metrics.aggregate(logged, key=ENV_RUNNER_RESULTS)
@@ -78,12 +79,13 @@ class ConventionalAlgorithm(CheckpointedAlgorithm):
         make_callback(name, list(force_list(self.callbacks)), functions, kwargs=arguments)
 
 
-def log_by_rllibs_names(metrics: MetricsLogger, groups: Sequence[ScoredGroup]) -> None:
+def log_by_rllibs_names(metrics: MetricsLogger, groups: Sequence[ScoredGroup], batch: Sequence[ScoredGroup]) -> None:
     """Logs what RLlib's stop conditions, schedulers and dashboards look for.
 
     Args:
         metrics: The algorithm's, in which the learners' numbers of the iteration are under ``learner``.
         groups: The iteration's groups, all of them.
+        batch: Those of them that were trained on.
     """
 
     def num_steps(scored: ScoredGroup) -> int:
@@ -91,7 +93,7 @@ def log_by_rllibs_names(metrics: MetricsLogger, groups: Sequence[ScoredGroup]) -
         return sum(len(rollout.turns) - start for rollout in scored.group.rollouts)
 
     sampled = sum(map(num_steps, groups))
-    trained = sum(num_steps(scored) for scored in groups if scored.group.trainable)
+    trained = sum(map(num_steps, batch))
     returns = [rollout.return_ for scored in groups for rollout in scored.group.rollouts]
     values: dict[tuple[str, str], float] = {
         (ENV_RUNNER_RESULTS, NUM_EPISODES): len(returns),
