@@ -4,7 +4,9 @@
 
 Trains ``tuned_examples/countdown_exit.py`` as ``reproduction.py`` does, with three seeds for every choice in
 ``ABLATIONS``, and measures accuracy by self-improvement step on the held-out tasks. Writes ``ablations.json`` and
-``ablations.png``. The script can be stopped and resumed: what is done is not done again.
+``ablations.png``. The script can be stopped and resumed: what is done is not done again. Entries of other settings and
+seeds that ``ablations.json`` already has stay: copy the file of an earlier experiment into the output directory to add
+to it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "variance": (),
         "uniform": ("inverse_temperature=0",),
         "regret": ("learnability=regret",),
+        "maximum": ("learnability=maximum",),
+        "top quantile": ("learnability=top_quantile",),
+        "PUCT": ("learnability=maximum", "exploration_coeff=1"),
     },
     "expansions per group": {"1": (), "8": ("expansions_per_group=8",)},
     "diversity": {"edit distance": (), "none": ("diversity_bonus=False",), "embedding": EMBEDDING},
@@ -127,8 +132,10 @@ def main() -> None:
     )
     train_all(runs, args.jobs)
     rllib(output / "evaluate.log", "evaluate", str(output / "runs"), "--steps", "16", *COUNTDOWN.evaluation)
-    found = entries(output)
-    (output / "ablations.json").write_text(json.dumps(found, indent=1) + "\n")
+    file = output / "ablations.json"
+    by_run = {(entry["settings"], entry["seed"]): entry for entry in [*countdown_results.read(file), *entries(output)]}
+    found = [by_run[key] for key in sorted(by_run)]
+    file.write_text(json.dumps(found, indent=1) + "\n")
     draw(found, output / "ablations.png")
     print(table(found), flush=True)
 

@@ -307,7 +307,7 @@ def test_cancelling_ends_coroutines_too(make: Callable[..., Dispatcher]) -> None
     for outcome in outcomes:
         with pytest.raises(CancelledError):
             outcome.result(10)
-    assert runner.cancelled == 2 and not runner.running
+    wait_until(lambda: runner.cancelled == 2 and not runner.running)  # in the dispatcher's thread
     assert items([dispatcher.submit(work("next"))]) == ["next"] and runner.calls == [0, 0, "next"]
 
 
