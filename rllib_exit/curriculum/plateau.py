@@ -25,13 +25,13 @@ def plateau(values_T: ArrayLike) -> float:
     y_T = np.asarray(values_T, dtype=np.float64)
     if y_T.ndim != 1 or not len(y_T) or not np.isfinite(y_T).all():
         raise ValueError(f"a curve needs one or more finite values: it is {y_T}")
-    t_T = np.arange(len(y_T))
-    knots_K = np.unique(np.linspace(0, len(y_T) - 1, MAX_KNOTS).astype(int))
-    x_KT = np.minimum(t_T - knots_K[:, None], 0).astype(np.float64)
+    t_T = np.arange(len(y_T), dtype=np.float64)
+    # At the knot 0 there is no line: it fits no better than a flat line at any other knot.
+    knots_K = np.unique(np.linspace(1, len(y_T) - 1, MAX_KNOTS).astype(int))
+    x_KT = np.minimum(t_T - knots_K[:, None], 0.0)
     mean_K = x_KT.mean(axis=1)
     x_KT -= mean_K[:, None]
-    covariance_K, variance_K = x_KT @ (y_T - y_T.mean()), (x_KT**2).sum(axis=1)
-    # At the knot 0 there is no line: the fit is the mean.
-    slope_K = np.divide(covariance_K, variance_K, out=np.zeros(len(knots_K)), where=variance_K > 0)
+    covariance_K, variance_K = x_KT @ y_T, (x_KT**2).sum(axis=1)
+    slope_K = covariance_K / np.maximum(variance_K, np.finfo(np.float64).tiny)  # of one value, no line has a variance
     best = int(np.argmax(slope_K * covariance_K))  # what the line takes from the squared error
     return float(y_T.mean() - slope_K[best] * mean_K[best])

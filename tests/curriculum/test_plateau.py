@@ -51,7 +51,31 @@ def test_long_curves_are_fitted_on_fewer_knots():
     assert plateau(rise_then_flat(700, 5.0, 5000)) == pytest.approx(5.0, abs=0.01)
 
 
-@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def brute_force(y_T):
+    """The level of the best of all fits, each by least squares."""
+    t_T = np.arange(len(y_T))
+    fits = []
+    for knot in range(1, len(y_T)):
+        design = np.stack([np.ones(len(y_T)), np.minimum(t_T - knot, 0)], axis=1)
+        coefficients = np.linalg.lstsq(design, y_T)[0]
+        fits.append((((y_T - design @ coefficients) ** 2).sum(), coefficients[0]))
+    least = min(error for error, _ in fits)
+    return [level for error, level in fits if error < least + 1e-9]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_is_the_best_fit_of_all_knots(seed):
+    rng = np.random.default_rng(seed)
+    length = int(rng.integers(2, 30))
+    curve = rise_then_flat(rng.integers(1, length + 1), rng.normal(), length) + rng.normal(0, 0.2, length)
+    assert min(abs(plateau(curve) - level) for level in brute_force(curve)) < 1e-6
+
+
+def test_a_plateau_from_the_second_value_on():
+    assert plateau([0.0, 1.0, 1.0, 1.0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")], [1.0, None]])
 def test_rejects_what_is_no_curve(values):
     with pytest.raises(ValueError, match="finite"):
         plateau(values)
