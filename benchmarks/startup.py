@@ -29,7 +29,7 @@ SETTINGS: Mapping[str, int | None] = {
     "evaluation_interval": None,
 }
 # What the command prints, and what has come to its end then.
-LINES = {"scale:": "command line", "Ray dashboard:": "example and Ray", "results:": "check of resources"}
+LINES = {"scale:": "command line", "start Ray:": "example and Ray", "results:": "check of resources"}
 
 
 def start_up(directory: Path) -> dict[str, float]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rllib_exit.cli.console import CommandError, Verbose, clear_errors, quiet, say
+from rllib_exit.cli.console import CommandError, Verbose, clear_errors, installed, quiet, say
 
 
 def report(
@@ -29,7 +28,7 @@ def report(
     """
     with clear_errors(verbose):
         quiet(verbose)
-        if not _installed("umap"):
+        if not installed("umap"):
             raise CommandError(
                 "rllib report needs umap-learn, which is missing: run `pip install 'rllib-exit[report]'`"
             )
@@ -43,10 +42,3 @@ def report(
             embedder = Embedder(embedding_model)
         page = write_report(directories, output, title=title, embedder=embedder, say=say)
         say(f"written: {page}")
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # it is None in sys.modules
-        return False

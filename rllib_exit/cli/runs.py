@@ -6,13 +6,14 @@ import logging
 import os
 import pickle
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_exit import checkpoints
-from rllib_exit.cli.console import CommandError, say
+from rllib_exit.cli.console import CommandError, duration, say
 from rllib_exit.run_identity import identity
 
 if TYPE_CHECKING:
@@ -155,13 +156,25 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
             ray.shutdown()
 
 
-def init_ray(verbose: bool = False, num_cpus: int | None = None) -> None:
-    """Joins the Ray cluster that RAY_ADDRESS names; without it, starts Ray here and joins none by chance."""
+def init_ray(verbose: bool = False, num_cpus: int | None = None, dashboard: bool = False) -> None:
+    """Joins the Ray cluster that RAY_ADDRESS names; without it, starts Ray here and joins none by chance.
+
+    Args:
+        verbose: Whether the workers' logs are shown.
+        num_cpus: The CPUs that Ray has, if it is started here; by default those of the machine.
+        dashboard: Whether Ray's dashboard is started with it, which takes seconds.
+    """
     import ray
 
-    address = None if "RAY_ADDRESS" in os.environ else "local"
-    level = logging.INFO if verbose else logging.ERROR
-    context = ray.init(address=address, num_cpus=num_cpus, log_to_driver=verbose, logging_level=level)
+    begun, here = time.perf_counter(), "RAY_ADDRESS" not in os.environ
+    context = ray.init(
+        address="local" if here else None,
+        num_cpus=num_cpus,
+        include_dashboard=dashboard if here else None,
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+    )
+    say(f"{'start' if here else 'join'} Ray: {duration(time.perf_counter() - begun)}")
     if url := context.dashboard_url:
         say(f"Ray dashboard: http://{url}")
 

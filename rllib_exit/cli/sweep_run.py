@@ -60,7 +60,7 @@ def train_sweep(
     check(first)
     models = {name: getattr(first, name) for name in ("model_name", "embedding_model") if name not in sweep.spaces}
     training = replace(training, config=sweeps.with_values(training.config, models))
-    reserve(first, training.verbose, tune_config.max_concurrent_trials or 1)
+    reserve(replace(training, config=first), tune_config.max_concurrent_trials or 1)
     say(f"sweep: {training.directory}")
     _finish(_run(training, tune_config, sweep, trial_scheduler, resume is not None), sweep, training.directory)
 
@@ -124,6 +124,8 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
     go_on: Any = ResumeConfig.ResumeType.RESUME  # Tune's annotation says str
     trials = run_trials(
         training,
+        SweepProgress(sweep, training),
+        *([] if pbt else [NewestCheckpoints()]),
         # After a kill, a trial may have to go on from the last but one. PBT copies from trials that have gone on since.
         num_to_keep=4 if pbt else 2,
         num_samples=tune_config.num_samples,
@@ -136,7 +138,6 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
         trial_name_creator=tune_config.trial_name_creator,
         trial_dirname_creator=tune_config.trial_dirname_creator,
         resume_config=ResumeConfig(errored=go_on) if resume else None,
-        callbacks=[SweepProgress(sweep, training), *([] if pbt else [NewestCheckpoints()])],
     )
     delete_older_checkpoints([trial for trial in trials if trial.status == "TERMINATED"], trials)
     return trials

@@ -42,6 +42,7 @@ Resume = Annotated[
     ),
 ]
 CheckpointFreq = Annotated[int, typer.Option(min=0, help="Iterations between checkpoints; 0: only at the end.")]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard too.")]
 LogRollouts = Annotated[bool, typer.Option("--log-rollouts", help="Log every rollout, for `rllib rollouts`.")]
 
 
@@ -59,6 +60,7 @@ def train_file(
     resume: Resume = None,
     checkpoint_freq: CheckpointFreq = 10,
     log_rollouts: LogRollouts = False,
+    dashboard: Dashboard = False,
     scheduler: Annotated[
         str | None, typer.Option(help="A sweep's scheduler: none, asha or pbt; by default tune_config's.")
     ] = None,
@@ -87,6 +89,7 @@ def train_file(
             resume=resume,
             checkpoint_freq=checkpoint_freq,
             log_rollouts=log_rollouts,
+            dashboard=dashboard,
             scheduler=scheduler,
             best_of=best_of,
             settings=settings or [],
@@ -117,6 +120,7 @@ def train_dataset(
     resume: Resume = None,
     checkpoint_freq: CheckpointFreq = 10,
     log_rollouts: LogRollouts = False,
+    dashboard: Dashboard = False,
     settings: Settings = None,
     verbose: Verbose = False,
 ) -> None:
@@ -152,6 +156,7 @@ def train_dataset(
             resume=resume,
             checkpoint_freq=checkpoint_freq,
             log_rollouts=log_rollouts,
+            dashboard=dashboard,
             settings=settings or [],
             verbose=verbose,
         )
@@ -166,6 +171,7 @@ def _train(
     resume: Path | None,
     checkpoint_freq: int,
     log_rollouts: bool,
+    dashboard: bool,
     settings: list[str],
     verbose: bool,
     scheduler: str | None = None,
@@ -190,7 +196,14 @@ def _train(
         config = override(config, settings)
         if stop_iters is not None:
             stop = {**stop, "training_iteration": stop_iters}
-        training = Training(config, stop, directory.absolute(), checkpoint_freq, verbose)
+        training = Training(
+            config,
+            stop,
+            directory.absolute(),
+            checkpoint_freq,
+            verbose,
+            dashboard=dashboard,
+        )
         if not isinstance(config, GRPOConfig):
             if tune_config is not None or scheduler or best_of or log_rollouts:
                 raise ValueError("sweeps and logs of rollouts are for a GRPOConfig: sweep by ray.tune.Tuner")

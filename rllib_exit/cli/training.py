@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 import typer
 from ray import tune
+from ray.tune import Callback
 from ray.tune.utils import flatten_dict
 
 from envs.workers import usable_cpus
@@ -39,6 +41,8 @@ class Training:
         directory: The absolute path of the directory for results and checkpoints.
         checkpoint_freq: The number of iterations between checkpoints; with 0 there is one only at the end.
         verbose: Whether the workers' logs and the tracebacks of errors are shown.
+        dashboard: Whether Ray's dashboard is started.
+        trackers: Further callbacks of Tune's.
     """
 
     config: GRPOConfig
@@ -46,11 +50,21 @@ class Training:
     directory: Path
     checkpoint_freq: int
     verbose: bool
+    dashboard: bool = False
+    trackers: Sequence[Callback] = ()
 
     @property
     def num_iterations(self) -> int | None:
         """The iteration that a trial ends with, if ``stop`` says it."""
         return self.stop.get("training_iteration")
+
+    def progress(self) -> Progress:
+        """What is shown of a run."""
+        return Progress(
+            self.num_iterations,
+            may_end_earlier=len(self.stop) > 1,
+            evaluation_interval=self.config.evaluation_interval,
+        )
 
 
 def check_stop(training: Training) -> None:
@@ -84,17 +98,23 @@ def unknown_metrics(stop: Mapping[str, Any], result: Mapping[str, Any]) -> list[
     return messages
 
 
-def reserve(config: Any, verbose: bool, num_trials: int = 1) -> None:
-    """Starts Ray for trials of a config, unless a cluster was joined."""
+def reserve(training: Training, num_trials: int = 1) -> None:
+    """Starts Ray for trials, unless a cluster was joined."""
+    config: Any = training.config
     needed = config.algo_class.default_resource_request(config.to_dict()).required_resources
     if not ray.is_initialized():
         # These are logical CPUs, one for the algorithm and one for each actor: they take turns on the cores.
-        init_ray(verbose, num_cpus=max(usable_cpus(), num_trials * int(needed.get("CPU", 0))))
+        num_cpus = max(usable_cpus(), num_trials * int(needed.get("CPU", 0)))
+        init_ray(training.verbose, num_cpus=num_cpus, dashboard=training.dashboard)
     require("the run needs", needed, "lower num_env_runners, num_learners or their num_gpus_...")
 
 
 def run_trials(
-    training: Training, *, num_to_keep: int = 2, stop_now: Callable[[], bool] = lambda: False, **options: Any
+    training: Training,
+    *callbacks: Callback,
+    num_to_keep: int = 2,
+    stop_now: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> list[Any]:
     """Tune's trials, which have ended or failed.
 
@@ -123,6 +143,7 @@ def run_trials(
         verbose=0,
         raise_on_failed_trial=False,
         stop=ends,
+        callbacks=[*callbacks, *training.trackers],
         **options,
     )
     trials = analysis.trials or []
@@ -140,7 +161,7 @@ def train_run(training: Training, resume: Path | None) -> None:
     checkpoint = None if resume is None else _checkpoint(training, resume)
     check_stop(training)
     check(training.config)
-    reserve(training.config, training.verbose)
+    reserve(training)
     say(f"results: {training.directory}")
     if advised := sampling_of(training.config.model_path):
         wanted = ", ".join(f"{name}={value:g}" for name, value in advised.items())
@@ -150,14 +171,14 @@ def train_run(training: Training, resume: Path | None) -> None:
         )
     if training.config.warm_start_epochs and checkpoint is None:
         warm_start(training.config, say)  # it is then in the cache, where the algorithm finds it
-    progress = Progress(training.num_iterations)
+    progress = training.progress()
     with progress, _stop_on_signals(progress) as signals:
         while True:
             (trial,) = run_trials(
                 training,
+                progress,
                 restore=str(checkpoint) if checkpoint else None,
                 stop_now=lambda: bool(signals),
-                callbacks=[progress],
             )
             saved = _newest(Path(str(trial.path)))
             if signals or saved is None or not isinstance(trial.get_pickled_error(), LearnerError):
@@ -172,21 +193,33 @@ def train_run(training: Training, resume: Path | None) -> None:
     if trial.status != "TERMINATED" or saved is None:
         raise _failure(trial, saved, training.verbose)
     out.print(progress.summary())
+    if signal_text := progress.signal():
+        say(signal_text)
     say(f"iteration {load_iteration(saved)} after {duration(progress.seconds)}")
     say(f"checkpoint: {saved}")
-    say(f"evaluate it: rllib evaluate {saved} --baseline")
+    say("next:")
+    for command in next_commands(training, saved):
+        say(f"  {command}")
+
+
+def next_commands(training: Training, checkpoint: Path) -> list[str]:
+    """Three commands that are likely to come next: compare with the model before training, look, keep the model."""
+    path, directory = shlex.quote(str(checkpoint)), shlex.quote(str(training.directory))
+    held_out = " --split test" if "test" in training.config.splits else ""
+    look = f"rollouts {directory}" if training.config.log_rollouts else f"report {directory} --output report"
+    return [f"rllib evaluate {path} --baseline{held_out}", f"rllib {look}", f"rllib export {path} my-model"]
 
 
 def train_other(training: Training, resume: Path | None) -> None:
     """Trains another algorithm of RLlib's, as RLlib does, from the checkpoint ``resume`` if given."""
     check_stop(training)
     training.config.copy(copy_frozen=False).validate()
-    reserve(training.config, training.verbose)
+    reserve(training)
     say(f"results: {training.directory}")
-    progress = Progress(training.num_iterations)
+    progress = training.progress()
     with progress, _stop_on_signals(progress) as signals:
         restore = str(resume.absolute()) if resume else None
-        (trial,) = run_trials(training, restore=restore, stop_now=lambda: bool(signals), callbacks=[progress])
+        (trial,) = run_trials(training, progress, restore=restore, stop_now=lambda: bool(signals))
     if trial.status != "TERMINATED" or trial.checkpoint is None:
         raise _failure(trial, None, training.verbose)
     out.print(progress.summary())

@@ -28,6 +28,7 @@ from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import EngineError, Generator
 from rllib_exit.env_runners.player import Player
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from rllib_exit.stages import stage
 
 T = TypeVar("T")
 
@@ -168,7 +169,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         )
 
     def _start_engine(self) -> None:
-        with suppress(Exception):  # every use of the engine raises it again
+        with suppress(Exception), stage("load engine"):  # every use of the engine raises it again
             self._generator.start()
 
     @property

@@ -17,6 +17,7 @@ from rllib_exit.grpo.fluent import NotProvided, fluent
 from rllib_exit.grpo.meaningless import check_meaningless
 from rllib_exit.models import resolve_model
 from rllib_exit.settings import allowed_values, check, unknown_name
+from rllib_exit.stages import stage
 
 
 class AllSettings(
@@ -357,10 +358,11 @@ class GRPOConfig(_Fields):
 
     def build_learner_group(self, *, rl_module_spec: Any = None, placement_group: Any = None, **kwargs: Any) -> Any:
         """Builds the learners."""
-        from rllib_exit.learner.learner_group import GRPOLearnerGroup
+        with stage("load learner"):
+            from rllib_exit.learner.learner_group import GRPOLearnerGroup
 
-        spec = rl_module_spec or self.get_multi_rl_module_spec(**kwargs)
-        return GRPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
+            spec = rl_module_spec or self.get_multi_rl_module_spec(**kwargs)
+            return GRPOLearnerGroup(config=self.copy(), module_spec=spec, placement_group=placement_group)
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from rllib_exit.env_runners.llm_env_runner import remote_call
 from rllib_exit.grpo.checkpointing import CheckpointedAlgorithm
 from rllib_exit.grpo.rollout_queue import RolledOut
 from rllib_exit.rollouts import ScoredGroup
+from rllib_exit.stages import stage
 
 # RLlib's names of the learners' numbers, by ours.
 LEARNER_NAMES = {
@@ -53,7 +54,8 @@ class ConventionalAlgorithm(CheckpointedAlgorithm):
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Evaluates, see :meth:`run_evaluation`, between ``on_evaluate_start`` and ``on_evaluate_end``."""
         self._call_back("on_evaluate_start")
-        metrics = self.run_evaluation()
+        with stage("evaluation"):
+            metrics = self.run_evaluation()
         self._call_back("on_evaluate_end", evaluation_metrics=metrics)
         return metrics
 
