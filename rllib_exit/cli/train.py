@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from envs.tables import FILE_SUFFIXES
 from rllib_exit.cli.config import Scale, Settings, check_file, load_file, override
-from rllib_exit.cli.console import Verbose, clear_errors, quiet, take_scale
+from rllib_exit.cli.console import Verbose, clear_errors, installed, quiet, take_scale
 
 if TYPE_CHECKING:
     from ray.tune import TuneConfig
@@ -43,6 +43,14 @@ Resume = Annotated[
 ]
 CheckpointFreq = Annotated[int, typer.Option(min=0, help="Iterations between checkpoints; 0: only at the end.")]
 Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard too.")]
+WandB = Annotated[
+    str | None,
+    typer.Option("--wandb", metavar="PROJECT", help="Track by Weights & Biases, with samples as of --log-rollouts."),
+]
+MLflow = Annotated[
+    str | None,
+    typer.Option("--mlflow", metavar="EXPERIMENT", help="Track by MLflow, with samples as of --log-rollouts."),
+]
 LogRollouts = Annotated[bool, typer.Option("--log-rollouts", help="Log every rollout, for `rllib rollouts`.")]
 
 
@@ -61,6 +69,8 @@ def train_file(
     checkpoint_freq: CheckpointFreq = 10,
     log_rollouts: LogRollouts = False,
     dashboard: Dashboard = False,
+    wandb: WandB = None,
+    mlflow: MLflow = None,
     scheduler: Annotated[
         str | None, typer.Option(help="A sweep's scheduler: none, asha or pbt; by default tune_config's.")
     ] = None,
@@ -90,6 +100,7 @@ def train_file(
             checkpoint_freq=checkpoint_freq,
             log_rollouts=log_rollouts,
             dashboard=dashboard,
+            trackers={"wandb": wandb, "mlflow": mlflow},
             scheduler=scheduler,
             best_of=best_of,
             settings=settings or [],
@@ -121,6 +132,8 @@ def train_dataset(
     checkpoint_freq: CheckpointFreq = 10,
     log_rollouts: LogRollouts = False,
     dashboard: Dashboard = False,
+    wandb: WandB = None,
+    mlflow: MLflow = None,
     settings: Settings = None,
     verbose: Verbose = False,
 ) -> None:
@@ -157,6 +170,7 @@ def train_dataset(
             checkpoint_freq=checkpoint_freq,
             log_rollouts=log_rollouts,
             dashboard=dashboard,
+            trackers={"wandb": wandb, "mlflow": mlflow},
             settings=settings or [],
             verbose=verbose,
         )
@@ -172,12 +186,16 @@ def _train(
     checkpoint_freq: int,
     log_rollouts: bool,
     dashboard: bool,
+    trackers: dict[str, str | None],
     settings: list[str],
     verbose: bool,
     scheduler: str | None = None,
     best_of: Path | None = None,
 ) -> None:
     """Trains what ``make`` gives: a config, when to stop, and how a sweep ranks its trials."""
+    for name, project in trackers.items():
+        if project is not None and not installed(name):
+            raise ValueError(f"--{name} needs {name}, which is missing: run `pip install 'rllib-exit[{name}]'`")
     quiet(verbose)
     # Ray is imported from here on.
     import ray
@@ -185,6 +203,7 @@ def _train(
     from rllib_exit.cli import sweeps
     from rllib_exit.cli.runs import init_ray
     from rllib_exit.cli.sweep_run import train_sweep
+    from rllib_exit.cli.trackers import make_trackers
     from rllib_exit.cli.training import Training, train_other, train_run
     from rllib_exit.grpo.config import GRPOConfig
 
@@ -203,6 +222,7 @@ def _train(
             checkpoint_freq,
             verbose,
             dashboard=dashboard,
+            trackers=make_trackers(**trackers),
         )
         if not isinstance(config, GRPOConfig):
             if tune_config is not None or scheduler or best_of or log_rollouts:
@@ -210,7 +230,7 @@ def _train(
             return train_other(training, resume)
         taken = {} if best_of is None else sweeps.best_values(config, best_of, settings)
         config = sweeps.with_values(config, taken)
-        if log_rollouts:
+        if log_rollouts or training.trackers:
             config.reporting(log_rollouts=True)
         training = replace(training, config=config)
         if tune_config is not None or sweeps.search_spaces(config):
