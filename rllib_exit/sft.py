@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,13 +31,15 @@ from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.player import Player
 from rllib_exit.files import make_once
-from rllib_exit.learner.module import LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.models import cache_dir, save_model
 from rllib_exit.objective import packing
 from rllib_exit.objective.packing import Row
 from rllib_exit.rollouts import Rollout, Segment
 from rllib_exit.settings import WarmStartSettings
+
+if TYPE_CHECKING:
+    from rllib_exit.learner.module import CausalLMRLModule
 
 GRAD_CLIP = 1.0
 WARMUP_FRACTION = 0.1
@@ -220,6 +222,8 @@ def train_model(
     Returns:
         The mean loss of every epoch.
     """
+    from rllib_exit.learner.module import CausalLMRLModule
+
     torch.set_num_threads(threads or config.learner_threads or usable_cpus())
     keep_freed_memory()
     # It is the learner's module, but at temperature 1 and without a reference policy or adapters.
@@ -275,6 +279,8 @@ def fine_tune(
             raise ValueError(f"{name} is {value}: it must be at least 1")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr}: use a number above 0")
+    from rllib_exit.learner.module import LOGPROBS, PACK
+
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     parameters = list(module.parameters())
