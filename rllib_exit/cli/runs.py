@@ -167,6 +167,8 @@ def init_ray(verbose: bool = False, num_cpus: int | None = None, dashboard: bool
     import ray
 
     begun, here = time.perf_counter(), "RAY_ADDRESS" not in os.environ
+    # Ray would start a worker for every CPU at once. Trials, which have an environment of their own, never use them.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     context = ray.init(
         address="local" if here else None,
         num_cpus=num_cpus,

@@ -70,11 +70,11 @@ class GRPO(ConventionalAlgorithm):
         self.diversity = make_diversity(self.config)
         self.policy_version = 0
         self._signal_watch = SignalWatch()
+        self.config.import_ahead()
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
-        self._rollout_log = None
-        if self.config.log_rollouts:
-            self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage, self._env.tasks.values())
+        tasks, logged = self._env.tasks.values(), self.config.log_rollouts
+        self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage, tasks) if logged else None
         self._env_runners = self._evaluation_env_runners = make_dispatcher(self.env_runner_group, self.config)
         if self.eval_env_runner_group is not None:
             self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)
