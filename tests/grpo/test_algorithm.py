@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.tune.schedulers import ASHAScheduler
 from safetensors.torch import load, load_file
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
@@ -18,6 +20,7 @@ from rllib_exit.checkpoints import CheckpointError
 from rllib_exit.grpo.algorithm import GRPO, RolloutError
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.rollouts import RolloutRequest
+from tests.cli.helpers import SkillEnv
 from tests.fakes import ScriptedGenerator, tool_user
 from tests.tiny_models import make_tiny_model
 
@@ -358,3 +361,31 @@ def test_colocated_engines_sleep_while_the_learners_work(
     assert [result["policy_version"] for result in results] == [version + 1, version + 2]
     assert results[0]["sync"]["bytes"] > 1e6
     assert (files / "told").read_text().split() == ["sleep", "weights"] * 2
+
+
+def test_an_rllib_users_scheduler_stop_conditions_and_callbacks_run_unchanged(
+    tmp_path: Path, tiny_model: str, ray_session: None
+) -> None:
+    config = (
+        make_config(tiny_model, prompts_per_batch=2, kl_coeff=0.0)
+        .environment(SkillEnv, env_config={"skill": tune.grid_search([0.75, 0.25])})
+        .callbacks(Callbacks)
+    )
+    tuner = tune.Tuner(
+        GRPO,
+        param_space=config,
+        tune_config=tune.TuneConfig(
+            metric="env_runners/episode_return_mean",
+            mode="max",
+            scheduler=ASHAScheduler(grace_period=1, max_t=9, reduction_factor=2),
+            max_concurrent_trials=1,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), stop={"env_runners/num_episodes_lifetime": 24, "doubled": 9}, verbose=0
+        ),
+    )
+    good, poor = tuner.fit()
+    assert good.metrics is not None and poor.metrics is not None and not good.error and not poor.error
+    assert good.metrics["env_runners"]["episode_return_mean"] == 0.75 and good.metrics["doubled"] == 1.5
+    # The good one trains until the stop condition on episodes holds, 8 an iteration; ASHA ends the other at once.
+    assert (good.metrics["training_iteration"], poor.metrics["training_iteration"]) == (3, 1)
