@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -139,6 +140,24 @@ def test_trials_end_after_their_first_result_where_stop_has_an_unknown_metric(
     with pytest.raises(CommandError, match=r"'rollouts/reward', which no result has; the nearest are") as error:
         training.run_trials(replace(asked, stop={"rollouts/reward": 1}))
     assert seen == [1] and f"saved: {checkpoint}" in str(error.value)
+
+
+def test_three_commands_say_how_to_go_on(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config, checkpoint = make_config(tiny_model), tmp_path / "gone"
+    asked = training.Training(config, {}, tmp_path / "my run", 1, False)
+    commands = training.next_commands(asked, checkpoint)
+    assert commands == [
+        f"rllib evaluate {checkpoint} --baseline",
+        f"rllib report '{tmp_path}/my run' --output report",
+        f"rllib export {checkpoint} my-model",
+    ]
+    for command in (commands[0], commands[2]):
+        assert "gone is no checkpoint of a run" in message(run(*shlex.split(command)[1:]))
+    config.reporting(log_rollouts=True)
+    config.splits = {"test": {"num_tasks": 2}}
+    evaluate, look, _ = training.next_commands(asked, checkpoint)
+    assert evaluate.endswith("--baseline --split test") and look == f"rllib rollouts '{tmp_path}/my run'"
 
 
 PPO = """
