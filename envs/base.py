@@ -179,7 +179,8 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
 
     A domain implements ``prompt`` and ``respond``; ``begin``, if it keeps state between turns; ``reward``, if that
     is not the quality; ``solution``, if only a part of a response is one; ``next_iterate``, if a greedy search is to
-    go on from another iterate than the last; ``demonstration``, if good responses are known. An episode starts from
+    go on from another iterate than the last; ``demonstration``, if good responses are known; ``gold``, if it knows the
+    answer by another name. An episode starts from
     ``reset(options={"instance": TaskInstance})``; without the option, from a task drawn uniformly. The chat that the
     policy answers is ``messages()``; the observation is the text of its last message.
 
@@ -277,6 +278,14 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
             f"{type(self).__name__} has no demonstrations: implement demonstration(task), which returns the "
             "responses of one good episode"
         )
+
+    def gold(self, task: Task) -> str | None:
+        """The gold answer, for people who read the log of rollouts; by default ``data["answer"]``.
+
+        None if there is none. The policy never sees it.
+        """
+        answer = task.data.get("answer")
+        return None if answer is None else str(answer)
 
     # The environment.
 

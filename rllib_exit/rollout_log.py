@@ -1,4 +1,7 @@
-"""A log of every rollout: one Parquet file per iteration, which says what came from what.
+"""A log of every rollout: Parquet files per iteration, which say what came from what.
+
+``iteration-*`` has a row for each rollout, with its texts; ``tokens-*``, if asked for, one for each of its segments;
+``buffer-*`` one for each instance of the task buffer after the iteration.
 
 A turn's id is the digest of the instance that ends in it, and an instance's id is its digest (see
 :attr:`envs.base.TaskInstance.digest`). So a rollout descends from the one that wrote the turn with its instance's id:
@@ -7,22 +10,29 @@ the log holds the lineage, and nothing else has to remember it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from envs.base import Task, Turn, prefix_digests
+from envs.base import SelfImprovementEnv, Turn, prefix_digests
 from rllib_exit.chat import replace_surrogates
-from rllib_exit.rollouts import RolloutGroup, ScoredGroup
+from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
+from rllib_exit.curriculum.learnability import group_score
+from rllib_exit.objective.packing import SegmentKey
+from rllib_exit.rollouts import ScoredGroup
+from rllib_exit.settings import ReportingSettings
 
+Row = dict[str, Any]
+_TEXTS = ("prompt", "gold", "iterate", "turns", "metrics")
 _TURN = pa.struct(
     [("response", pa.string()), ("feedback", pa.string()), ("quality", pa.float64()), ("depth", pa.int32())]
 )
@@ -33,6 +43,8 @@ SCHEMA = pa.schema(
         ("group_id", pa.string()),
         ("g", pa.int32()),
         ("task_id", pa.string()),
+        ("prompt", pa.string()),
+        ("gold", pa.string()),
         ("kind", pa.string()),
         ("starting_turn", pa.int32()),
         ("depth", pa.int32()),
@@ -43,16 +55,46 @@ SCHEMA = pa.schema(
         ("return", pa.float64()),
         ("quality", pa.float64()),
         ("advantage", pa.float64()),
+        ("plain_advantage", pa.float64()),
+        ("diversity", pa.float64()),
+        ("learnability", pa.float64()),
+        ("group_size", pa.int32()),
+        ("group_dropped", pa.int32()),
+        ("group_return_mean", pa.float64()),
+        ("group_return_std", pa.float64()),
+        ("group_quality_mean", pa.float64()),
         ("valid", pa.bool_()),
         ("truncated", pa.bool_()),
         ("response_tokens", pa.int32()),
         ("metrics", pa.map_(pa.string(), pa.float64())),
     ]
 )
-
-
-# The prompts of the base tasks by id, as JSON beside the iterations' files.
-TASKS = "tasks.json"
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("group_id", pa.string()),
+        ("g", pa.int32()),
+        ("segment", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("learner_logprobs", pa.list_(pa.float32())),
+    ]
+)
+BUFFER_SCHEMA = pa.schema(
+    [
+        ("iteration", pa.int32()),
+        ("instance_id", pa.string()),
+        ("task_id", pa.string()),
+        ("starting_turn", pa.int32()),
+        ("depth", pa.int32()),
+        ("score", pa.float64()),
+        ("measured", pa.bool_()),
+        ("draws", pa.int64()),
+    ]
+)
+TOKENIZER = "tokenizer.json"
+# So few that a reader gets one rollout's texts or tokens without those of many others.
+_ROW_GROUP = 64
 
 
 class RolloutLog:
@@ -61,89 +103,183 @@ class RolloutLog:
     Args:
         directory: Where the files go. It is made if it is missing.
         filesystem: The file system that holds the directory; by default this machine's.
+        env: Has the tasks' prompts and gold answers; None leaves these columns empty.
+        tokenizer: The directory of the model, whose tokenizer makes texts of the tokens; None logs no tokens.
     """
 
-    def __init__(self, directory: str | Path, filesystem: FileSystem | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        filesystem: FileSystem | None = None,
+        *,
+        env: SelfImprovementEnv | None = None,
+        tokenizer: Path | None = None,
+    ) -> None:
         self._directory = Path(directory).as_posix()
         self._filesystem = filesystem or LocalFileSystem()
+        self._env = env
+        self._with_tokens = tokenizer is not None
         self._filesystem.create_dir(self._directory)
+        if tokenizer is not None and (file := tokenizer / TOKENIZER).is_file():
+            with self._filesystem.open_output_stream(f"{self._directory}/{TOKENIZER}") as stream:
+                stream.write(file.read_bytes())
 
     @classmethod
-    def of_trial(cls, logdir: str, storage: Any, tasks: Iterable[Task]) -> RolloutLog:
-        """The log in a trial's directory, with the prompts of its tasks.
+    def of_trial(cls, config: Any, logdir: str, storage: Any, env: SelfImprovementEnv) -> RolloutLog | None:
+        """The log in a trial's directory; None if the settings ask for none.
 
         Args:
+            config: The run's config.
             logdir: The directory, where there is no storage.
             storage: Tune's StorageContext, which may be a bucket; None without Tune.
-            tasks: The base tasks.
+            env: The environment.
         """
-        if storage is None:
-            log = cls(Path(logdir) / "rollouts")
-        else:
-            log = cls(Path(storage.trial_fs_path) / "rollouts", storage.storage_filesystem)
-        log.write_tasks({task.id: task.prompt for task in tasks})
-        return log
+        settings = ReportingSettings.of(config)
+        if not settings.log_rollouts:
+            return None
+        directory, filesystem = Path(logdir), None
+        if storage is not None:
+            directory, filesystem = Path(storage.trial_fs_path), storage.storage_filesystem
+        tokenizer = Path(config.model_path) if settings.log_tokens else None
+        return cls(directory / "rollouts", filesystem, env=env, tokenizer=tokenizer)
 
-    def write_tasks(self, prompts: Mapping[str, str]) -> None:
-        """Writes the prompts of the base tasks, by task id."""
-        text = json.dumps({replace_surrogates(name): replace_surrogates(text) for name, text in prompts.items()})
-        with self._filesystem.open_output_stream(f"{self._directory}/{TASKS}") as stream:
-            stream.write(text.encode())
-
-    def write(self, iteration: int, groups: Sequence[ScoredGroup]) -> None:
-        """Writes an iteration's file, whole or not at all; a file of that iteration is replaced.
+    def write(
+        self,
+        iteration: int,
+        groups: Sequence[ScoredGroup],
+        curriculum: ExIt | None = None,
+        logprobs: Mapping[SegmentKey, np.ndarray] = MappingProxyType({}),
+    ) -> None:
+        """Writes an iteration's files, each whole or not at all; files of that iteration are replaced.
 
         Args:
             iteration: Its number, counted from 1.
             groups: The iteration's groups.
+            curriculum: Has the task buffer, and says what learnability is measured by: by default the variance.
+            logprobs: The learners', by segment: (T,), NaN where they computed none. Not all segments need to be there.
         """
-        rows = [
-            _row(iteration, scored.group, g, float(advantage))
-            for scored in groups
-            for g, advantage in zip(range(len(scored.group.rollouts)), scored.advantages_G, strict=True)
-        ]
-        name = f"iteration-{iteration:06d}.parquet"
+        if self._with_tokens:
+            self._write(f"tokens-{iteration:06d}", _tokens(groups, logprobs), row_group_size=_ROW_GROUP)
+        if curriculum is not None:
+            self._write(f"buffer-{iteration:06d}", _buffer(iteration, curriculum))
+        config = curriculum.config if curriculum is not None else CurriculumConfig()
+        rows = [row for scored in groups for row in self._rows(iteration, scored, config)]
+        self._write(f"iteration-{iteration:06d}", pa.Table.from_pylist(rows, SCHEMA), row_group_size=_ROW_GROUP)
+
+    def _write(self, name: str, table: pa.Table, **options: Any) -> None:
         staging = f"{self._directory}/.{name}.tmp"
         with self._filesystem.open_output_stream(staging) as stream:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), stream, compression="zstd")
-        self._filesystem.move(staging, f"{self._directory}/{name}")
+            pq.write_table(table, stream, compression="zstd", **options)
+        self._filesystem.move(staging, f"{self._directory}/{name}.parquet")
+
+    def _rows(self, iteration: int, scored: ScoredGroup, config: CurriculumConfig) -> list[Row]:
+        group, instance = scored.group, scored.group.request.instance
+        prompt, gold = None, None
+        if self._env is not None:
+            task = self._env.tasks[instance.task_id]
+            prompt, gold = replace_surrogates(task.prompt), _text(self._env.gold(task))
+        of_group = {
+            "iteration": iteration,
+            "policy_version": group.policy_version,
+            "group_id": group.request.group_id,
+            "task_id": replace_surrogates(instance.task_id),
+            "prompt": prompt,
+            "gold": gold,
+            "kind": instance.kind,
+            "starting_turn": instance.starting_turn,
+            "depth": instance.depth,
+            "instance_id": instance.digest,
+            "iterate": _turn(instance.iterate) if instance.iterate else None,
+            "learnability": group_score(group, config.learnability, config.learnability_of),
+            "group_size": len(group.rollouts),
+            "group_dropped": group.num_dropped,
+            "group_return_mean": group.returns_G.mean(),
+            "group_return_std": group.returns_G.std(),
+            "group_quality_mean": group.qualities_G.mean(),
+        }
+        return [
+            {
+                **of_group,
+                "g": g,
+                "turns": [_turn(turn) for turn in rollout.turns],
+                "turn_ids": prefix_digests(instance.task_id, rollout.turns)[1:],
+                "return": rollout.return_,
+                "quality": rollout.quality,
+                "advantage": float(advantage),
+                "plain_advantage": float(plain),
+                "diversity": None if scored.diversity_G is None else float(scored.diversity_G[g]),
+                "valid": rollout.valid,
+                "truncated": rollout.truncated,
+                "response_tokens": rollout.num_response_tokens,
+                "metrics": [(replace_surrogates(name), float(value)) for name, value in rollout.metrics.items()],
+            }
+            for g, (rollout, advantage, plain) in enumerate(
+                zip(group.rollouts, scored.advantages_G, scored.plain_advantages_G, strict=True)
+            )
+        ]
 
 
-def _row(iteration: int, group: RolloutGroup, g: int, advantage: float) -> dict[str, Any]:
-    instance, rollout = group.request.instance, group.rollouts[g]
-    return {
-        "iteration": iteration,
-        "policy_version": group.policy_version,
-        "group_id": group.request.group_id,
-        "g": g,
-        "task_id": replace_surrogates(instance.task_id),
-        "kind": instance.kind,
-        "starting_turn": instance.starting_turn,
-        "depth": instance.depth,
-        "instance_id": instance.digest,
-        "iterate": _turn(instance.iterate) if instance.iterate else None,
-        "turns": [_turn(turn) for turn in rollout.turns],
-        "turn_ids": prefix_digests(instance.task_id, rollout.turns)[1:],
-        "return": rollout.return_,
-        "quality": rollout.quality,
-        "advantage": advantage,
-        "valid": rollout.valid,
-        "truncated": rollout.truncated,
-        "response_tokens": rollout.num_response_tokens,
-        "metrics": [(replace_surrogates(name), float(value)) for name, value in rollout.metrics.items()],
+def _tokens(groups: Sequence[ScoredGroup], logprobs: Mapping[SegmentKey, np.ndarray]) -> pa.Table:
+    segments = {
+        (scored.group.request.group_id, g, s): segment
+        for scored in groups
+        for g, rollout in enumerate(scored.group.rollouts)
+        for s, segment in enumerate(rollout.segments)
     }
+    keys = list(segments)
+    ends = np.cumsum([0, *(len(segment.token_ids) for segment in segments.values())])
+
+    def lists(values: Sequence[np.ndarray], kind: pa.DataType, missing: np.ndarray | None = None) -> pa.Array:
+        flat = np.concatenate(values) if values else np.empty(0)
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat, kind, mask=missing))
+
+    masks = [segment.loss_mask for segment in segments.values()]
+    outside = ~np.concatenate(masks) if masks else np.empty(0, bool)
+    of_learner = [logprobs.get(key, np.full(len(mask), np.nan)) for key, mask in zip(keys, masks, strict=True)]
+    unknown = np.isnan(np.concatenate(of_learner)) if masks else outside
+    columns = [
+        pa.array([key[0] for key in keys], pa.string()),
+        pa.array([key[1] for key in keys], pa.int32()),
+        pa.array([key[2] for key in keys], pa.int32()),
+        lists([segment.token_ids for segment in segments.values()], pa.int32()),
+        lists(masks, pa.bool_()),
+        lists([segment.logprobs for segment in segments.values()], pa.float32(), outside),
+        lists(of_learner, pa.float32(), unknown),
+    ]
+    return pa.Table.from_arrays(columns, schema=TOKENS_SCHEMA)
+
+
+def _buffer(iteration: int, curriculum: ExIt) -> pa.Table:
+    state = curriculum.buffer.get_state()
+    rows = [
+        {
+            "iteration": iteration,
+            "instance_id": instance.digest,
+            "task_id": replace_surrogates(instance.task_id),
+            "starting_turn": instance.starting_turn,
+            "depth": instance.depth,
+            "score": score,
+            "measured": measured,
+            "draws": draws,
+        }
+        for instance, score, measured, draws in zip(
+            state["instances"], *(state[name].tolist() for name in ("scores", "measured", "draws")), strict=True
+        )
+    ]
+    return pa.Table.from_pylist(rows, BUFFER_SCHEMA)
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else replace_surrogates(text)
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
     return {
         "response": replace_surrogates(turn.response),
-        "feedback": None if turn.feedback is None else replace_surrogates(turn.feedback),
+        "feedback": _text(turn.feedback),
         "quality": turn.quality,
         "depth": turn.depth,
     }
-
-
-Row = dict[str, Any]
 
 
 class LoggedRollouts:
@@ -180,18 +316,9 @@ class LoggedRollouts:
         self.files = dict(sorted(files.items()))
 
     def prompts(self) -> dict[str, str]:
-        """The prompts of the base tasks by id, as the newest log has them; empty if none has.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
-        for directory in dict.fromkeys(file.parent for file in reversed(self.files.values())):
-            if (directory / TASKS).is_file():
-                prompts = json.loads((directory / TASKS).read_text())
-                if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-                    raise ValueError(f"{directory / TASKS} is damaged: it must be an object of texts")
-                return prompts
-        return {}
+        """The prompts of the base tasks that were rolled out, by id; empty if the log has none."""
+        rows = self.read((ds.field("g") == 0) & ds.field("prompt").is_valid(), columns=["task_id", "prompt"])
+        return {row["task_id"]: row["prompt"] for row in rows}
 
     def read(
         self,
@@ -230,13 +357,28 @@ class LoggedRollouts:
     def lineage(self, rollout: Row) -> tuple[list[Row], list[Row]]:
         """Where a rollout comes from and what came of it.
 
-        Where several rollouts wrote the same iterate, the first of them counts.
-
         Returns:
             The parent, its parent and so on, as far as the log goes; and the children. Both without texts.
         """
-        columns = [name for name in SCHEMA.names if name not in ("iterate", "turns", "metrics")]
-        rows = self.read(ds.field("task_id") == rollout["task_id"], columns=columns)
+        rows, parents = self.family(rollout["task_id"])
+        ancestors, row = [], rollout
+        while row := parents.get(row["group_id"]):
+            ancestors.append(row)
+        name = rollout["group_id"], rollout["g"]
+        parent_names = {group: (parent["group_id"], parent["g"]) for group, parent in parents.items()}
+        return ancestors, [row for row in rows if parent_names.get(row["group_id"]) == name]
+
+    def family(self, task_id: str) -> tuple[list[Row], dict[str, Row]]:
+        """The rollouts of a task, and what came from what.
+
+        Where several rollouts wrote the same iterate, the first of them counts.
+
+        Returns:
+            The rollouts, without texts; and by group the rollout that wrote what the group starts from, as far as the
+            log goes. A group of the base task has none.
+        """
+        columns = [name for name in SCHEMA.names if name not in _TEXTS]
+        rows = self.read(ds.field("task_id") == task_id, columns=columns)
         writers: dict[str, list[tuple[int, Row]]] = defaultdict(list)  # by turn id: the depth there, and the rollout
         for row in rows:
             if row["valid"] and not row["truncated"]:  # no other rollout enters the task buffer
@@ -250,16 +392,8 @@ class LoggedRollouts:
                     return row
             return None
 
-        ancestors, row = [], rollout
-        while row := parent(row):
-            ancestors.append(row)
-        written, name = rollout["turn_ids"][rollout["starting_turn"] :], (rollout["group_id"], rollout["g"])
-        children = [
-            child
-            for child in rows
-            if child["instance_id"] in written and (p := parent(child)) and (p["group_id"], p["g"]) == name
-        ]
-        return ancestors, children
+        groups = {row["group_id"]: row for row in rows}
+        return rows, {name: found for name, row in groups.items() if (found := parent(row))}
 
 
 def _last_written(log: dict[int, Path]) -> int:

@@ -133,13 +133,20 @@ class ScoredGroup:
 
     Attributes:
         group: The rollouts.
-        advantages_G: (G,) float64, one advantage for all tokens of a rollout.
+        plain_advantages_G: (G,) float64, A_i of Eq. 3, without the diversity bonus.
         seconds: How long it took to compute them, embeddings included.
+        diversity_G: (G,) float64, D_i of Eq. 6; None without the bonus, or where every advantage is 0.
     """
 
     group: RolloutGroup
-    advantages_G: np.ndarray
+    plain_advantages_G: np.ndarray
     seconds: float = 0.0
+    diversity_G: np.ndarray | None = None
+
+    @property
+    def advantages_G(self) -> np.ndarray:
+        """(G,) float64, one advantage for all tokens of a rollout: A_i, or D_i · A_i with the diversity bonus."""
+        return self.plain_advantages_G if self.diversity_G is None else self.plain_advantages_G * self.diversity_G
 
     @property
     def has_signal(self) -> bool:

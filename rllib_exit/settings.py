@@ -358,6 +358,13 @@ class ReportingSettings(Settings):
     log_rollouts: bool = False
     """Whether every rollout is written to a Parquet file per iteration, under ``rollouts/`` in the trial's directory;
     see :mod:`rllib_exit.rollout_log`."""
+    log_tokens: bool = True
+    """Whether such a log has the tokens too, with the log-probabilities of engine and learner."""
+
+    @property
+    def with_tokens(self) -> bool:
+        """Whether tokens are logged."""
+        return self.log_rollouts and self.log_tokens
 
 
 class RLlibSettings(Settings):

@@ -20,8 +20,8 @@ rllib_exit.exit_loop
 rllib_exit.grpo
 rllib_exit.connectors rllib_exit.self_improvement rllib_exit.sft rllib_exit.weight_sync.transfers
 rllib_exit.env_runners rllib_exit.learner
-rllib_exit.embeddings rllib_exit.weight_sync
-rllib_exit.curriculum rllib_exit.objective rllib_exit.rollout_log
+rllib_exit.embeddings rllib_exit.rollout_log rllib_exit.weight_sync
+rllib_exit.curriculum rllib_exit.objective
 rllib_exit
 envs
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
@@ -335,7 +336,9 @@ def test_the_distributed_algorithm_does_the_same(
         selected = selections(algo, monkeypatch)
         dropped = sum(algo.train()["rollouts"]["dropped_groups"] for _ in range(num_iterations))
         state = algo.replay.curriculum.get_state()
-        logged = LoggedRollouts(Path(algo.logdir)).read()
+        log = LoggedRollouts(Path(algo.logdir))
+        logged = log.read()
+        tokens = pq.read_table(log.files[1].with_name("tokens-000001.parquet")).to_pylist()
     finally:
         algo.stop()
 
@@ -374,4 +377,10 @@ def test_the_distributed_algorithm_does_the_same(
         if r["group_id"] in trained
     ]
     assert any(advantage not in (0, 1) for *_, advantage in expected)
+    # The engine knows every token that was generated; the learner those that it trains on.
+    trains = {(r["group_id"], r["g"]): r["group_id"] in trained and (r["advantage"] or config.kl_coeff) for r in logged}
+    for row in tokens:
+        assert [value is not None for value in row["logprobs"]] == row["loss_mask"]
+        known = [value is not None for value in row["learner_logprobs"]]
+        assert known == [mask and trains[row["group_id"], row["g"]] != 0 for mask in row["loss_mask"]]
     assert repr(curriculum.get_state()) == repr(state)

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from envs.base import TaskInstance, Turn, prefix_digests
+from envs.base import Task, TaskInstance, Turn, prefix_digests
 from rllib_exit.curriculum.exit import STRATEGIES, ExIt
 from rllib_exit.rollout_log import SCHEMA, LoggedRollouts, RolloutLog
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup, Segment
+from tests.fakes import CounterEnv
 
 SEGMENT = Segment(np.arange(5, dtype=np.int32), np.array([0, 0, 1, 1, 1], bool), np.zeros(5, np.float32))
 
@@ -57,10 +58,61 @@ def test_a_rollout_reads_back_as_it_was_written(tmp_path: Path):
     }
     assert rows[1] == ids | {
         "iteration": 3, "policy_version": 4, "group_id": "g7", "g": 1, "task_id": "t1", "kind": "improve",
+        "prompt": None, "gold": None, "learnability": 1 / 256, "group_size": 2, "group_dropped": 0,
+        "group_return_mean": 0.5, "group_return_std": 0.5, "group_quality_mean": 1 / 16,
         "starting_turn": 1, "depth": 2, "turns": turns, "return": 1.0, "quality": 0.125, "advantage": 0.5,
+        "plain_advantage": 0.5, "diversity": None,
         "iterate": {"response": "b", "feedback": None, "quality": None, "depth": 2}, "valid": False,
         "truncated": False, "response_tokens": 3, "metrics": [("calls", 2.0)],
     }  # fmt: skip
+
+
+def test_the_rows_have_prompt_gold_answer_and_both_advantages(tmp_path: Path):
+    env = CounterEnv()
+    task = env.tasks["count/2"]
+    env.tasks["count/2"] = Task(task.id, "Count to \ud800.", {"answer": 2})
+    group = make_group("g", TaskInstance("count/2"), ("1",), ("2",))
+    RolloutLog(tmp_path, env=env).write(1, [ScoredGroup(group, np.array([-1.0, 1.0]), diversity_G=np.array([1, 0.25]))])
+    rows = LoggedRollouts(tmp_path).read()
+    assert [(row["prompt"], row["gold"]) for row in rows] == [("Count to \ufffd.", "2")] * 2
+    assert [(row["plain_advantage"], row["diversity"], row["advantage"]) for row in rows] == [
+        (-1, 1, -1),
+        (1, 0.25, 0.25),
+    ]
+    assert LoggedRollouts(tmp_path).prompts() == {"count/2": "Count to \ufffd."}
+
+
+def test_learnability_is_what_the_curriculum_measures_and_its_buffer_is_written(tmp_path: Path):
+    config = STRATEGIES["exit"].replace(learnability="maximum", min_buffer_size=1)
+    curriculum = ExIt(config, ["t"], np.random.default_rng(0))
+    groups = [make_group("g", TaskInstance("t"), ("a", "b"), ("c", "d"))]
+    curriculum.update(groups)
+    RolloutLog(tmp_path).write(1, [ScoredGroup(group, np.zeros(2)) for group in groups], curriculum)
+    assert [row["learnability"] for row in LoggedRollouts(tmp_path).read()] == [1 / 8] * 2
+    buffer = pq.read_table(tmp_path / "buffer-000001.parquet").to_pylist()
+    assert [row["instance_id"] for row in buffer] == [instance.digest for instance in curriculum.buffer.instances]
+    assert [(row["starting_turn"], row["score"], row["measured"]) for row in buffer] == [
+        (0, 1 / 8, False),
+        (1, 1 / 8, False),
+    ]
+
+
+def test_tokens_are_written_by_segment_with_the_log_probabilities_of_engine_and_learner(tmp_path: Path):
+    group = make_group("g", TaskInstance("t"), ("a",), ("b",))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    learner = {("g", 1, 0): np.array([np.nan, np.nan, -1, -2, np.nan], np.float32)}
+    log = RolloutLog(tmp_path / "log", tokenizer=tmp_path / "model")
+    log.write(1, [ScoredGroup(group, np.zeros(2))], logprobs=learner)
+    log.write(2, [])
+    assert (tmp_path / "log" / "tokenizer.json").read_text() == "{}"
+    first, second = pq.read_table(tmp_path / "log" / "tokens-000001.parquet").to_pylist()
+    assert (second["group_id"], second["g"], second["segment"]) == ("g", 1, 0)
+    assert second["token_ids"] == [0, 1, 2, 3, 4] and second["loss_mask"] == [False, False, True, True, True]
+    assert second["logprobs"] == [None, None, 0, 0, 0] and second["learner_logprobs"] == [None, None, -1, -2, None]
+    assert first["learner_logprobs"] == [None] * 5
+    assert pq.read_table(tmp_path / "log" / "tokens-000002.parquet").num_rows == 0
+    assert list(LoggedRollouts(tmp_path).files) == [1, 2]  # the other files are not taken for iterations
 
 
 def test_the_files_have_one_schema_and_are_compressed(tmp_path: Path):

@@ -99,6 +99,10 @@ class BFCLEnv(ToolUseEnv):
             )
         ]
 
+    def gold(self, task: Task) -> str:
+        """The same, a line each."""
+        return "\n".join(self.demonstration(task))
+
     def begin(self, task: Task) -> None:
         super().begin(task)
         self.offered = offered(task.data["classes"], not_offered(task, 0))

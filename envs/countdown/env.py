@@ -126,3 +126,7 @@ class CountdownEnv(SelfImprovementEnv):
             return super().demonstration(task)
         solution = task.data["solution"]
         return [f"{OPEN}{solution}{CLOSE}" if self.prose else solution]
+
+    def gold(self, task: Task) -> str:
+        """A shortest solution."""
+        return task.data["solution"]

@@ -78,5 +78,9 @@ class DatasetEnv(SelfImprovementEnv):
         """The row's answer."""
         return [task.data["row"]["answer"]] if self.options.answer else super().demonstration(task)
 
+    def gold(self, task: Task) -> str | None:
+        """The row's answer."""
+        return str(task.data["row"]["answer"]) if self.options.answer else None
+
     def _request(self, task: Task) -> str:
         return f"{task.prompt}\n\n{self.options.instruction}" if self.options.instruction else task.prompt

@@ -86,6 +86,10 @@ class RowToolEnv(ToolUseEnv):
         calls = task.data["row"][self.options.demonstration]
         return [*(self.format.calls(Call(call["name"], call["args"])) for call in calls), self.format.finished]
 
+    def gold(self, task: Task) -> str | None:
+        """The same, a line each; None without such a column."""
+        return None if self.options.demonstration is None else "\n".join(self.demonstration(task))
+
     def begin(self, task: Task) -> None:
         super().begin(task)
         self.offered = self._parameters

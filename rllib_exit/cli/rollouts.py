@@ -143,10 +143,18 @@ def _flaws(row: Row) -> list[str]:
 def _show(page: Console, row: Row) -> None:
     page.print(f"rollout {_name(row)} of iteration {row['iteration']}, policy version {row['policy_version']}")
     page.print(f"task {_line(row['task_id'])}: {row['kind']}, from turn {row['starting_turn']}, depth {row['depth']}")
-    values = [f"{name} {row[name]:.4g}" for name in ("return", "quality", "advantage")]
+    values = [
+        f"{name} {row[name]:.4g}"
+        for name in ("return", "quality", "advantage", "learnability")
+        if row[name] is not None
+    ]
     page.print(", ".join([*values, f"{row['response_tokens']} tokens", *_flaws(row)]))
     if row["metrics"]:
         page.print(", ".join(f"{_line(name)} {value:.4g}" for name, value in row["metrics"]))
+    for name in ("prompt", "gold"):
+        if row[name] is not None:
+            page.print(f"\n{name}", style="bold")
+            _print_text(page, row[name])
     for t, turn in enumerate(row["turns"]):
         title = "history" if t < row["starting_turn"] else "response"
         if t == row["starting_turn"] and row["iterate"]:

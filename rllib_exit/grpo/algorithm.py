@@ -28,10 +28,11 @@ from rllib_exit.grpo.rollout_queue import RolledOut, RolloutQueue
 from rllib_exit.grpo.signal_watch import SignalWatch
 from rllib_exit.grpo.stopping import StoppedError
 from rllib_exit.grpo.waiting import RolloutError, as_completed
-from rllib_exit.learner.batch import make_batches
+from rllib_exit.learner.batch import TOKEN_LOGPROBS, make_batches
 from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
 from rllib_exit.metrics import Gauges
 from rllib_exit.objective.loss import token_budget
+from rllib_exit.objective.packing import SegmentKey
 from rllib_exit.objective.scoring import score
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup
@@ -73,8 +74,7 @@ class GRPO(ConventionalAlgorithm):
         self.config.import_ahead()
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
-        tasks, logged = self._env.tasks.values(), self.config.log_rollouts
-        self._rollout_log = RolloutLog.of_trial(str(self.logdir), self._storage, tasks) if logged else None
+        self._rollout_log = RolloutLog.of_trial(self.config, str(self.logdir), self._storage, self._env)
         self._env_runners = self._evaluation_env_runners = make_dispatcher(self.env_runner_group, self.config)
         if self.eval_env_runner_group is not None:
             self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)
@@ -115,31 +115,31 @@ class GRPO(ConventionalAlgorithm):
         with self._timed("rollout"):
             rolled_out = self.rollouts.collect(requests, self._score, self.replay.select)
         with self._timed("update"):
-            self._update(rolled_out.batch)
+            logprobs = self._update(rolled_out.batch)
         with self._timed("sync"):
             self._sync_weights(self._env_runners)
         self.replay(batch=[scored.group for scored in rolled_out.groups], metrics=self.metrics)
         self.rollouts.trained()
-        self._report(rolled_out)
+        self._report(rolled_out, logprobs)
 
     def _score(self, group: RolloutGroup) -> ScoredGroup:
         return score(group, self.diversity, normalize_std=self.config.normalize_std)
 
-    def _update(self, groups: Sequence[ScoredGroup]) -> None:
-        """Trains the learners on the groups (Eqs. 4 and 5)."""
+    def _update(self, groups: Sequence[ScoredGroup]) -> dict[SegmentKey, np.ndarray]:
+        """Trains the learners on the groups (Eqs. 4 and 5); returns their log-probabilities for the log of rollouts."""
         config = self.config
+        budget = token_budget(self._env.max_turns, config.max_response_tokens, config.max_model_len)
         batches: Any = make_batches(
-            groups,
-            TrainingSettings.of(config),
-            max_rollout_tokens=token_budget(self._env.max_turns, config.max_response_tokens, config.max_model_len),
-            num_learners=max(1, config.num_learners),
+            groups, TrainingSettings.of(config), max_rollout_tokens=budget, num_learners=max(1, config.num_learners)
         )
         if config.colocated:
             self._env_runners.broadcast(remote_call("sleep"))
         data = TrainingData(batch=batches[0]) if self.learner_group.is_local else TrainingData(batches=batches)
         with learner_errors():
             results = self.learner_group.update(training_data=data)
+        logprobs = {key: of for result in results for key, of in result.pop(TOKEN_LOGPROBS, {}).items()}
         self.metrics.aggregate(results, key="learner")
+        return logprobs
 
     def _sync_weights(self, env_runners: Dispatcher) -> None:
         transferred = self._weights(env_runners)
@@ -147,11 +147,11 @@ class GRPO(ConventionalAlgorithm):
         sync = {"bytes": transferred.num_bytes, "transfer_s": transferred.transfer_s, "load_s": transferred.load_s}
         self._log({("sync", name): value for name, value in sync.items()})
 
-    def _report(self, rolled_out: RolledOut) -> None:
+    def _report(self, rolled_out: RolledOut, logprobs: Mapping[SegmentKey, np.ndarray]) -> None:
         self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))
         self.log_by_rllibs_names(rolled_out, self._env_runners)
         if self._rollout_log is not None:
-            self._rollout_log.write(self.iteration + 1, rolled_out.trainable)
+            self._rollout_log.write(self.iteration + 1, rolled_out.trainable, self.replay.curriculum, logprobs)
 
     def run_evaluation(self) -> dict[str, Any]:
         """K-step self-improvement on every task of the evaluation's environment, as :meth:`Curve.to_metrics` has it."""

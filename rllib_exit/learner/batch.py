@@ -12,6 +12,9 @@ from rllib_exit.objective.packing import Row, split
 from rllib_exit.rollouts import ScoredGroup
 from rllib_exit.settings import TrainingSettings
 
+# Of an update's result, where the log of rollouts asks for it: see :func:`rllib_exit.objective.packing.unpack`.
+TOKEN_LOGPROBS = "token_logprobs"
+
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
@@ -47,15 +50,21 @@ def make_batches(
     """
     minibatches: list[list[Row]] = []
     for chunk in _chunks(groups, settings.minibatch_size):
-        rollouts = [pair for of in chunk for pair in zip(of.group.rollouts, of.advantages_G, strict=True)]
-        segments = [(i, segment) for i, (rollout, _) in enumerate(rollouts) for segment in rollout.segments]
+        rollouts = [
+            (rollout, advantage, (of.group.request.group_id, g))
+            for of in chunk
+            for g, (rollout, advantage) in enumerate(zip(of.group.rollouts, of.advantages_G, strict=True))
+        ]
+        segments = [
+            (i, s, segment) for i, (rollout, _, _) in enumerate(rollouts) for s, segment in enumerate(rollout.segments)
+        ]
         masks = [
             segment.ended_mask if settings.overlong_filtering and segment.ended_mask is not None else segment.loss_mask
-            for _, segment in segments
+            for _, _, segment in segments
         ]
         weights = loss_weights(
-            np.array([segment.loss_mask.sum() for _, segment in segments]),
-            np.array([i for i, _ in segments]),
+            np.array([segment.loss_mask.sum() for _, _, segment in segments]),
+            np.array([i for i, _, _ in segments]),
             np.array([mask.sum() for mask in masks]),
             aggregation=settings.loss_aggregation,
             num_rollouts=len(rollouts),
@@ -63,8 +72,15 @@ def make_batches(
         )
         minibatches.append(
             [
-                Row(segment.token_ids, mask, segment.logprobs, float(rollouts[i][1]), float(weight))
-                for (i, segment), mask, weight in zip(segments, masks, weights, strict=True)
+                Row(
+                    segment.token_ids,
+                    mask,
+                    segment.logprobs,
+                    float(rollouts[i][1]),
+                    float(weight),
+                    (*rollouts[i][2], s),
+                )
+                for (i, s, segment), mask, weight in zip(segments, masks, weights, strict=True)
                 if weight and (settings.kl_coeff or rollouts[i][1] != 0)
             ]
         )

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
 from envs.workers import usable_cpus
-from rllib_exit.learner.batch import TrainBatch
+from rllib_exit import settings
+from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
 from rllib_exit.learner.learner_group import POLICY, REFERENCE
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.learner.packing_check import can_share_prefixes
@@ -34,7 +35,6 @@ from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
-from rllib_exit.settings import ExecutionSettings, LanguageModelSettings, ShardingSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from rllib_exit.weight_sync.nccl_sender import NCCLSender
@@ -58,10 +58,11 @@ class GRPOTorchLearner(TorchLearner):
     """
 
     def build(self) -> None:
-        self._training = TrainingSettings.of(self.config)
-        self._sharding = ShardingSettings.of(self.config)
-        self._language_model = LanguageModelSettings.of(self.config)
-        self._colocated = ExecutionSettings.of(self.config).colocated
+        self._training = settings.TrainingSettings.of(self.config)
+        self._log_tokens = settings.ReportingSettings.of(self.config).with_tokens
+        self._sharding = settings.ShardingSettings.of(self.config)
+        self._language_model = settings.LanguageModelSettings.of(self.config)
+        self._colocated = settings.ExecutionSettings.of(self.config).colocated
         # Ray gives a process as many threads as the CPUs that it reserved. The learner works while the
         # engine waits, so it may use them all.
         torch.set_num_threads(self._training.learner_threads or usable_cpus())
@@ -157,8 +158,9 @@ class GRPOTorchLearner(TorchLearner):
         sums: Sums = defaultdict(float)
         for _ in range(self._training.num_epochs):
             scored = zip(packs, old, reference, strict=True)
+            old = []
             for minibatch in minibatches:
-                self._update_minibatch(list(itertools.islice(scored, len(minibatch))), sums)
+                old += self._update_minibatch(list(itertools.islice(scored, len(minibatch))), sums)
         self._num_batches += 1
         if self._num_batches % 10 == 0:  # faulting it in again takes a seventh of an update
             release_freed_memory()
@@ -171,7 +173,10 @@ class GRPOTorchLearner(TorchLearner):
             # The engine that shares the device gets what the update no longer needs.
             torch.cuda.empty_cache()
         self._log(numbers, tokens, time.perf_counter() - start)
-        return self.metrics.reduce()
+        result = self.metrics.reduce()
+        if self._log_tokens:
+            result[TOKEN_LOGPROBS] = packing.unpack(batch.minibatches, minibatches, old)
+        return result
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
         packs = packing.pack(rows, self._training.max_tokens_per_micro_batch, self._share_prefixes)
@@ -193,17 +198,25 @@ class GRPOTorchLearner(TorchLearner):
     def _logprobs(self, pack: Pack) -> torch.Tensor:
         return self.language_model.forward_train({PACK: pack})[LOGPROBS]
 
-    def _update_minibatch(self, scored: Sequence[tuple[Pack, Tensor | None, Tensor | None]], sums: Sums) -> None:
-        """One optimizer step over packs, each with its log-probabilities under the old and the reference policy."""
+    def _update_minibatch(
+        self, scored: Sequence[tuple[Pack, Tensor | None, Tensor | None]], sums: Sums
+    ) -> list[Tensor]:
+        """One optimizer step over packs, each with its log-probabilities under the old and the reference policy.
+
+        Returns those under the old policy, which is the current one where none were given.
+        """
         sums["minibatches"] += 1
+        old: list[Tensor] = []
         if not scored:
-            return
+            return old
         for pack, old_logprobs_N, ref_logprobs_N in scored:
+            fwd_out = self.language_model.forward_train({PACK: pack})
+            old.append(fwd_out[LOGPROBS].detach() if old_logprobs_N is None else old_logprobs_N)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID,
                 config=self.config,
-                batch={PACK: pack, "old_logprobs": old_logprobs_N, "reference_logprobs": ref_logprobs_N, "sums": sums},
-                fwd_out=self.language_model.forward_train({PACK: pack}),
+                batch={PACK: pack, "old_logprobs": old[-1], "reference_logprobs": ref_logprobs_N, "sums": sums},
+                fwd_out=fwd_out,
             )
             self.model.backward(loss)
         lr = self._training.lr * self._lr_factor(self._num_updates)
@@ -212,10 +225,11 @@ class GRPOTorchLearner(TorchLearner):
         if not math.isfinite(norm):
             logger.warning("skipped an update: gradient norm %s", norm)
             sums["skipped_updates"] += 1
-            return
+            return old
         sums["grad_norm"] += norm
         self._num_updates += 1
         self._lr = lr
+        return old
 
     def _lr_factor(self, num_updates: int) -> float:
         """The share of the learning rate for the next update: it rises linearly, stays, or falls linearly to 0."""
@@ -231,10 +245,9 @@ class GRPOTorchLearner(TorchLearner):
         """The pack's share of the minibatch's loss; adds to ``batch["sums"]`` what is reported."""
         pack: Pack = batch[PACK]
         logprobs_N = fwd_out[LOGPROBS]
-        old_logprobs_N = batch["old_logprobs"]
         loss, stats = grpo_loss(
             logprobs_N,
-            logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N,
+            batch["old_logprobs"],
             pack.rollout_logprobs_N,
             batch["reference_logprobs"],
             pack.advantages_N,

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SegmentKey = tuple[str, int, int]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
@@ -27,6 +29,7 @@ class Row:
         logprobs: (T,) float32, the engine's, where ``loss_mask`` is True.
         advantage: One for all tokens.
         loss_weight: One for all tokens; see ``loss_weights``.
+        key: Names the segment: its group's id, the rollout's place in the group, its place in the rollout.
     """
 
     token_ids: np.ndarray
@@ -34,6 +37,7 @@ class Row:
     logprobs: np.ndarray
     advantage: float
     loss_weight: float
+    key: SegmentKey = ("", 0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +98,28 @@ def pack(rows: Sequence[Row], max_tokens: int, share_prefixes: bool = True) -> l
             raise ValueError(f"row {i} trains its first token, which nothing predicts: give it a prompt")
     trained.sort(key=lambda i: _sort_key(rows[i]))
     return [_build(rows, members) for members in _fill(rows, trained, max_tokens, share_prefixes)]
+
+
+def unpack(
+    rows: Sequence[Sequence[Row]], packs: Sequence[Sequence[Pack]], values: Sequence[Tensor]
+) -> dict[SegmentKey, np.ndarray]:
+    """What the trained tokens of packs have, by row: (T,) float32, NaN at a row's other tokens.
+
+    Args:
+        rows: The rows of each minibatch.
+        packs: The packs of each minibatch. One without a weight stands for no row.
+        values: For each pack, one minibatch after the other, (N,) the values of its trained tokens.
+    """
+    by_key: dict[SegmentKey, np.ndarray] = {}
+    pairs = [(of, pack) for of, packed in zip(rows, packs, strict=True) for pack in packed]
+    for (of, pack), values_N in zip(pairs, values, strict=True):
+        if not pack.weights_N.any():
+            continue
+        numbers_N, numpy_N = pack.rows_N.cpu().numpy(), values_N.float().cpu().numpy()
+        for i in np.unique(numbers_N):
+            by_key[of[i].key] = np.full(len(of[i].token_ids), np.nan, np.float32)
+            by_key[of[i].key][of[i].loss_mask] = numpy_N[numbers_N == i]
+    return by_key
 
 
 def split(rows: Sequence[Row], parts: int) -> list[list[Row]]:

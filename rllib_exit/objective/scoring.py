@@ -27,12 +27,13 @@ def score(group: RolloutGroup, diversity: Diversity | None, *, normalize_std: bo
         return ScoredGroup(group, np.zeros(len(group.rollouts)))
     advantages_G = group_advantages(group.returns_G, normalize_std=normalize_std)
     # Where every advantage is 0 there is nothing to scale.
+    diversity_G = None
     if diversity is not None and advantages_G.any():
         # Only what the policy wrote in this rollout is compared, without the history that the rollout started from.
         t = group.request.instance.starting_turn
         solutions = ["\n".join(turn.solution for turn in rollout.turns[t:]) for rollout in group.rollouts]
-        advantages_G = advantages_G * diversity(solutions)
-    return ScoredGroup(group, advantages_G, time.perf_counter() - start)
+        diversity_G = diversity(solutions)
+    return ScoredGroup(group, advantages_G, time.perf_counter() - start, diversity_G)
 
 
 def num_to_refill(groups: Sequence[ScoredGroup], num_prompts: int, refill_zero_variance: int) -> int:

@@ -20,7 +20,6 @@ from rllib_exit.report.results import LINE, Results, means, means_by_iteration
 from rllib_exit.report.runs import LABELS, Run
 from rllib_exit.report.sources import Source, unique
 from rllib_exit.report.training import NO_TRAINING
-from rllib_exit.rollout_log import TASKS
 
 if TYPE_CHECKING:
     from rllib_exit.embeddings import Embedder
@@ -121,7 +120,7 @@ def task_prompts(run: Run) -> dict[str, str]:
     """The prompts of a run's base tasks, as its log has them. Its environment is not made: that would run its code."""
     prompts = run.log.prompts() if run.log else {}
     if not prompts:
-        raise GapError(f"the log of rollouts of {run.name} has no {TASKS}, which has the prompts of the tasks")
+        raise GapError(f"the log of rollouts of {run.name} has no prompts")
     return prompts
 
 

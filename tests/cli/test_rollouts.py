@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.base import TaskInstance, Turn
+from envs.base import Task, TaskInstance, Turn
 from rllib_exit.cli.console import visible
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup
-from tests.cli.helpers import message, run
+from tests.cli.helpers import DigitEnv, message, run
 
 RLLIB = "from rllib_exit.cli.main import main; main()"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r[red]not red[/red]\u202e"
@@ -82,6 +82,16 @@ def test_a_rollout_is_shown_in_full_with_its_lineage(log: Path):
     lineage = lines[lines.index("lineage") + 1 :]
     assert [line.split("g", 1)[1].split("  ")[0] for line in lineage] == ["0/1", "2/1", "3/0-0"]
     assert "first answer" in lineage[0] and "third" in lineage[1] and "diverge turn 0 depth 1" in lineage[2]
+
+
+def test_prompt_and_gold_answer_are_shown_without_obeying_them(tmp_path: Path):
+    env = DigitEnv({})
+    env.tasks["t1"] = Task("t1", ESCAPE, {"answer": ESCAPE})
+    group = make_group("g0", TaskInstance("t1"), "one")
+    RolloutLog(tmp_path, env=env).write(1, [ScoredGroup(group, np.zeros(1))])
+    output = run("rollouts", tmp_path, "--show", "g0/0").output
+    assert output.count("\\x1b]0;owned") == 2 and output.index("\nprompt\n") < output.index("\ngold\n")
+    assert all(c.isprintable() or c == "\n" for c in output)
 
 
 def test_a_rollout_from_a_history_shows_it_and_who_wrote_it(log: Path):

@@ -34,6 +34,16 @@ def test_the_domains_say_how_many_turns_they_have_at_most():
     assert CounterEnv({"turns": 5}).max_turns == 5 and SelfImprovementEnv.max_turns is None
 
 
+def test_the_gold_answer_is_what_the_domain_says():
+    arithmetic, countdown = CompetitionMathEnv({"levels": ["add1"]}), CountdownEnv({"hidden_target": True})
+    task = next(iter(arithmetic.tasks.values()))
+    assert arithmetic.gold(task) == task.data["answer"]
+    task = next(iter(countdown.tasks.values()))
+    assert countdown.gold(task) == task.data["solution"]
+    assert CounterEnv().gold(CounterEnv().tasks["count/1"]) is None
+    assert CounterEnv().gold(Task("t", "p", {"answer": 7})) == "7"
+
+
 def test_an_episode():
     env = CounterEnv()
     assert start(env) == "Count to 3."

@@ -35,7 +35,7 @@ def test_an_iteration_trains_on_the_batch_and_shows_all_groups_to_the_curriculum
     rollouts.collect.assert_called_once_with(rollouts.select.return_value, algo._score, replay.select)
     algo._update.assert_called_once_with(rolled_out.batch)
     replay.assert_called_once_with(batch=groups, metrics=algo.metrics)
-    algo._report.assert_called_once_with(rolled_out)
+    algo._report.assert_called_once_with(rolled_out, algo._update.return_value)
     steps = [name for name, *_ in algo.mock_calls if name.split(".")[-1] in ORDER or name == "replay"]
     assert steps == ["rollouts.select", "rollouts.collect", "_update", "_sync_weights", "replay", "rollouts.trained"]
 

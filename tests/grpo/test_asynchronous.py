@@ -61,13 +61,13 @@ def test_generation_goes_on_while_the_learner_updates(algo: Any, monkeypatch: py
     update = algo._update
     done: list[float] = []
 
-    def slow_update(groups: Any) -> None:
+    def slow_update(groups: Any) -> Any:
         futures = algo.rollouts._under_way.values()
         deadline = time.monotonic() + 4
         while not all(future.done() for future in futures) and time.monotonic() < deadline:
             time.sleep(0.05)
         done.append(sum(future.done() for future in futures) / len(futures))
-        update(groups)
+        return update(groups)
 
     monkeypatch.setattr(algo, "_update", slow_update)
     for _ in range(2):

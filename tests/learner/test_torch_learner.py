@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core.learner.training_data import TrainingData
 from safetensors.torch import load, load_file
 
-from rllib_exit.learner.batch import TrainBatch
+from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
 from rllib_exit.objective.packing import pack
 from rllib_exit.rollouts import Rollout, RolloutGroup
 from rllib_exit.settings import TrainingSettings
@@ -122,6 +123,27 @@ def test_an_episode_that_outgrows_its_context_has_no_response_to_filter() -> Non
     [group] = make_groups(np.random.default_rng(6), num_groups=1)
     group = RolloutGroup(group.request, tuple(replace(rollout, truncated=True) for rollout in group.rollouts))
     assert len(batch([group], overlong_filtering=True)[0].minibatches[0]) == 4
+
+
+@pytest.mark.parametrize(("num_epochs", "minibatch_size"), [(1, None), (2, 6)])
+def test_an_update_tells_the_log_what_the_old_policy_says_of_each_trained_token(
+    tiny_model: str, num_epochs: int, minibatch_size: int | None
+) -> None:
+    learner = make_learner(tiny_model, num_epochs=num_epochs, kl_coeff=0.0, log_rollouts=True)
+    train_batch = batch(make_groups(np.random.default_rng(0)), minibatch_size=minibatch_size)[0]
+    rows = [row for minibatch in train_batch.minibatches for row in minibatch]
+    expected = {}
+    for row in rows:
+        [packed] = pack([row], 10**6)
+        with torch.no_grad():
+            expected[row.key] = learner.language_model.forward_train({"pack": packed})["logprobs"].numpy()
+    result = learner.update(training_data=TrainingData(batch=train_batch))[TOKEN_LOGPROBS]  # type: ignore[arg-type]
+    assert result.keys() == {row.key for row in rows} and len({row.key for row in rows}) == len(rows) == 12
+    for row in rows:
+        assert np.isnan(result[row.key][~row.loss_mask]).all() and not np.isnan(result[row.key][row.loss_mask]).any()
+        np.testing.assert_allclose(result[row.key][row.loss_mask], expected[row.key], atol=1e-4)
+    quiet = make_learner(tiny_model).update(training_data=TrainingData(batch=train_batch))  # type: ignore[arg-type]
+    assert TOKEN_LOGPROBS not in quiet
 
 
 def test_the_mismatch_is_of_the_policy_before_the_update(tiny_model: str) -> None:

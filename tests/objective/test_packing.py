@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rllib_exit.objective.loss import grpo_loss
-from rllib_exit.objective.packing import Pack, Row, pack, split
+from rllib_exit.objective.packing import Pack, Row, pack, split, unpack
 
 VOCAB = 64
 
@@ -40,6 +41,23 @@ def spans(pack_: Pack):
     """For each row of a pack, the flat positions of its tokens."""
     for n, i in enumerate(dict.fromkeys(pack_.rows_N.tolist())):
         yield i, ((pack_.first_row_T <= n) & (n <= pack_.last_row_T)).nonzero()[:, 0]
+
+
+def test_values_of_packs_go_back_to_the_tokens_of_their_rows():
+    minibatches = [
+        [
+            dataclasses.replace(row, key=(f"minibatch {m}", i, 0))
+            for i, row in enumerate(make_rows(np.random.default_rng(m)))
+        ]
+        for m in range(2)
+    ]
+    empty = pack([Row(np.zeros(2, np.int32), np.array([False, True]), np.zeros(2, np.float32), 0.0, 0.0)], 9)
+    packs = [pack(minibatches[0], 40), [*pack(minibatches[1], 10**6), *empty]]
+    values = [pack_.rollout_logprobs_N for packed in packs for pack_ in packed]
+    by_key = unpack(minibatches, packs, values)
+    assert len(packs[0]) > 1 and by_key.keys() == {row.key for rows in minibatches for row in rows}
+    for row in itertools.chain(*minibatches):
+        np.testing.assert_array_equal(by_key[row.key], np.where(row.loss_mask, row.logprobs, np.nan).astype(np.float32))
 
 
 layouts = (st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5), st.integers(1, 80), st.booleans())

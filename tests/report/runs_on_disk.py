@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.base import TaskInstance, Turn
+from envs.base import Message, Outcome, SelfImprovementEnv, Task, TaskInstance, Turn
 from envs.bfcl.env import BFCLEnv
 from envs.competition_math.env import CompetitionMathEnv
 from envs.mle_bench.env import MLEBenchEnv
@@ -78,9 +78,7 @@ def train(
         task_ids,
         rng,
     )
-    rollout_log = RolloutLog(directory / "rollouts") if log else None
-    if rollout_log is not None:
-        rollout_log.write_tasks({task_id: f"The prompt of {task_id}" for task_id in task_ids})
+    rollout_log = RolloutLog(directory / "rollouts", env=Prompts(task_ids)) if log else None
     lines = []
     for iteration in range(first, first + iterations):
         skill = min(0.95, 0.1 + 0.6 * iteration / 30 + SKILL[strategy])
@@ -109,6 +107,19 @@ def train(
         lines.append(json.dumps(line))
     (directory / "result.json").write_text("\n".join(lines) + "\n")
     return directory
+
+
+class Prompts(SelfImprovementEnv):
+    """Has the prompts of tasks and nothing else."""
+
+    def __init__(self, task_ids: Sequence[str]) -> None:
+        super().__init__([Task(task_id, f"The prompt of {task_id}") for task_id in task_ids])
+
+    def prompt(self, task: Task) -> list[Message]:
+        raise NotImplementedError
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        raise NotImplementedError
 
 
 def _group(request: RolloutRequest, skill: float, num_turns: int, rng: np.random.Generator) -> RolloutGroup:

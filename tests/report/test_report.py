@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from markupsafe import Markup
 
@@ -246,9 +247,11 @@ def test_a_chain_begins_with_an_answer_and_goes_deeper(written: Path):
 
 def test_gaps_say_why(written: Path, tmp_path: Path):
     trial = train(tmp_path / "logged", "exit", 0, iterations=3)
-    (trial / "rollouts" / "tasks.json").unlink()
+    for file in (trial / "rollouts").glob("iteration-*"):  # as a log without its environment's tasks
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", [[None] * len(table)]), file)
     report.write_report([tmp_path / "logged"], tmp_path / "report-logged", embedder=Hashed())  # type: ignore[arg-type]
-    assert "exit-seed0 has no tasks.json" in Page(tmp_path / "report-logged" / "report.html").text
+    assert "exit-seed0 has no prompts" in Page(tmp_path / "report-logged" / "report.html").text
     train(tmp_path / "runs", "grpo", 0, log=False, iterations=2)
     report.write_report([tmp_path / "runs"], tmp_path / "report")
     text = Page(tmp_path / "report" / "report.html").text

@@ -383,6 +383,7 @@ def state(apis: dict[str, Any]) -> dict[str, Any]:
 def test_a_restored_episode_goes_on_as_the_played_one():
     played, restored = BFCLEnv({"split": "all"}), BFCLEnv({"split": "all"})
     responses = list(played.demonstration(played.tasks[FILES]))
+    assert played.gold(played.tasks[FILES]) == "\n".join(responses)
     for cut in range(len(responses)):
         begin(played, FILES)
         for response in responses[:cut]:

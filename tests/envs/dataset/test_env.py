@@ -44,7 +44,8 @@ def test_an_episode() -> None:
     ]
     _, reward, done, _, _ = env.step("6")
     assert reward == 1 and done
-    assert env.demonstration(env.task) == ["6"]
+    assert env.demonstration(env.task) == ["6"] and env.gold(env.task) == "6"
+    assert make(answer="", rewards=lambda response, gold: 1.0).gold(env.task) is None
 
 
 def test_several_rewards_are_a_weighted_mean_and_their_feedback_is_shown() -> None:

@@ -153,6 +153,7 @@ def test_a_demonstration_solves_its_task():
         assert rewards == [0.0, 1.0]
     with pytest.raises(NotImplementedError):
         make(demonstration=None).demonstration(task)
+    assert make(demonstration=None).gold(task) is None and make().gold(task) == "\n".join(make().demonstration(task))
 
 
 @pytest.mark.parametrize(
