@@ -8,6 +8,8 @@
 # make mutants      changes curriculum, objective and update in every small way, and lists what no test notices: takes
 #                   hours; MUTANTS='rllib_exit.objective.loss*' takes some of them only
 # make check        formats, lints and types
+# make browser      runs the tests of `rllib view` in Chromium, and axe on its pages: needs Debian's packages chromium
+#                   and chromium-driver; leaves pictures of the pages in results/browser
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
 #
@@ -31,7 +33,7 @@ WORKERS ?= 2
 OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart unit test test-all coverage mutants check bench format clean
+.PHONY: quickstart unit test test-all coverage mutants browser check bench format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
@@ -102,9 +104,19 @@ mutants: .venv-mutmut/installed
 	OMP_NUM_THREADS=1 .venv-mutmut/bin/mutmut run --max-children $(WORKERS) $(MUTANTS)
 	.venv-mutmut/bin/mutmut results
 
+# axe-core comes in a package whose own requirement, Playwright, is not used.
+.venv-browser/installed: $(STAMP)
+	$(beside) "selenium>=4.50,<5"
+	$(@D)/bin/pip -q --disable-pip-version-check install --no-deps axe-playwright-python==0.1.8
+	touch $@
+
+browser: .venv-browser/installed
+	mkdir -p results
+	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist --basetemp results/browser tests/view/in_browser.py $(OPTIONS)
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-trl .venv-mutmut mutants results
+	rm -rf .venv .venv-trl .venv-mutmut .venv-browser mutants results

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # in its own entry's line or below it. Entries of one line do not import each other, but for those of one package.
 LAYERS = """
 rllib_exit.cli
-tuned_examples rllib_exit.report
+tuned_examples rllib_exit.report rllib_exit.view
 rllib_exit.__init__
 rllib_exit.exit_loop
 rllib_exit.grpo

@@ -19,6 +19,7 @@ NEEDED = {
     *("tuned_examples/math_exit.py", "tuned_examples/math_common.py", "tuned_examples/data/gsm8k.jsonl"),
     *("envs/bfcl/split.json", "envs/mle_bench/synthetic_competitions/courier-delivery-times/config.yaml"),
     *("rllib_exit/bundled/countdown-1m/model.safetensors", "rllib_exit/report/templates/report.html"),
+    *("rllib_exit/view/view.html", "rllib_exit/view/view.css", "rllib_exit/view/view.js"),
 }
 
 

@@ -20,6 +20,7 @@ from rllib_exit.cli.search import search
 from rllib_exit.cli.sft import sft
 from rllib_exit.cli.sweep_table import sweep_table
 from rllib_exit.cli.train import TrainGroup, train_dataset, train_file
+from rllib_exit.cli.view import view
 from rllib_exit.versions import versions
 
 app = typer.Typer(
@@ -53,7 +54,7 @@ shown_examples = typer.Typer(invoke_without_command=True)
 shown_examples.callback()(examples)
 shown_examples.command()(copy)
 app.add_typer(shown_examples, name="examples")
-for command in (evaluate, export, sft, search, report, rollouts, sweep_table, grafana):
+for command in (evaluate, export, sft, search, report, rollouts, view, sweep_table, grafana):
     app.command()(command)
 
 
