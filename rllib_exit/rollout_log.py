@@ -27,8 +27,7 @@ from envs.base import SelfImprovementEnv, Turn, prefix_digests
 from rllib_exit.chat import replace_surrogates
 from rllib_exit.curriculum.exit import CurriculumConfig, ExIt
 from rllib_exit.curriculum.learnability import group_score
-from rllib_exit.objective.packing import SegmentKey
-from rllib_exit.rollouts import ScoredGroup
+from rllib_exit.rollouts import ScoredGroup, SegmentKey
 from rllib_exit.settings import ReportingSettings
 
 Row = dict[str, Any]

@@ -14,6 +14,9 @@ import numpy as np
 
 from envs.base import TaskInstance, Turn
 
+# Names a segment within a run: its group's id, the rollout's place in the group, the segment's place in the rollout.
+SegmentKey = tuple[str, int, int]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:

@@ -27,12 +27,14 @@ PURE = [
     "rllib_exit.env_runners.player",
     "rllib_exit.exit_loop",
     "rllib_exit.objective.advantages",
+    "rllib_exit.rollout_log",
     "rllib_exit.rollouts",
     "rllib_exit.settings",
     "rllib_exit.self_improvement.chain",
     "rllib_exit.self_improvement.curves",
     "rllib_exit.self_improvement.greedy_search",
     "rllib_exit.self_improvement.results",
+    "rllib_exit.view.server",
 ]
 SCRIPT = """
 import importlib, json, sys

@@ -32,10 +32,9 @@ from rllib_exit.learner.batch import TOKEN_LOGPROBS, make_batches
 from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
 from rllib_exit.metrics import Gauges
 from rllib_exit.objective.loss import token_budget
-from rllib_exit.objective.packing import SegmentKey
 from rllib_exit.objective.scoring import score
 from rllib_exit.rollout_log import RolloutLog
-from rllib_exit.rollouts import RolloutGroup, ScoredGroup
+from rllib_exit.rollouts import RolloutGroup, ScoredGroup, SegmentKey
 from rllib_exit.self_improvement.curves import Curve
 from rllib_exit.self_improvement.evaluator import start_chains, steps_after
 from rllib_exit.settings import TrainingSettings

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SegmentKey = tuple[str, int, int]
+from rllib_exit.rollouts import SegmentKey
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class Row:
         logprobs: (T,) float32, the engine's, where ``loss_mask`` is True.
         advantage: One for all tokens.
         loss_weight: One for all tokens; see ``loss_weights``.
-        key: Names the segment: its group's id, the rollout's place in the group, its place in the rollout.
+        key: Names the segment.
     """
 
     token_ids: np.ndarray

@@ -6,6 +6,8 @@ import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -48,24 +50,17 @@ class Query(BaseModel):
 
     def condition(self) -> ds.Expression:
         """All but the text, as a filter."""
-        conditions = [pc.field("iteration") >= -1]
-        bounds = [("iteration", self.first, self.last), ("return", self.min_return, self.max_return)]
-        for name, low, high in [*bounds, ("quality", self.min_quality, self.max_quality)]:
-            conditions += [pc.field(name) >= low] if low is not None else []
-            conditions += [pc.field(name) <= high] if high is not None else []
+        asked = [
+            *(("iteration", ">=", self.first), ("iteration", "<=", self.last), ("kind", "==", self.kind or None)),
+            *(("return", ">=", self.min_return), ("return", "<=", self.max_return)),
+            *(("quality", ">=", self.min_quality), ("quality", "<=", self.max_quality)),
+            ("valid", "==", {"valid": True, "invalid": False}.get(self.ending)),
+            ("truncated", "==", {"valid": False, "truncated": True}.get(self.ending)),
+        ]
+        conditions = [pq.filters_to_expression([of]) for of in asked if of[2] is not None]
         if self.task:
             conditions.append(pc.match_substring(pc.field("task_id"), self.task))
-        if self.kind:
-            conditions.append(pc.field("kind") == self.kind)
-        if self.ending:
-            flawed = pc.field("truncated") | ~pc.field("valid")
-            conditions.append(
-                {"valid": ~flawed, "invalid": ~pc.field("valid"), "truncated": pc.field("truncated")}[self.ending]
-            )
-        whole = conditions[0]
-        for condition in conditions[1:]:
-            whole = whole & condition
-        return whole
+        return reduce(and_, conditions, pc.scalar(True))
 
 
 class RunView:

@@ -129,7 +129,7 @@ async function drawGroup(values, current) {
     el("h3", {}, `Rollout ${row.g} `, flaws(row)),
     facts({ return: row.return, quality: row.quality, advantage: row.advantage,
       "without diversity": row.diversity === null ? null : row.plain_advantage, diversity: row.diversity,
-      tokens: row.response_tokens, ...row.metrics }),
+      tokens: row.response_tokens }), facts(row.metrics),
     scale ? segments.filter((of) => of.g === row.g).map((of) => tokensOf(of, row, scale))
       : row.turns.slice(row.starting_turn).map((turn, i) => turnOf(turn, row.starting_turn + i))));
   const focused = document.activeElement?.name === "paint";
