@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from rllib_exit.cli.grafana import dashboard
+import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from rllib_exit.cli.grafana import OF_RAY, QUESTIONS, dashboard, question
 from rllib_exit.metrics import DOMAIN_ROWS, METRICS
 from tests.cli.helpers import run
 
@@ -19,10 +27,58 @@ def test_the_dashboard_shows_every_metric_once():
     queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     for metric in METRICS:
         assert queries.count(f'ray_{metric.gauge}{{run=~"$run"}}') == 1
-    assert len(queries) == len(METRICS) + len(DOMAIN_ROWS)
-    assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
-        "curriculum", "rollouts", "learner", "timers", "sync", "policy", "evaluation",
-    ]  # fmt: skip
+    assert len(queries) == len(METRICS) + len(DOMAIN_ROWS) + len(OF_RAY)
+    assert [panel["title"] for panel in panels if panel["type"] == "row"] == list(QUESTIONS)
+
+
+def test_every_metric_answers_one_question():
+    assert [
+        metric.path for metric in METRICS if not any(map(metric.path.startswith, sum(QUESTIONS.values(), ())))
+    ] == []
+    answers = {metric.path: question(metric) for metric in METRICS}
+    assert answers["rollouts/return_mean"] == answers["evaluation/accuracy"] == "Is it learning?"
+    assert answers["curriculum/buffer_size"] == "Is the curriculum alive?"
+    assert answers["timers/update"] == answers["learner/tokens_per_s"] == "Where does the time go?"
+    assert answers["rollouts/tokens_per_s"] == "Is the engine full?"
+    assert answers["rollouts/dropped_episodes"] == "Does anything fail?"
+    assert set(answers.values()) == set(QUESTIONS)
+
+
+def test_every_query_names_a_gauge_that_is_set():
+    """Ours are those of the list; of Ray's, its own source says which it reports, and with which labels."""
+    spec = find_spec("ray.dashboard.modules.reporter.reporter_agent")
+    assert spec and spec.origin
+    of_ray = set(re.findall(r'^    "(\w+)": Gauge\($', Path(spec.origin).read_text(), re.MULTILINE))
+    assert "node_cpu_utilization" in of_ray
+    known = {f"ray_{name}" for name in of_ray} | {f"ray_{metric.gauge}" for metric in METRICS}
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            named = set(re.findall(r"ray_\w+", target["expr"]))
+            assert named and named - {f"ray_rllib_exit_{row}_" for row in DOMAIN_ROWS} <= known, target["expr"]
+
+
+def test_grafanas_own_types_know_all_that_the_dashboard_says():
+    """What Grafana's types do not know, they drop: read and written again, nothing is missing or different."""
+    register_default_plugins()
+
+    def kept(value: Any, again: Any, at: str) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                assert key in again, f"{at}.{key} is unknown to Grafana"
+                kept(value[key], again[key], f"{at}.{key}")
+        elif isinstance(value, list):
+            assert len(value) == len(again), at
+            for i, (one, other) in enumerate(zip(value, again, strict=True)):
+                kept(one, other, f"{at}[{i}]")
+        else:
+            assert value == again, at
+
+    filled = dashboard()
+    again = json.loads(json.dumps(Dashboard.from_json(filled), cls=JSONEncoder))
+    kept(filled, again, "dashboard")
+    with pytest.raises(AssertionError, match=r"dashboard\.panes is unknown"):
+        unknown = {**filled, "panes": []}
+        kept(unknown, json.loads(json.dumps(Dashboard.from_json(unknown), cls=JSONEncoder)), "dashboard")
 
 
 def test_the_domains_panel_matches_the_unlisted_names_of_its_row():
