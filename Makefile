@@ -8,6 +8,7 @@
 # make mutants      changes curriculum, objective and update in every small way, and lists what no test notices: takes
 #                   hours; MUTANTS='rllib_exit.objective.loss*' takes some of them only
 # make check        formats, lints and types
+# make docs         builds the documentation's site into results/docs, strictly; nothing in it is loaded from elsewhere
 # make browser      runs the tests of `rllib view` in Chromium, and axe on its pages: needs Debian's packages chromium
 #                   and chromium-driver; leaves pictures of the pages in results/browser
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
@@ -33,7 +34,7 @@ WORKERS ?= 2
 OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart unit test test-all coverage mutants browser check bench format clean
+.PHONY: quickstart unit test test-all coverage mutants browser check docs bench format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
@@ -77,6 +78,17 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# The site is made from texts, docstrings included: what builds it needs none of our packages.
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -c "import tomllib; \
+		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])" \
+		| xargs $(@D)/bin/pip -q --disable-pip-version-check install
+	touch $@
+
+docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict
+
 bench: $(STAMP) .venv-trl/installed
 	for name in learner_memory learner driver rollouts startup iterations vs_trl; do \
 		$(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; \
@@ -119,4 +131,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-trl .venv-mutmut .venv-browser mutants results
+	rm -rf .venv .venv-browser .venv-docs .venv-trl .venv-mutmut mutants results

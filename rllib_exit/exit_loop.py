@@ -53,7 +53,7 @@ async def exit_loop(
     Between two iterations, ``curriculum.get_state()`` is all that has to be saved beside the policy for training to go
     on later as if it had not stopped.
 
-    Example:
+    Examples:
         >>> env = FirstLetterEnv()
         >>> curriculum = ExIt(STRATEGIES["exit"], list(env.tasks), np.random.default_rng(0))
         >>> sampling = SamplingParams(max_tokens=16)

@@ -67,7 +67,7 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
 def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     """A small model on two competitions with made-up data.
 
-    The bundled model writes no script that scores: warm it up first with ``rllib sft`` (see docs/guide.md), and give
+    The bundled model writes no script that scores: warm it up first with ``rllib sft`` (see docs/tutorials/ml_engineering.md), and give
     the result with ``--set model_name=DIR``.
     """
     competitions = cache_dir() / "competitions-v1"  # another number for other data

@@ -57,7 +57,7 @@ class GRPOConfig(_Fields):
     search spaces may stand in any of them. ``GenerationSettings.of(config)`` is a group of a config as typed, frozen
     settings.
 
-    Example:
+    Examples:
         >>> config = (
         ...     GRPOConfig()
         ...     .environment(CompetitionMathEnv, env_config={"tasks": "train"})
