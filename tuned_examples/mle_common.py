@@ -67,8 +67,8 @@ def paper(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
 def cpu(strategy: str) -> tuple[GRPOConfig, dict[str, Any]]:
     """A small model on two competitions with made-up data.
 
-    The bundled model writes no script that scores: warm it up first with ``rllib sft`` (see docs/tutorials/ml_engineering.md), and give
-    the result with ``--set model_name=DIR``.
+    The bundled model writes no script that scores: warm it up first with ``rllib sft``, and give the result with
+    ``--set model_name=DIR``, see docs/tutorials/ml_engineering.md.
     """
     competitions = cache_dir() / "competitions-v1"  # another number for other data
     make_once(competitions, generate)
