@@ -321,6 +321,15 @@ class FaultToleranceSettings(Settings):
     generation_timeout_s: PositiveFloat | None = 1800.0
     """The longest that a response, or loading new weights, may take, in seconds. After that the engine counts as hung,
     and its env runner is restarted. None is no limit."""
+    sync_timeout_s: PositiveFloat | None = 120.0
+    """The longest that a broadcast of weights by NCCL may take, in seconds. After that the learners count as hung, and
+    training goes on from the last checkpoint. None is no limit."""
+    learner_timeout_s: PositiveFloat | None = 30.0
+    """The longest that a learner may give no sign of life while the others wait for it, in seconds. After that all end,
+    and training goes on from the last checkpoint. It is no limit of an update. None waits for ever."""
+    save_in_background: bool = False
+    """Whether training goes on while a checkpoint that Tune asks for is written. Tune then takes it for whole too
+    early, so let it keep at least two; ``rllib train`` does that, and turns this on for runs, not for sweeps."""
 
 
 class DiversitySettings(Settings):

@@ -6,38 +6,84 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from rllib_exit.checkpoints import MANIFEST, CheckpointError, atomic_checkpoint, newest, verify
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from rllib_exit.checkpoints import MANIFEST, Checkpoint, CheckpointError, Place, begin, finish, newest, newest_at, verify
+
+
+def write_at(place: Place, content: str = "state") -> Place:
+    begin(place)
+    finish(place, {"deep/file": place.write("deep/file", content.encode())})
+    return place
 
 
 def write(path: Path, content: str = "state") -> Path:
-    with atomic_checkpoint(path) as staging:
-        (staging / "deep").mkdir()
-        (staging / "deep" / "file").write_text(content)
+    write_at(Place.of(path), content)
     return path
 
 
 def test_a_written_directory_is_whole(tmp_path: Path) -> None:
     verify(write(tmp_path / "a"))
     assert (tmp_path / "a" / "deep" / "file").read_text() == "state"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["deep", MANIFEST]
 
 
 def test_it_may_replace_an_empty_directory_but_no_other(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     write(tmp_path / "a")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="not empty"):
         write(tmp_path / "a", "other")
     assert (tmp_path / "a" / "deep" / "file").read_text() == "state"
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic_checkpoint(tmp_path / "a") as staging:
-        (staging / "file").write_text("half")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
+def test_what_has_no_manifest_yet_is_no_checkpoint(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "run" / "2")
+    begin(place)
+    sums = {"file": place.write("file", b"state")}
+    with pytest.raises(CheckpointError, match=f"no complete checkpoint: it has no {MANIFEST}"):
+        verify(place)
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        newest(tmp_path)
+    whole = write(tmp_path / "run" / "1")
+    assert newest(tmp_path) == whole
+    finish(place, sums)
+    assert newest(tmp_path) == Path(place.path)
+
+
+def test_files_that_are_not_to_be_seen_from_here_are_an_error(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "a")
+    begin(place)
+    with pytest.raises(CheckpointError, match="on other machines alone, such as elsewhere: use a directory or bucket"):
+        finish(place, {"elsewhere": "5"})
+    assert MANIFEST not in place.files()
+
+
+def test_a_bucket_holds_checkpoints_as_a_disk_does() -> None:
+    filesystem = PyFileSystem(FSSpecHandler(MemoryFileSystem()))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        newest_at(Place.of("bucket/none", filesystem))
+    place = write_at(Place.of("bucket/run/checkpoint/", filesystem))
+    verify(place)
+    assert Checkpoint(place).read("deep/file") == b"state"
+    assert newest_at(place.parent).path.strip("/") == place.path == "bucket/run/checkpoint"
+    place.write("deep/file", b"statf")
+    with pytest.raises(CheckpointError, match="deep/file was changed"):
+        Checkpoint(place).read("deep/file")
+    place.clear()
+    assert not place.files()
+
+
+def test_a_place_is_named_by_a_path_a_uri_or_a_checkpoint_of_rays(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place.of(tmp_path / "a")
+    for name in ("a", f"file://{tmp_path}/a", SimpleNamespace(filesystem=place.filesystem, path=place.path), place):
+        assert Place.of(name) == place
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "no manifest"])
@@ -100,18 +146,19 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_no_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom rllib_exit.checkpoints import atomic_checkpoint\n"
+        "import sys\nfrom pathlib import Path\nfrom rllib_exit.checkpoints import Place, begin, finish\n"
         "for i in range(10**6):\n"
-        "    with atomic_checkpoint(Path(sys.argv[1]) / str(i)) as staging:\n"
-        "        for j in range(5):\n"
-        "            (staging / str(j)).write_bytes(bytes(100_000))\n"
+        "    place = Place.of(Path(sys.argv[1]) / str(i))\n"
+        "    begin(place)\n"
+        "    finish(place, {str(j): place.write(str(j), bytes(100_000)) for j in range(5)})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     while not (tmp_path / "3").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    written = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert len(written) >= 4
+    written = [path for path in tmp_path.iterdir() if (path / MANIFEST).exists()]
+    assert len(written) >= 3
     for path in written:
         verify(path)
+    assert newest(tmp_path) in written

@@ -62,7 +62,7 @@ def load_config(checkpoint: Path) -> GRPOConfig:
 
     # Envs that a run's file imported from beside it, if the command is run there.
     sys.path.insert(0, str(Path.cwd()))
-    state = _unpickle(checkpoint / "class_and_ctor_args.pkl")["ctor_args_and_kwargs"][0][0]
+    state = _unpickle(checkpoint, "class_and_ctor_args.pkl")["ctor_args_and_kwargs"][0][0]
     config = GRPOConfig.from_state(dict(state))
     if not isinstance(config, GRPOConfig):
         raise checkpoints.CheckpointError(f"{checkpoint} is of a run with {type(config).__name__}, not GRPOConfig")
@@ -83,24 +83,25 @@ def load_weights(checkpoint: Path) -> np.ndarray:
     from rllib_exit.settings import LoRASettings
 
     config = load_config(checkpoint)
-    return load_policy(checkpoint, config.model_path, config.dtype, LoRASettings.of(config))
+    whole = checkpoints.Checkpoint(checkpoint)
+    return load_policy(whole, config.model_path, config.dtype, LoRASettings.of(config))
 
 
-def load_iteration(checkpoint: Path) -> int:
+def load_iteration(checkpoint: Path | checkpoints.Place) -> int:
     """How many iterations were done when a checkpoint was written."""
-    return _unpickle(checkpoint / "algorithm_state.pkl")["training_iteration"]
+    return _unpickle(checkpoint, "algorithm_state.pkl")["training_iteration"]
 
 
-def _unpickle(file: Path) -> Any:
-    if not file.is_file():
-        raise checkpoints.CheckpointError(f"{file.parent} is no checkpoint of a training run: it has no {file.name}")
-    with open(file, "rb") as f:
-        try:
-            return pickle.load(f)
-        except ModuleNotFoundError as error:
-            raise checkpoints.CheckpointError(
-                f"{file} needs the module {error.name!r}: install it, or run in the directory that holds it"
-            ) from error
+def _unpickle(path: Path | checkpoints.Place, name: str) -> Any:
+    checkpoint = checkpoints.Checkpoint(path)
+    if name not in checkpoint.names:
+        raise checkpoints.CheckpointError(f"{path} is no checkpoint of a training run: it has no {name}")
+    try:
+        return pickle.loads(checkpoint.read(name))
+    except ModuleNotFoundError as error:
+        raise checkpoints.CheckpointError(
+            f"{path}/{name} needs the module {error.name!r}: install it, or run in the directory that holds it"
+        ) from error
 
 
 def cast(weights: np.ndarray, dtype: str) -> list[list[np.ndarray]]:

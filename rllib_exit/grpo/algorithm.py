@@ -95,8 +95,7 @@ class GRPO(ConventionalAlgorithm):
         try:
             result = super().step()
         except (RolloutError, StoppedError) as error:
-            checkpoint: Any = self.save()
-            raise type(error)(f"{error}\n\nsaved: {checkpoint.checkpoint.path}") from error
+            raise type(error)(f"{error}\n\nsaved: {self.save_whole()}") from error
         self._gauges.set(result)
         if warning := self._signal_watch.look(result):
             logger.warning(warning)

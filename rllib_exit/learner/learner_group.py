@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +19,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
-from rllib_exit.checkpoints import CheckpointError
-from rllib_exit.learner import lora
-from rllib_exit.settings import LoRASettings
+from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
+from rllib_exit.learner import lora, shards
+from rllib_exit.learner.pulse import Watch, end_pulse, start_pulse
+from rllib_exit.settings import FaultToleranceSettings, LoRASettings
+
+logger = logging.getLogger(__name__)
 
 # Of a checkpoint.
 LEARNERS = "learners"
@@ -33,7 +39,7 @@ class LearnerError(RuntimeError):
 
 
 class LearnersTimeoutError(RuntimeError):
-    """Learners did not answer in time; they hang, and are of no more use."""
+    """Learners did not answer in time, or gave no sign of life; they are of no more use."""
 
 
 @contextmanager
@@ -53,12 +59,44 @@ class GRPOLearnerGroup(LearnerGroup):
     """The learners.
 
     RLlib's group asks one learner for its state. Gathering sharded parameters takes all of them: that one
-    would wait for ever.
+    would wait for ever. And where one fails, the others wait for it, for the half hour that NCCL gives them. Here all
+    end together: a call ends when one of them fails or gives no sign of life for ``learner_timeout_s``.
 
-    A checkpoint is a directory with ``progress.json`` and, for each kind of :meth:`GRPOTorchLearner.state_names`,
-    a directory of safetensors files with full tensors. It does not depend on the back end or on the number of
-    learners. The tensors pass through this process, a file at a time: the learners need no common file system.
+    The learners' part of a checkpoint is ``progress.json`` and, for each kind of :meth:`GRPOTorchLearner.state_names`,
+    a directory of safetensors files, see :mod:`rllib_exit.learner.shards`. It does not depend on the back end or on the
+    number of learners that read it. Each learner writes its own files, but they are read here, one bucket at a time.
     """
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self._timeout_s = FaultToleranceSettings.of(config).learner_timeout_s or math.inf
+        self._pulses = [f"{uuid.uuid4()}" for _ in self._workers or ()]
+        ray.get([
+            worker.apply.remote(lambda _, key=key: start_pulse(key))
+            for worker, key in zip(self._workers or (), self._pulses, strict=True)
+        ])
+
+    def update(self, *, training_data: Any, **kwargs: Any) -> list[Any]:  # type: ignore[override]
+        """RLlib's update, on all learners together."""
+        if self.is_local:
+            return super().update(training_data=training_data, **kwargs)
+        parts = training_data.shard(num_shards=len(self))
+        return self._answers(
+            [
+                worker.update.remote(training_data=part, **kwargs)
+                for worker, (part, _) in zip(self._workers, parts, strict=True)
+            ]
+        )
+
+    def kill(self) -> None:
+        """Ends all learners, whatever they wait for."""
+        for worker in self._workers or ():
+            ray.kill(worker)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.is_remote and ray.is_initialized():
+            end_pulse(self._pulses)
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """The weights' version alone.
@@ -108,75 +146,107 @@ class GRPOLearnerGroup(LearnerGroup):
         """
         self._together(lambda learner: learner.send_weights(), timeout_s)
 
+    def start_saving(self, place: Place) -> Callable[[], dict[str, str]]:
+        """Has all learners begin to write their part of a checkpoint; they may go on when this returns.
+
+        Returns:
+            Waits, in any thread, until it is written, and returns the SHA-256 sums of the files. It raises what went
+            wrong.
+        """
+        progress = self._together(lambda learner: learner.start_saving(place))
+
+        def wait() -> dict[str, str]:
+            sums = {PROGRESS: place.write(PROGRESS, json.dumps(progress).encode())}
+            while None in (outcomes := self._all(lambda learner: learner.saved())):
+                time.sleep(0.2)
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                sums |= outcome
+            return sums
+
+        return wait
+
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Writes the learners' state into a new directory."""
-        directory = Path(path)
-        directory.mkdir()
-        progress, names = self._together(lambda learner: (learner.progress(), learner.state_names()))
-        (directory / PROGRESS).write_text(json.dumps(progress))
-        for kind, files in names.items():
-            (directory / kind).mkdir()
-            for i, bucket in enumerate(files):
-                file = self._together(lambda learner, kind=kind, bucket=bucket: learner.get_tensors(kind, bucket))
-                file.tofile(directory / kind / f"{i:05}.safetensors")
-        return str(directory)
+        raise NotImplementedError("the learners' state is a part of the algorithm's checkpoint: save that one")
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
-        """Restores what :meth:`save_to_path` wrote.
+        raise NotImplementedError("the learners' state is a part of the algorithm's checkpoint: restore that one")
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restores what :meth:`start_saving` wrote into ``learners`` of a checkpoint.
 
         Raises:
-            CheckpointError: If there is nothing, or if it is of another model.
+            CheckpointError: If there is nothing, or if it is of another model, or damaged.
         """
-        directory = Path(path)
-        if not (directory / PROGRESS).is_file():
-            raise CheckpointError(f"{directory} holds no learners' state: it has no {PROGRESS}")
-        for kind, files in self._together(lambda learner: learner.state_names()).items():
-            saved = sorted((directory / kind).glob("*.safetensors"))
+        if f"{LEARNERS}/{PROGRESS}" not in checkpoint.names:
+            raise CheckpointError(f"{checkpoint.place} holds no learners' state: it has no {LEARNERS}/{PROGRESS}")
+        for kind, wanted in self._together(lambda learner: learner.state_names()).items():
+            directory = f"{LEARNERS}/{kind}"
+            saved = shards.buckets(checkpoint, directory)
             if kind == REFERENCE and not saved:
                 continue  # the run that wrote it had no KL term: the reference policy starts now
-            wanted, found = {name for bucket in files for name in bucket}, {name for f in saved for name in _names(f)}
-            if wanted != found:
+            if others := {name for bucket in wanted for name in bucket} ^ set(shards.names(checkpoint, directory)):
                 raise CheckpointError(
-                    f"{directory / kind} is of another model, or of a run with other LoRA settings: "
-                    f"{sorted(wanted ^ found)[:3]} are not in both"
+                    f"{directory} in {checkpoint.place} is of another model, or of a run with other LoRA settings: "
+                    f"{sorted(others)[:3]} are not in both"
                 )
-            self._load(kind, saved)
-        progress = json.loads((directory / PROGRESS).read_text())
+            for files in saved:
+                self._load(kind, np.frombuffer(save(shards.join(map(checkpoint.read, files))), np.uint8))
+        progress = json.loads(checkpoint.read(f"{LEARNERS}/{PROGRESS}"))
         self._together(lambda learner: learner.set_progress(progress))
 
     def load_model(self, directory: Path) -> None:
         """Makes a model in Hugging Face format, float32, the policy, and the reference policy if there is one."""
         for kind in self._together(lambda learner: learner.state_names()):
             if kind in (POLICY, REFERENCE):
-                self._load(kind, sorted(directory.glob("*.safetensors")))
+                for file in sorted(directory.glob("*.safetensors")):
+                    self._load(kind, np.fromfile(file, np.uint8))
 
-    def _load(self, kind: str, files: Sequence[Path]) -> None:
-        for file in files:
-            tensors = np.fromfile(file, np.uint8)
-            reference = tensors if self.is_local else ray.put(tensors)
-            self._together(lambda learner, ref=reference: learner.set_tensors(kind, _value(ref)))
+    def _load(self, kind: str, tensors: np.ndarray) -> None:
+        reference = tensors if self.is_local else ray.put(tensors)
+        self._together(lambda learner: learner.set_tensors(kind, _value(reference)))
 
     def _together(self, call: Callable[[Any], Any], timeout_s: float | None = None) -> Any:
-        """Calls all learners and returns the first one's result.
+        """Calls all learners and returns the first one's result, see :meth:`_all`."""
+        return self._all(call, timeout_s)[0]
+
+    def _all(self, call: Callable[[Any], Any], timeout_s: float | None = None) -> list[Any]:
+        """Calls all learners and returns their results.
 
         Raises:
             RayError: The first error, if a learner has one or is lost.
-            LearnersTimeoutError: If one does not answer in time.
+            LearnersTimeoutError: If one does not answer in time, or gives no sign of life.
         """
-        # Not the healthy ones alone: they would wait for the others.
-        results = self._get_results(
-            self.foreach_learner(call, healthy_only=False, mark_healthy=True, timeout_seconds=timeout_s)  # type: ignore[arg-type]
-        )
-        if len(results) < max(1, len(self)):
-            raise LearnersTimeoutError(f"{len(self) - len(results)} learners did not answer within {timeout_s} s")
-        return results[0]
+        if self.is_local:
+            return self._get_results(self.foreach_learner(call))
+        return self._answers([worker.apply.remote(call) for worker in self._workers], timeout_s)
+
+    def _answers(self, answers: Sequence[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
+        """The learners' answers; if one fails all are ended, since the others may wait for it."""
+        watch = Watch(self._pulses, self._timeout_s)
+        waiting, deadline = list(answers), time.monotonic() + (timeout_s or math.inf)
+        try:
+            while waiting:
+                done, waiting = ray.wait(waiting, timeout=1)
+                ray.get(done)  # raises the error, if it is one
+                if silent := watch.silent():
+                    raise LearnersTimeoutError(
+                        f"learners {silent} gave no sign of life for learner_timeout_s={self._timeout_s:g} s"
+                    )
+                if waiting and time.monotonic() > deadline:
+                    raise LearnersTimeoutError(f"{len(waiting)} learners did not answer within {timeout_s} s")
+            return ray.get(list(answers))
+        except (RayError, LearnersTimeoutError):
+            self.kill()
+            raise
 
 
-def load_policy(checkpoint: Path, model_path: str, dtype: str, adapters: LoRASettings) -> np.ndarray:
+def load_policy(checkpoint: Checkpoint, model_path: str, dtype: str, adapters: LoRASettings) -> np.ndarray:
     """The policy's weights in a checkpoint, float32, with Hugging Face names and with adapters merged.
 
     Args:
-        checkpoint: The checkpoint's directory.
+        checkpoint: The checkpoint.
         model_path: The directory of the model that the run began with.
         dtype: That of the run.
         adapters: Those of the run.
@@ -187,10 +257,11 @@ def load_policy(checkpoint: Path, model_path: str, dtype: str, adapters: LoRASet
     Raises:
         CheckpointError: If there are none.
     """
-    files = sorted((checkpoint / LEARNERS / POLICY).glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{checkpoint} holds no policy: it has no {LEARNERS}/{POLICY}")
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for files in shards.buckets(checkpoint, f"{LEARNERS}/{POLICY}"):
+        tensors |= shards.join(map(checkpoint.read, files))
+    if not tensors:
+        raise CheckpointError(f"{checkpoint.place} holds no policy: it has no {LEARNERS}/{POLICY}")
     if adapters.lora_r is not None:
         from transformers import AutoModelForCausalLM
 
@@ -198,11 +269,6 @@ def load_policy(checkpoint: Path, model_path: str, dtype: str, adapters: LoRASet
         weights = {name: parameter.detach().float() for name, parameter in base.named_parameters()}
         tensors = lora.merge_all(weights, tensors, adapters.lora_alpha / adapters.lora_r)
     return np.frombuffer(save(tensors), np.uint8)
-
-
-def _names(file: Path) -> Iterator[str]:
-    with safe_open(file, "np") as tensors:
-        yield from tensors.keys()
 
 
 def _value(reference: Any) -> np.ndarray:

@@ -17,20 +17,22 @@ import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
 from envs.workers import usable_cpus
 from rllib_exit import settings
+from rllib_exit.checkpoints import Place
 from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
 from rllib_exit.learner.learner_group import POLICY, REFERENCE
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
 from rllib_exit.learner.packing_check import can_share_prefixes
 from rllib_exit.learner.sharding.collectives import all_reduce, rank, start_process_group
 from rllib_exit.learner.sharding.ddp import DDPModel
-from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, Part, ShardedModel
+from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, ShardedModel
 from rllib_exit.learner.sharding.weights import collect_weights, safetensors_file, weight_buckets, weight_shapes
+from rllib_exit.learner.shards import ShardWriter, State
 from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
@@ -71,6 +73,7 @@ class GRPOTorchLearner(TorchLearner):
         self._num_batches = 0
         self._lr = self._training.lr
         self._sender: NCCLSender | None = None
+        self._writer = ShardWriter()
         super().build()
         self._share_prefixes = can_share_prefixes(
             self.language_model,
@@ -366,30 +369,34 @@ class GRPOTorchLearner(TorchLearner):
         self._num_batches = progress["num_batches"]
         self.model.set_step(self._num_updates)
 
+    def start_saving(self, place: Place) -> dict[str, int]:
+        """Begins to write this learner's part of a checkpoint, and returns how far training is.
+
+        It is what the learner holds now: it may go on when this returns.
+        """
+        self._writer.start(self._state(), place)
+        return self.progress()
+
+    def saved(self) -> dict[str, str] | Exception | None:
+        """The sums of what it wrote, or the error; None as long as it writes."""
+        return self._writer.outcome()
+
     def state_names(self) -> dict[str, list[list[str]]]:
-        """What a checkpoint holds: for each kind of tensors, the names in one file after the other.
+        """What a checkpoint holds: for each kind of tensors, the names in one bucket after the other.
 
         The kinds are ``policy``, the trained float32 weights; ``exp_avg`` and ``exp_avg_sq``, their moments; and
         ``reference``, if there is one.
         """
         return {kind: model.buckets(names) for kind, (model, _, names) in self._state().items()}
 
-    def get_tensors(self, kind: str, names: Sequence[str]) -> np.ndarray | None:
-        """Full tensors as a safetensors file, (bytes,) uint8, on rank 0; None on the other learners. Collective."""
-        model, part, _ = self._state()[kind]
-        tensors = model.gather(part, names)
-        if rank():
-            return None
-        return np.frombuffer(save({name: t.cpu().contiguous() for name, t in tensors.items()}), np.uint8)
-
     def set_tensors(self, kind: str, file: np.ndarray) -> None:
-        """Restores what :meth:`get_tensors` gave, with any back end and number of learners. Collective."""
+        """Sets full tensors, a safetensors file, (bytes,) uint8, with any back end and number of learners. Collective."""
         model, part, _ = self._state()[kind]
         model.scatter(part, load(file.tobytes()))
 
-    def _state(self) -> dict[str, tuple[ShardedModel, Part, list[str]]]:
+    def _state(self) -> State:
         model, reference = self.model, self.language_model.reference
-        state: dict[str, tuple[ShardedModel, Part, list[str]]] = {
+        state: dict[str, Any] = {
             POLICY: (model, "master", model.trainable),
             "exp_avg": (model, "exp_avg", model.trainable),
             "exp_avg_sq": (model, "exp_avg_sq", model.trainable),

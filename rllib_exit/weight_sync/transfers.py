@@ -154,7 +154,7 @@ class WeightSync:
     def __init__(self, learners: GRPOLearnerGroup, config: Any, training: Dispatcher, evaluation: Dispatcher) -> None:
         transfer: WeightTransfer = ObjectStoreTransfer(learners)
         if config.weight_transfer == "nccl":
-            transfer = NCCLTransfer(learners, engine_size=config.engine_size, timeout_s=config.generation_timeout_s)
+            transfer = NCCLTransfer(learners, engine_size=config.engine_size, timeout_s=config.sync_timeout_s)
         self._transfers: dict[Dispatcher, WeightTransfer] = {evaluation: ObjectStoreTransfer(learners)}
         self._transfers[training] = transfer
 

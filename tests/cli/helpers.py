@@ -61,19 +61,28 @@ def make_config(model: str, script: Any = seven) -> GRPOConfig:
 
 def write_checkpoint(path: Path, config: GRPOConfig, weights: dict[str, np.ndarray]) -> Path:
     """A checkpoint with the files of RLlib's that the command line reads."""
+    write_files(
+        path,
+        {
+            "class_and_ctor_args.pkl": _dumps({"ctor_args_and_kwargs": ((config.get_state(),), {})}),
+            "algorithm_state.pkl": _dumps({"training_iteration": 3}),
+            "learners/policy/00000.00000.safetensors": save(weights),
+        },
+    )
+    return path
+
+
+def _dumps(value: Any) -> bytes:
     from ray import cloudpickle
 
-    def dump(file: Path, value: Any) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(cloudpickle.dumps(value))  # pyright: ignore[reportPrivateImportUsage]
+    return cloudpickle.dumps(value)  # pyright: ignore[reportPrivateImportUsage]
 
-    with checkpoints.atomic_checkpoint(path) as staging:
-        dump(staging / "class_and_ctor_args.pkl", {"ctor_args_and_kwargs": ((config.get_state(),), {})})
-        dump(staging / "algorithm_state.pkl", {"training_iteration": 3})
-        policy = staging / "learners/policy/00000.safetensors"
-        policy.parent.mkdir(parents=True)
-        policy.write_bytes(save(weights))
-    return path
+
+def write_files(path: Path, files: dict[str, bytes]) -> None:
+    """A checkpoint of some files."""
+    place = checkpoints.Place.of(path)
+    checkpoints.begin(place)
+    checkpoints.finish(place, {name: place.write(name, content) for name, content in files.items()})
 
 
 class SkillEnv(DigitEnv):

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_exit import checkpoints
-from tests.cli.helpers import message, run
+from tests.cli.helpers import message, run, write_files
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])
@@ -18,6 +17,5 @@ def test_a_checkpoint_is_needed(command: str, tmp_path: Path, tiny_model: str):
 
 
 def test_another_programs_checkpoint_is_refused(tmp_path: Path):
-    with checkpoints.atomic_checkpoint(tmp_path / "other") as staging:
-        (staging / "file").write_text("x")
+    write_files(tmp_path / "other", {"file": b"x"})
     assert "no checkpoint of a training run" in message(run("evaluate", tmp_path / "other"))

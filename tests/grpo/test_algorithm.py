@@ -16,12 +16,13 @@ from safetensors.torch import load, load_file
 
 from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from envs.bfcl.env import BFCLEnv
-from rllib_exit.checkpoints import CheckpointError
+from rllib_exit.checkpoints import Checkpoint, CheckpointError
 from rllib_exit.grpo.algorithm import GRPO, RolloutError
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.rollouts import RolloutRequest
 from tests.cli.helpers import SkillEnv
 from tests.fakes import ScriptedGenerator, tool_user
+from tests.learner.sharding.learners import tensors
 from tests.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -219,13 +220,11 @@ def test_a_restored_run_selects_what_the_uninterrupted_one_does(
 
 def _learners_state(algo: Any, path: Path) -> dict[str, np.ndarray]:
     """The learners' tensors, flat, by kind."""
-    from safetensors.numpy import load_file
-
-    algo.learner_group.save_to_path(path)
+    saved = tensors(Checkpoint(algo.save_to_path(path)))
+    kinds = {name.partition("/")[0] for name in saved}
     return {
-        kind.name: np.concatenate([t.ravel() for f in sorted(kind.iterdir()) for _, t in sorted(load_file(f).items())])
-        for kind in path.iterdir()
-        if kind.is_dir()
+        kind: np.concatenate([t.ravel() for name, t in sorted(saved.items()) if name.startswith(f"{kind}/")])
+        for kind in kinds
     }
 
 
@@ -247,7 +246,7 @@ def test_a_damaged_checkpoint_is_refused(algo: Any, tmp_path: Path) -> None:
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"policy/00000\.safetensors was changed"):
+    with pytest.raises(CheckpointError, match=r"policy/00000\.00000\.safetensors was changed"):
         algo.restore_from_path(checkpoint)
 
 

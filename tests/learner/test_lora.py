@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM
 
-from rllib_exit.learner.learner_group import LEARNERS, load_policy
+from rllib_exit.learner.learner_group import load_policy
 from rllib_exit.learner.lora import sources
 from rllib_exit.learner.module import CausalLMRLModule
 from rllib_exit.objective.packing import pack
@@ -60,13 +60,13 @@ def test_adapters_are_trained_and_merged_and_the_reference_is_the_model_without_
 def test_a_checkpoint_holds_the_adapters_and_gives_the_merged_policy(tiny_model: str, tmp_path: Path) -> None:
     learners = Learners(tiny_model, **LORA)
     learners(batch(make_groups(np.random.default_rng(0))))
-    learners.save_to_path(tmp_path / LEARNERS)
+    checkpoint = learners.save(tmp_path)
     names = {name for file in tmp_path.rglob("*.safetensors") for name in load_file(file)}
     assert len(names) == 2 * 7 * 2 and all(".lora_" in name for name in names)
     restored = Learners(tiny_model, **LORA)
-    restored.restore_from_path(tmp_path / LEARNERS)
+    restored.restore(checkpoint)
 
-    merged = load(load_policy(tmp_path, tiny_model, "float32", LoRASettings(lora_r=4, lora_alpha=8.0)).tobytes())
+    merged = load(load_policy(checkpoint, tiny_model, "float32", LoRASettings(lora_r=4, lora_alpha=8.0)).tobytes())
     for group in (learners, restored):
         weights = load(group.collect_weights().tobytes())
         assert weights.keys() == merged.keys() and all(torch.equal(w, merged[name]) for name, w in weights.items())

@@ -49,6 +49,12 @@ def sum_gradients(parameters: Sequence[nn.Parameter], bucket_bytes: int = 1 << 2
             gradient.copy_(total.view_as(gradient))
 
 
+def share(tensor: Tensor) -> tuple[int, Tensor]:
+    """This learner's share of a tensor that all learners hold: where it starts, and its elements."""
+    start, end = (tensor.numel() * number // world_size() for number in (rank(), rank() + 1))
+    return start, tensor.detach().reshape(-1)[start:end]
+
+
 def _by_bytes(tensors: Sequence[Tensor], max_bytes: int) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0

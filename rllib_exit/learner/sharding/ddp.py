@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rllib_exit.learner.sharding.collectives import place, sum_gradients
+from rllib_exit.learner.sharding.collectives import place, share, sum_gradients
 from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, Part, ShardedModel, make_adamw, start_moments
 
 
@@ -78,6 +78,9 @@ class DDPModel(ShardedModel):
     def gather(self, part: Part, names: Sequence[str]) -> dict[str, Tensor]:
         return {name: self._full(self._part(part, name)) for name in names}
 
+    def shard(self, part: Part, name: str) -> tuple[int, Tensor]:
+        return self._share(self._part(part, name))
+
     @torch.no_grad()
     def scatter(self, part: Part, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -101,6 +104,9 @@ class DDPModel(ShardedModel):
 
     def _full(self, tensor: Tensor) -> Tensor:
         return tensor.detach()
+
+    def _share(self, tensor: Tensor) -> tuple[int, Tensor]:
+        return share(tensor)
 
     def _set(self, tensor: Tensor, full: Tensor) -> None:
         tensor.copy_(full)

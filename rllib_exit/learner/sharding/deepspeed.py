@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rllib_exit.learner.sharding.collectives import place, rank, world_size
+from rllib_exit.learner.sharding.collectives import place, rank, share, world_size
 from rllib_exit.learner.sharding.sharded_model import (
     OptimizerConfig,
     Part,
@@ -139,6 +139,22 @@ class DeepSpeedModel(ShardedModel):
             state = self._engine.basic_optimizer.state
             return {name: state[p][part] for name, p in parameters.items()}
         return {name: cast(Tensor, safe_get_full_optimizer_state(p, part)) for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def shard(self, part: Part, name: str) -> tuple[int, Tensor]:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        p: Any = self._parameters_by_name[name]
+        if self._zero_stage == 0:
+            return share(self.gather(part, [name])[name])
+        if self._zero_stage == 3:
+            local = safe_get_local_fp32_param(p) if part == "master" else safe_get_local_optimizer_state(p, part)
+            start = min(rank() * cast(Tensor, local).numel(), p.ds_numel)
+            return start, cast(Tensor, local)[: p.ds_numel - start]  # the last one is padded
+        if p._hp_mapping is None:
+            return 0, torch.empty(0)
+        fragment = p._hp_mapping.get_hp_fragment(None if part == "master" else part)
+        return p._hp_mapping.lp_fragment_address.start, fragment.detach().reshape(-1)
 
     @torch.no_grad()
     def scatter(self, part: Part, tensors: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rllib_exit.learner.sharding.collectives import place, world_size
 from rllib_exit.learner.sharding.ddp import DDPModel
@@ -71,6 +73,12 @@ class FSDP2Model(DDPModel):
     def _full(self, tensor: Tensor) -> Tensor:
         assert isinstance(tensor, DTensor)
         return tensor.full_tensor()
+
+    def _share(self, tensor: Tensor) -> tuple[int, Tensor]:
+        assert isinstance(tensor, DTensor)
+        # Sharded by its first dimension, which is a range of its elements.
+        _, (row, *_) = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        return row * prod(tensor.shape[1:]), tensor.detach().to_local().reshape(-1)
 
     def _set(self, tensor: Tensor, full: Tensor) -> None:
         assert isinstance(tensor, DTensor)

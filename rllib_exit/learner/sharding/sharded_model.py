@@ -15,8 +15,8 @@ parameters, gradients and the optimizer's state lie. There are three:
 
 A full tensor, as it would be without sharding, has two ways in and out, a few names at a time so that no
 learner ever holds a whole sharded model: :meth:`ShardedModel.gather` and :meth:`ShardedModel.scatter`. The
-weights for the engine and the checkpoints are made of them, so both are the same whatever the back end, and
-a checkpoint restores into any other back end and number of learners.
+weights for the engine are gathered. For a checkpoint each learner gives its own :meth:`ShardedModel.shard`, without the
+others: together they are the full tensors again, which are scattered into any back end and number of learners.
 """
 
 from __future__ import annotations
@@ -99,6 +99,20 @@ class ShardedModel(nn.Module, ABC):
                 ``"master"``: the float32 values that the optimizer updates; ``"exp_avg"`` and
                 ``"exp_avg_sq"``: AdamW's moments, float32.
             names: Which.
+        """
+
+    @abstractmethod
+    def shard(self, part: Part, name: str) -> tuple[int, Tensor]:
+        """This learner's share of a full tensor; the shares of all learners together are each element once.
+
+        Not collective. It is only valid, and unchanged by the caller, until the next step.
+
+        Args:
+            part: As :meth:`gather`'s, but for ``"weights"``.
+            name: Which.
+
+        Returns:
+            A range of the tensor's elements in their order: where it starts, and its elements, (E,), maybe none.
         """
 
     @abstractmethod

@@ -8,13 +8,18 @@ import socket
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import torch
 from ray import cloudpickle
 from ray.rllib.utils.actor_manager import ResultOrError
 
+from rllib_exit import checkpoints
+from rllib_exit.checkpoints import Checkpoint, Place
+from rllib_exit.learner import shards
 from rllib_exit.learner.batch import TrainBatch
-from rllib_exit.learner.learner_group import GRPOLearnerGroup
+from rllib_exit.learner.learner_group import LEARNERS, GRPOLearnerGroup
 from rllib_exit.learner.sharding.sharded_model import ShardedModel
 from tests.learner.helpers import make_learner, update
 
@@ -97,8 +102,27 @@ class Learners(GRPOLearnerGroup):
             return [update(self._learner, batches[0])]
         return self._processes.run([lambda held, b=b: update(held["learner"], b) for b in batches])
 
+    def save(self, path: Path) -> Checkpoint:
+        """A checkpoint of the learners alone."""
+        place = Place.of(path)
+        checkpoints.begin(place)
+        sums = self.start_saving(place / LEARNERS)()
+        checkpoints.finish(place, {f"{LEARNERS}/{name}": value for name, value in sums.items()})
+        return Checkpoint(place)
+
     def foreach_learner(self, func: Callable[[Any], Any], **kwargs: Any) -> Any:
         if self._processes is None:
             return [ResultOrError(result=func(self._learner))]
         calls = [lambda held: func(held["learner"])] * len(self._processes._pipes)
         return [ResultOrError(result=result) for result in self._processes.run(calls)]
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whole, by directory and name."""
+    kinds = {name.split("/")[1] for name in checkpoint.names if name.endswith(".safetensors")}
+    return {
+        f"{kind}/{name}": tensor
+        for kind in sorted(kinds)
+        for files in shards.buckets(checkpoint, f"{LEARNERS}/{kind}")
+        for name, tensor in shards.join(map(checkpoint.read, files)).items()
+    }

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 
-from rllib_exit.checkpoints import CheckpointError
+from rllib_exit import checkpoints
+from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.learner.sharding.collectives import sum_gradients
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.sharding.sharded_model import ShardedModel
 from tests.learner.helpers import batch, make_groups
-from tests.learner.sharding.learners import Learners, Processes, use_small_buckets
+from tests.learner.sharding.learners import Learners, Processes, tensors, use_small_buckets
 from tests.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
@@ -56,19 +57,18 @@ def batches(iteration: int, num_learners: int, **kwargs: Any) -> list[TrainBatch
 
 def saved(learners: Learners, path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, by directory and name."""
-    learners.save_to_path(path)
-    return {f"{f.parent.name}/{name}": t for f in path.rglob("*.safetensors") for name, t in load_file(f).items()}
+    return tensors(learners.save(path))
 
 
-def assert_close(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float) -> None:
-    assert tensors.keys() == expected.keys()
-    for name, tensor in tensors.items():
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
         error, norm = (tensor.double() - expected[name].double()).norm(), expected[name].double().norm()
         assert error <= rtol * norm, f"{name}: {error} of {norm}"
 
 
-def of(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
+def of(kind: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith(f"{kind}/")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -134,7 +134,7 @@ def test_two_learners_train_as_one(
             assert values == pytest.approx([single["metrics"][i][key]] * 2, rel=1e-4, abs=1e-6), key
         assert metrics[0]["tokens_per_s"] == metrics[1]["tokens_per_s"] > 0
     state = saved(learners, tmp_path / "3")
-    assert len(list((tmp_path / "3" / "policy").iterdir())) > 3
+    assert len(list((tmp_path / "3" / "learners" / "policy").iterdir())) > 3
     assert_close(of("policy", state), of("policy", single[3]), 1e-5)
     assert_close(of("reference", state), of("reference", single[3]), 1e-5)
     assert_close(state, single[3], 1e-4)  # the moments too
@@ -143,20 +143,27 @@ def test_two_learners_train_as_one(
     weights = load(learners.collect_weights().tobytes())
     assert_close({f"policy/{name}": w for name, w in weights.items()}, of("policy", state), 0)
 
+    # Whoever reads a checkpoint has, bit by bit, what was written: two learners, and one with plain torch.
+    learners.restore(Checkpoint(tmp_path / "3"))
+    assert_close(saved(learners, tmp_path / "again"), state, 0)
+    alone = Learners(tiny_model, **TRAINING)
+    alone.restore(Checkpoint(tmp_path / "3"))
+    assert_close(saved(alone, tmp_path / "alone"), state, 0)
+
     if name in SHARDED:
         # One learner goes on from what two have written, with the same back end and with plain torch ...
         for fields in (BACK_ENDS[name], {}):
             alone = Learners(tiny_model, **TRAINING, **fields)
-            alone.restore_from_path(tmp_path / "3")
+            alone.restore(Checkpoint(tmp_path / "3"))
             loss = alone(batches(3, 1))[0]["loss"]
             assert loss == pytest.approx(single["metrics"][3]["loss"], rel=1e-4, abs=1e-6)  # it is close to 0
             assert_close(of("policy", saved(alone, tmp_path / f"4{len(fields)}")), of("policy", single[4]), 1e-5)
         # ... and two from what one has written.
-        learners.restore_from_path(single["path"])
+        learners.restore(Checkpoint(single["path"]))
         metrics = learners(batches(3, 2))
         assert metrics[0]["lr"] == single["metrics"][3]["lr"]
         assert_close(of("policy", saved(learners, tmp_path / "4")), of("policy", single[4]), 1e-5)
-        progress = json.loads((tmp_path / "4" / "progress.json").read_text())
+        progress = json.loads((tmp_path / "4" / "learners" / "progress.json").read_text())
         assert progress == {"policy_version": 4, "num_updates": 8, "num_batches": 4}
 
 
@@ -222,7 +229,7 @@ def test_offloading_the_optimizer_changes_nothing(
     pair: Processes, single: dict[Any, Any], tiny_model: str, tmp_path: Path
 ) -> None:
     learners = Learners(tiny_model, pair, **TRAINING, **BACK_ENDS["zero3"], offload_optimizer=True)
-    learners.restore_from_path(single["path"])
+    learners.restore(Checkpoint(single["path"]))
     learners(batches(3, 2))
     assert_close(of("policy", saved(learners, tmp_path / "4")), of("policy", single[4]), 1e-5)
 
@@ -246,8 +253,8 @@ def test_adapters(name: str, dtype: str, pair: Processes, tiny_model: str, tmp_p
     fields: dict[str, Any] = {**TRAINING, "ref_update_rate": 0.0, "dtype": dtype, "lora_r": 4}
     learners, alone = Learners(tiny_model, pair, **fields, **BACK_ENDS[name]), Learners(tiny_model, **fields)
     # The adapters' first weights are random.
-    learners.save_to_path(tmp_path / "start")
-    alone.restore_from_path(tmp_path / "start")
+    learners.save(tmp_path / "start")
+    alone.restore(Checkpoint(tmp_path / "start"))
     for i in range(2):
         metrics, expected = learners(batches(i, 2))[0], alone(batches(i, 1))[0]
         assert metrics["kl"] == pytest.approx(expected["kl"], rel=1e-3) if dtype == "float32" else metrics["kl"] > 0
@@ -262,7 +269,9 @@ def test_adapters(name: str, dtype: str, pair: Processes, tiny_model: str, tmp_p
 
 def test_a_checkpoint_of_another_model_is_refused(single: dict[Any, Any], tmp_path: Path) -> None:
     learners = Learners(make_tiny_model(tmp_path / "untied", tied=False), **TRAINING)
-    with pytest.raises(CheckpointError, match=r"policy is of another model.*'lm_head.weight'"):
-        learners.restore_from_path(single["path"])
-    with pytest.raises(CheckpointError, match=r"no progress\.json"):
-        learners.restore_from_path(tmp_path)
+    with pytest.raises(CheckpointError, match=r"policy in .* is of another model.*'lm_head.weight'"):
+        learners.restore(Checkpoint(single["path"]))
+    place = Place.of(tmp_path / "other")
+    checkpoints.finish(place, {"state.pkl": place.write("state.pkl", b"")})
+    with pytest.raises(CheckpointError, match=r"no learners/progress\.json"):
+        learners.restore(Checkpoint(place))

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from rllib_exit.learner.pulse import Watch
+
+
+def test_who_counts_no_further_for_too_long_is_silent() -> None:
+    numbers, now = {"a": 1, "b": 1}, [100.0]
+    watch = Watch(["a", "b"], 30, numbers.__getitem__, lambda: now[0])
+    assert watch.silent() == []
+    now[0] += 29
+    numbers["a"] += 1
+    assert watch.silent() == []
+    now[0] += 2
+    assert watch.silent() == [1]
+    # Whoever goes on counting is alive.
+    numbers["b"] += 1
+    assert watch.silent() == []
