@@ -67,7 +67,7 @@ class Place:
         return Place(self.filesystem, self.path.rpartition("/")[0])
 
     def __str__(self) -> str:
-        return self.path if self._is_local else f"{self.filesystem.type_name}:{self.path}"
+        return self.path if self._is_local else f"{self.filesystem.type_name}://{self.path}"
 
     def write(self, name: str, content: bytes) -> str:
         """Writes a file, on this machine to the disk itself, and returns its SHA-256 sum."""

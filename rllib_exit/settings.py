@@ -324,7 +324,7 @@ class FaultToleranceSettings(Settings):
     sync_timeout_s: PositiveFloat | None = 120.0
     """The longest that a broadcast of weights by NCCL may take, in seconds. After that the learners count as hung, and
     training goes on from the last checkpoint. None is no limit."""
-    learner_timeout_s: PositiveFloat | None = 30.0
+    learner_timeout_s: PositiveFloat | None = 25.0
     """The longest that a learner may give no sign of life while the others wait for it, in seconds. After that all end,
     and training goes on from the last checkpoint. It is no limit of an update. None waits for ever."""
     save_in_background: bool = False

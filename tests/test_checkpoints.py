@@ -10,11 +10,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from rllib_exit.checkpoints import MANIFEST, Checkpoint, CheckpointError, Place, begin, finish, newest, newest_at, verify
+from rllib_exit.checkpoints import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    Place,
+    begin,
+    finish,
+    newest,
+    newest_at,
+    verify,
+)
 
 
 def write_at(place: Place, content: str = "state") -> Place:

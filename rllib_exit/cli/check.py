@@ -40,7 +40,7 @@ class Finding:
 def check_file(
     file: Annotated[Path, typer.Argument(help="Python file with `config`, as of `rllib train file`.")],
     scale: Scale = "auto",
-    results_dir: Annotated[Path, typer.Option(help="Where results and checkpoints would go.")] = Path("results"),
+    results_dir: Annotated[str, typer.Option(help="Where results and checkpoints would go.")] = "results",
     gpu_gb: Annotated[
         float | None, typer.Option(min=1, help="The memory of a GPU in GB; by default that of this machine's first.")
     ] = None,
@@ -73,7 +73,7 @@ def check_file(
         raise typer.Exit(1)
 
 
-def findings_of(config: GRPOConfig, results_dir: Path, gpu_gb: float | None = None) -> Iterator[Finding]:
+def findings_of(config: GRPOConfig, results_dir: Path | str, gpu_gb: float | None = None) -> Iterator[Finding]:
     """Makes all checks; those that a failed one would mislead are left out."""
     yield (settings := _made("settings", lambda: _settings(config)))
     if not settings.good:
@@ -89,7 +89,8 @@ def findings_of(config: GRPOConfig, results_dir: Path, gpu_gb: float | None = No
             yield _made("prompts", lambda: _prompts(config, env[0]))
         gpu = gpu_gb * 1e9 if gpu_gb else _gpu_memory()
         yield from _memory(config, shape[0], gpu)
-        yield _disk(config, shape[0], results_dir)
+        if "://" not in str(results_dir):  # a bucket has room
+            yield _disk(config, shape[0], Path(results_dir))
     yield _driver(config)
     yield _resources(config)
 
@@ -197,8 +198,8 @@ def _memory(config: GRPOConfig, shape: Any, gpu: float | None) -> Iterator[Findi
         kind = "" if learner_on_gpu else " of host memory"
         text += f", of {room / 1e9:.0f} GB{kind}" + ("" if good else _smaller(config))
         yield Finding("learner's memory", good, text)
-    if host := memory_plan.learner_host(shape, config):
-        yield Finding("learner's host memory", None, f"{_table(host)}, for each learner")
+    host = memory_plan.learner_host(shape, config)
+    yield Finding("learner's host memory", None, f"{_table(host)}, for each learner")
     text = f"{_table(engine)}, and {token / 1e3:.1f} kB of cache a token"
     share = config.engine_args.get("gpu_memory_utilization", 0.9)
     if not engine_on_gpu or gpu is None:

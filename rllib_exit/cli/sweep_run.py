@@ -33,7 +33,7 @@ def train_sweep(
     tune_config: TuneConfig | None,
     taken: Mapping[str, Any],
     scheduler: str | None,
-    resume: Path | None,
+    resume: str | None,
 ) -> None:
     """Checks a sweep, runs it to its end and tells its ranking.
 
@@ -49,10 +49,12 @@ def train_sweep(
         CommandError: If a trial failed.
         KeyboardInterrupt: If Ctrl-C ended it.
     """
-    training = replace(training, directory=(resume or training.directory).absolute())
+    if "://" in f"{resume} {training.directory}":
+        raise ValueError(f"a sweep's results lie on this machine, and {resume or training.directory} does not")
+    training = replace(training, directory=Path(resume or training.directory).absolute())
     sweep = Sweep.of(training.config, tune_config, taken)
     assert tune_config is not None
-    check_directory(training.directory, sweep, resume is not None)
+    check_directory(training.path, sweep, resume is not None)
     trial_scheduler = tune_config.scheduler if scheduler is None else make_scheduler(scheduler, training)
     first = sweeps.check_variants(training.config)
     check_metric(training, sweep)
@@ -62,7 +64,7 @@ def train_sweep(
     training = replace(training, config=sweeps.with_values(training.config, models))
     reserve(replace(training, config=first), tune_config.max_concurrent_trials or 1)
     say(f"sweep: {training.directory}")
-    _finish(_run(training, tune_config, sweep, trial_scheduler, resume is not None), sweep, training.directory)
+    _finish(_run(training, tune_config, sweep, trial_scheduler, resume is not None), sweep, training.path)
 
 
 def check_directory(directory: Path, sweep: Sweep, resume: bool) -> None:
@@ -113,9 +115,9 @@ def _run(training: Training, tune_config: TuneConfig, sweep: Sweep, scheduler: A
     # Tune handles Ctrl-C here: it writes down how far the sweep has come. Most iterations have no evaluation.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    training.directory.mkdir(parents=True, exist_ok=True)
-    mend_results(training.directory)
-    (training.directory / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(sweep), indent=2) + "\n")
+    training.path.mkdir(parents=True, exist_ok=True)
+    mend_results(training.path)
+    (training.path / sweeps.SWEEP_FILE).write_text(json.dumps(asdict(sweep), indent=2) + "\n")
     concurrent = tune_config.max_concurrent_trials
     own_search = sweeps.PossibleVariants(
         training.config, max_concurrent=concurrent or 0, random_state=training.config.seed

@@ -34,9 +34,9 @@ class TrainGroup(TyperGroup):
 
 
 StopIters = Annotated[int | None, typer.Option(min=1, help="Stop after this many iterations in all.")]
-ResultsDir = Annotated[Path, typer.Option(help="Where results and checkpoints go.")]
+ResultsDir = Annotated[str, typer.Option(help="Where results and checkpoints go: a directory, or a URI as s3://...")]
 Resume = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="Go on from a checkpoint, or from the newest whole one under a directory; or with a sweep's directory."
     ),
@@ -64,7 +64,7 @@ def train_file(
     ],
     stop_iters: StopIters = None,
     scale: Scale = "auto",
-    results_dir: ResultsDir = Path("results"),
+    results_dir: ResultsDir = "results",
     resume: Resume = None,
     checkpoint_freq: CheckpointFreq = 10,
     log_rollouts: LogRollouts = False,
@@ -93,7 +93,7 @@ def train_file(
         check_file(file)
         _train(
             lambda: load_file(file, any_algorithm=True),
-            results_dir / file.stem,
+            _directory(results_dir, file.stem),
             stop_iters=stop_iters,
             scale=scale,
             resume=resume,
@@ -127,7 +127,7 @@ def train_dataset(
     strategy: Annotated[str, typer.Option(help="grpo, curriculum, improve, diverge or exit.")] = "exit",
     stop_iters: StopIters = None,
     scale: Scale = "auto",
-    results_dir: ResultsDir = Path("results"),
+    results_dir: ResultsDir = "results",
     resume: Resume = None,
     checkpoint_freq: CheckpointFreq = 10,
     log_rollouts: LogRollouts = False,
@@ -163,7 +163,7 @@ def train_dataset(
 
         _train(
             make,
-            results_dir / Path(dataset).stem,
+            _directory(results_dir, Path(dataset).stem),
             stop_iters=stop_iters,
             scale=scale,
             resume=resume,
@@ -176,13 +176,17 @@ def train_dataset(
         )
 
 
+def _directory(results_dir: str, name: str) -> Path | str:
+    return f"{results_dir.rstrip('/')}/{name}" if "://" in results_dir else (Path(results_dir) / name).absolute()
+
+
 def _train(
     make: Callable[[], tuple[GRPOConfig, dict[str, Any], TuneConfig | None]],
-    directory: Path,
+    directory: Path | str,
     *,
     stop_iters: int | None,
     scale: str,
-    resume: Path | None,
+    resume: str | None,
     checkpoint_freq: int,
     log_rollouts: bool,
     dashboard: bool,
@@ -218,7 +222,7 @@ def _train(
         training = Training(
             config,
             stop,
-            directory.absolute(),
+            directory,
             checkpoint_freq,
             verbose,
             dashboard=dashboard,

@@ -15,15 +15,18 @@ from typing import Any
 import ray
 import typer
 from ray import tune
+from ray.train._internal.checkpoint_manager import _TrainingResult
 from ray.tune import Callback
 from ray.tune.utils import flatten_dict
 
 from envs.workers import usable_cpus
 from rllib_exit import checkpoints
+from rllib_exit.checkpoints import Place
 from rllib_exit.cli.config import check
 from rllib_exit.cli.console import CommandError, duration, err, error_message, out, say, visible
 from rllib_exit.cli.progress import Progress
 from rllib_exit.cli.runs import init_ray, load_iteration, require
+from rllib_exit.grpo.checkpointing import LastCheckpoint
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.stopping import request_stop
 from rllib_exit.learner.learner_group import LearnerError
@@ -38,7 +41,7 @@ class Training:
     Attributes:
         config: The config; that of a sweep has search spaces.
         stop: The values of a result at which a trial ends; the keys of nested ones are joined by slashes.
-        directory: The absolute path of the directory for results and checkpoints.
+        directory: The absolute path, or the URI, of the directory for results and checkpoints.
         checkpoint_freq: The number of iterations between checkpoints; with 0 there is one only at the end.
         verbose: Whether the workers' logs and the tracebacks of errors are shown.
         dashboard: Whether Ray's dashboard is started.
@@ -47,11 +50,16 @@ class Training:
 
     config: GRPOConfig
     stop: Mapping[str, Any]
-    directory: Path
+    directory: Path | str
     checkpoint_freq: int
     verbose: bool
     dashboard: bool = False
     trackers: Sequence[Callback] = ()
+
+    @property
+    def path(self) -> Path:
+        """The directory, on this machine."""
+        return Path(self.directory)
 
     @property
     def num_iterations(self) -> int | None:
@@ -132,10 +140,11 @@ def run_trials(
             unknown.extend(unknown_metrics(training.stop, result))
         return bool(unknown) or stop_now() or reached(training.stop, result)
 
+    storage_path, _, name = str(training.directory).rpartition("/")
     analysis = tune.run(
         algorithm,
-        name=training.directory.name,
-        storage_path=str(training.directory.parent),
+        name=name,
+        storage_path=storage_path,
         config=training.config.to_dict(),
         checkpoint_config=tune.CheckpointConfig(
             num_to_keep=num_to_keep, checkpoint_frequency=training.checkpoint_freq, checkpoint_at_end=True
@@ -148,7 +157,7 @@ def run_trials(
     )
     trials = analysis.trials or []
     if unknown:
-        saved = [f"saved: {path}" for trial in trials if (path := _newest(Path(str(trial.path))))]
+        saved = [f"saved: {path}" for trial in trials if (path := _newest(trial))]
         raise CommandError("\n".join([unknown[0], *saved]))
     return trials
 
@@ -156,9 +165,22 @@ def run_trials(
 # A run.
 
 
-def train_run(training: Training, resume: Path | None) -> None:
+class RestoreFrom(Callback):
+    """Has a trial begin from a checkpoint anywhere: ``tune.run``'s ``restore`` takes a path of this machine alone."""
+
+    def __init__(self, checkpoint: Place | None) -> None:
+        self._checkpoint = checkpoint
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if self._checkpoint is not None:
+            begun = tune.Checkpoint(self._checkpoint.path, self._checkpoint.filesystem)
+            trial._restore_checkpoint_result = _TrainingResult(begun, {})
+
+
+def train_run(training: Training, resume: str | None) -> None:
     """Trains, from the newest checkpoint at or under ``resume`` if given; goes on if a learner fails."""
     checkpoint = None if resume is None else _checkpoint(training, resume)
+    training.config.fault_tolerance(save_in_background=True)
     check_stop(training)
     check(training.config)
     reserve(training)
@@ -171,16 +193,11 @@ def train_run(training: Training, resume: Path | None) -> None:
         )
     if training.config.warm_start_epochs and checkpoint is None:
         warm_start(training.config, say)  # it is then in the cache, where the algorithm finds it
-    progress = training.progress()
+    progress, last = training.progress(), LastCheckpoint()
     with progress, _stop_on_signals(progress) as signals:
         while True:
-            (trial,) = run_trials(
-                training,
-                progress,
-                restore=str(checkpoint) if checkpoint else None,
-                stop_now=lambda: bool(signals),
-            )
-            saved = _newest(Path(str(trial.path)))
+            (trial,) = run_trials(training, progress, RestoreFrom(checkpoint), last, stop_now=lambda: bool(signals))
+            saved = _newest(trial)
             if signals or saved is None or not isinstance(trial.get_pickled_error(), LearnerError):
                 break
             if checkpoint is not None and load_iteration(saved) <= load_iteration(checkpoint):
@@ -190,19 +207,19 @@ def train_run(training: Training, resume: Path | None) -> None:
     if signal.SIGTERM in signals and saved is not None:
         say(f"stopped by SIGTERM; go on with the same command and --resume {saved}")
         raise typer.Exit(128 + signal.SIGTERM)
-    if trial.status != "TERMINATED" or saved is None:
-        raise _failure(trial, saved, training.verbose)
+    if trial.status != "TERMINATED" or saved is None or last.error is not None:
+        raise _failure(trial, saved, training.verbose, last.error)
     out.print(progress.summary())
     if signal_text := progress.signal():
         say(signal_text)
     say(f"iteration {load_iteration(saved)} after {duration(progress.seconds)}")
     say(f"checkpoint: {saved}")
-    say("next:")
+    say("copy it to this machine, and then:" if "://" in str(saved) else "next:")
     for command in next_commands(training, saved):
         say(f"  {command}")
 
 
-def next_commands(training: Training, checkpoint: Path) -> list[str]:
+def next_commands(training: Training, checkpoint: Place) -> list[str]:
     """Three commands that are likely to come next: compare with the model before training, look, keep the model."""
     path, directory = shlex.quote(str(checkpoint)), shlex.quote(str(training.directory))
     held_out = " --split test" if "test" in training.config.splits else ""
@@ -210,7 +227,7 @@ def next_commands(training: Training, checkpoint: Path) -> list[str]:
     return [f"rllib evaluate {path} --baseline{held_out}", f"rllib {look}", f"rllib export {path} my-model"]
 
 
-def train_other(training: Training, resume: Path | None) -> None:
+def train_other(training: Training, resume: str | None) -> None:
     """Trains another algorithm of RLlib's, as RLlib does, from the checkpoint ``resume`` if given."""
     check_stop(training)
     training.config.copy(copy_frozen=False).validate()
@@ -218,7 +235,7 @@ def train_other(training: Training, resume: Path | None) -> None:
     say(f"results: {training.directory}")
     progress = training.progress()
     with progress, _stop_on_signals(progress) as signals:
-        restore = str(resume.absolute()) if resume else None
+        restore = str(Path(resume).absolute()) if resume else None
         (trial,) = run_trials(training, progress, restore=restore, stop_now=lambda: bool(signals))
     if trial.status != "TERMINATED" or trial.checkpoint is None:
         raise _failure(trial, None, training.verbose)
@@ -226,8 +243,8 @@ def train_other(training: Training, resume: Path | None) -> None:
     say(f"checkpoint: {trial.checkpoint.path}")
 
 
-def _checkpoint(training: Training, resume: Path) -> Path:
-    checkpoint = checkpoints.newest(resume)
+def _checkpoint(training: Training, resume: str) -> Place:
+    checkpoint = checkpoints.newest_at(Place.of(resume))
     done, num_iterations = load_iteration(checkpoint), training.num_iterations
     if num_iterations is not None and done >= num_iterations:
         raise ValueError(
@@ -237,15 +254,16 @@ def _checkpoint(training: Training, resume: Path) -> Path:
     return checkpoint
 
 
-def _newest(directory: Path) -> Path | None:
+def _newest(trial: Any) -> Place | None:
+    """A trial's newest whole checkpoint."""
     try:
-        return checkpoints.newest(directory)
+        return checkpoints.newest_at(Place(trial.storage.storage_filesystem, trial.path))
     except checkpoints.CheckpointError:
         return None
 
 
-def _failure(trial: Any, saved: Path | None, verbose: bool) -> CommandError:
-    error = trial.get_pickled_error()
+def _failure(trial: Any, saved: Place | None, verbose: bool, last_save: BaseException | None = None) -> CommandError:
+    error = trial.get_pickled_error() or last_save
     if verbose and error is not None:
         err.print(visible(str(error)), soft_wrap=True)
     lines = [f"training failed: {error_message(error) if error is not None else trial.status}"]

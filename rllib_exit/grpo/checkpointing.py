@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils import force_list
@@ -21,7 +23,7 @@ from rllib_exit import checkpoints
 from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
 from rllib_exit.connectors.exit_replay import ExItReplay
 from rllib_exit.grpo.rollout_queue import RolloutQueue
-from rllib_exit.learner.learner_group import LEARNERS, GRPOLearnerGroup
+from rllib_exit.learner.learner_group import LEARNERS, GRPOLearnerGroup, learner_errors
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,8 @@ class CheckpointedAlgorithm(Algorithm):
             super().save_to_path(local, **kwargs)
             files = [file for file in Path(local).rglob("*") if file.is_file()]
             small = {str(file.relative_to(local)): file.read_bytes() for file in files}
-        learners = self.learner_group.start_saving(place / LEARNERS)
+        with learner_errors():
+            learners = self.learner_group.start_saving(place / LEARNERS)
 
         def finish() -> None:
             try:
@@ -135,11 +138,13 @@ class CheckpointedAlgorithm(Algorithm):
         """Waits until the checkpoint that is being written is whole.
 
         Raises:
-            Exception: What kept it from that, once.
+            LearnerError: If a learner was lost.
+            Exception: What else kept it from that; once.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
-            saving.result()
+            with learner_errors():
+                saving.result()
 
     def cleanup(self) -> None:
         try:
@@ -150,11 +155,11 @@ class CheckpointedAlgorithm(Algorithm):
     def restore(self, checkpoint_path: Any) -> None:
         """Restores as Tune's Trainable does, but reads the checkpoint where it lies.
 
-        If it never became whole, since whoever wrote it in the background was killed, the newest whole one beside it is
+        If it never became whole, since what wrote it in the background was killed, the newest whole one beside it is
         taken.
         """
         place = Place.of(getattr(checkpoint_path, "checkpoint", checkpoint_path))
-        if checkpoints.MANIFEST not in place.files():
+        if self._storage is not None and self.config.save_in_background and checkpoints.MANIFEST not in place.files():
             beside = checkpoints.newest_at(place.parent)
             logger.warning("checkpoint %s was not written to its end: going on from %s", place, beside)
             place = beside
@@ -203,3 +208,23 @@ class CheckpointedAlgorithm(Algorithm):
 
         (``_restored`` is a flag of Tune's ``Trainable``.)
         """
+
+
+class LastCheckpoint(tune.Callback):
+    """For Tune's runs with ``save_in_background``: waits at a trial's end until its last checkpoint is whole.
+
+    Tune ends a trial's processes seconds after it has asked for the last checkpoint.
+
+    Attributes:
+        error: What kept it from that.
+    """
+
+    error: BaseException | None = None
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        try:
+            if actor := trial.temporary_state.ray_actor:
+                ray.get(actor.finish_saving.remote())
+        except RayError as error:
+            self.error = error.cause if isinstance(error, RayTaskError) else error
+            logger.error("the last checkpoint of %s was not written: %s", trial, self.error)

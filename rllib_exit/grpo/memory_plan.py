@@ -135,8 +135,8 @@ def activations(shape: ModelShape, config: GRPOConfig, float32_stream: bool) -> 
 
 
 def learner_host(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
-    """The bytes of host memory that a learner holds while it trains on a GPU."""
-    needs: dict[str, float] = {}
+    """The bytes of host memory that a learner on a GPU holds, while a checkpoint is written too."""
+    needs = {"copy for a checkpoint": checkpoints(shape, config) / CHECKPOINTS / max(1, config.num_learners)}
     if config.kl_coeff and config.lora_r is None and config.sharding == "ddp":
         needs["reference policy, float32"] = 4.0 * shape.parameters
     if config.sharding == "deepspeed" and config.offload_optimizer:

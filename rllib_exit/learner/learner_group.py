@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 import uuid
@@ -25,8 +24,6 @@ from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
 from rllib_exit.learner import lora, shards
 from rllib_exit.learner.pulse import Watch, end_pulse, start_pulse
 from rllib_exit.settings import FaultToleranceSettings, LoRASettings
-
-logger = logging.getLogger(__name__)
 
 # Of a checkpoint.
 LEARNERS = "learners"
@@ -68,25 +65,22 @@ class GRPOLearnerGroup(LearnerGroup):
     """
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
-        super().__init__(config=config, **kwargs)
         self._timeout_s = FaultToleranceSettings.of(config).learner_timeout_s or math.inf
-        self._pulses = [f"{uuid.uuid4()}" for _ in self._workers or ()]
-        ray.get([
-            worker.apply.remote(lambda _, key=key: start_pulse(key))
-            for worker, key in zip(self._workers or (), self._pulses, strict=True)
-        ])
+        self._pulses: list[str] = []
+        super().__init__(config=config, **kwargs)
+        if self._workers:
+            pulses = [f"{uuid.uuid4()}" for _ in self._workers]
+            pairs = zip(self._workers, pulses, strict=True)
+            ray.get([worker.apply.remote(lambda _, key=key: start_pulse(key)) for worker, key in pairs])
+            self._pulses = pulses
 
     def update(self, *, training_data: Any, **kwargs: Any) -> list[Any]:  # type: ignore[override]
         """RLlib's update, on all learners together."""
         if self.is_local:
             return super().update(training_data=training_data, **kwargs)
         parts = training_data.shard(num_shards=len(self))
-        return self._answers(
-            [
-                worker.update.remote(training_data=part, **kwargs)
-                for worker, (part, _) in zip(self._workers, parts, strict=True)
-            ]
-        )
+        pairs = zip(self._workers, parts, strict=True)
+        return self._answers([worker.update.remote(training_data=part, **kwargs) for worker, (part, _) in pairs])
 
     def kill(self) -> None:
         """Ends all learners, whatever they wait for."""

@@ -390,7 +390,7 @@ class GRPOTorchLearner(TorchLearner):
         return {kind: model.buckets(names) for kind, (model, _, names) in self._state().items()}
 
     def set_tensors(self, kind: str, file: np.ndarray) -> None:
-        """Sets full tensors, a safetensors file, (bytes,) uint8, with any back end and number of learners. Collective."""
+        """Sets full tensors, a safetensors file, (bytes,) uint8, whatever the number of learners. Collective."""
         model, part, _ = self._state()[kind]
         model.scatter(part, load(file.tobytes()))
 

@@ -108,3 +108,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(check.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e6}))
     disk = found(make_config(), tmp_path / "not" / "there")["disk"]
     assert disk.good is False and "choose another --results-dir" in disk.text
+
+
+def test_a_bucket_has_room(tmp_path: Path):
+    checks = [finding.check for finding in findings_of(make_config(), "s3://bucket/runs")]
+    assert "disk" not in checks and "model" in checks

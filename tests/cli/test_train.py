@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from rllib_exit.cli import training
 from rllib_exit.cli.console import CommandError
@@ -129,7 +130,8 @@ def test_trials_end_after_their_first_result_where_stop_has_an_unknown_metric(
             seen.append(result["training_iteration"])
             if stop("trial", result):
                 break
-        return SimpleNamespace(trials=[SimpleNamespace(path=str(tmp_path))])
+        storage = SimpleNamespace(storage_filesystem=LocalFileSystem())
+        return SimpleNamespace(trials=[SimpleNamespace(path=str(tmp_path), storage=storage)])
 
     monkeypatch.setattr(training.tune, "run", tune_run)
     checkpoint = write_checkpoint(tmp_path / "checkpoint_000000", make_config(tiny_model), {})

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from rllib_exit.grpo.config import GRPOConfig
+from rllib_exit.learner.learner_group import GRPOLearnerGroup, LearnerError, learner_errors
+from rllib_exit.learner.sharding.collectives import rank
 from tests.grpo.test_algorithm import make_config
+from tests.processes import wait_for_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.slow]
 
@@ -39,3 +49,39 @@ def test_a_run_with_two_sharded_learners_goes_on_with_one(
     finally:
         for algo in filter(None, (one, two)):
             algo.stop()
+
+
+@pytest.fixture
+def group(tiny_model: str, ray_session: None) -> Iterator[tuple[GRPOLearnerGroup, list[int]]]:
+    """Two learners, and their process ids."""
+    config = make_config(tiny_model, num_learners=2, num_cpus_per_learner=1).fault_tolerance(learner_timeout_s=4)
+    space = gym.spaces.Text(8)
+    spec = config.get_multi_rl_module_spec(spaces={"default_policy": (space, space)})
+    learners = GRPOLearnerGroup(config=config, module_spec=spec)
+    yield learners, learners._all(lambda _: os.getpid())
+    learners.shutdown()
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped", "raises"])
+def test_learners_fail_together(how: str, group: tuple[GRPOLearnerGroup, list[int]]) -> None:
+    learners, pids = group
+
+    def work(learner: Any) -> None:
+        if rank() == 1 and how == "raises":
+            raise MemoryError("out of memory")
+        time.sleep(600)  # as it would in an operation that the other never joins
+
+    def stop(signal_: int) -> None:
+        os.kill(pids[1], signal_)
+
+    if how != "raises":
+        threading.Timer(1, stop, [signal.SIGKILL if how == "killed" else signal.SIGSTOP]).start()
+    start = time.monotonic()
+    with pytest.raises(LearnerError) as error, learner_errors():
+        learners._all(work)
+    seconds = time.monotonic() - start
+    wait_for_end(pids)
+    print(f"{how}: LearnerError after {seconds:.1f} s, all ended after {time.monotonic() - start:.1f} s")
+    assert seconds < {"killed": 5, "stopped": 12, "raises": 5}[how]
+    said = {"killed": "ActorDied", "stopped": r"learners \[1\] gave no sign of life", "raises": "MemoryError"}[how]
+    assert re.search(said, str(error.value))

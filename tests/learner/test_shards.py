@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from rllib_exit.checkpoints import CheckpointError, Place
+from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place, newest
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.shards import ShardWriter, join
+from tests.learner.sharding.learners import Learners, tensors
 
 
 def part(start: int, values: list[float], shape: list[int]) -> bytes:
@@ -53,3 +56,49 @@ def test_what_is_written_is_the_state_at_the_start_and_the_error_is_told(tmp_pat
     while (error := writer.outcome()) is None:
         pass
     assert isinstance(error, OSError)
+
+
+SAVING = """
+import sys, time
+from pathlib import Path
+from rllib_exit import checkpoints
+from rllib_exit.checkpoints import Place
+from rllib_exit.learner.sharding.sharded_model import ShardedModel
+from tests.learner.sharding.learners import Learners
+
+class SlowPlace(Place):
+    def write(self, name, content):
+        print("writing", name, flush=True)
+        time.sleep(0.2)
+        return super().write(name, content)
+
+ShardedModel.bucket_bytes = 1 << 18
+learners = Learners(sys.argv[1])
+for parameter in learners._learner.language_model.model.parameters():
+    parameter.data.add_(1)
+learners.save(Path(sys.argv[2]) / "1")
+print("whole", flush=True)
+local = Place.of(Path(sys.argv[2]) / "2")
+learners.start_saving(SlowPlace(local.filesystem, f"{local.path}/learners"))()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before_it(tiny_model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVING, tiny_model, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    lines = iter(process.stdout.readline, "")
+    assert "whole\n" in lines
+    for _ in range(4):  # some of its files are there
+        assert next(lines).startswith("writing")
+    process.kill()
+    process.wait()
+    assert list((tmp_path / "2").rglob("*.safetensors"))
+    assert newest(tmp_path) == tmp_path / "1"
+    again = Learners(tiny_model)
+    again.restore(Checkpoint(newest(tmp_path)))
+    assert all((p.data > 0.5).all() for p in again._learner.language_model.model.parameters())
+    written, restored = tensors(Checkpoint(tmp_path / "1")), tensors(again.save(tmp_path / "3"))
+    assert written.keys() == restored.keys()
+    assert all(torch.equal(tensor, restored[name]) for name, tensor in written.items())
