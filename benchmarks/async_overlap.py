@@ -62,6 +62,12 @@ class SimulatedGenerator:
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         return 0.0
 
+    async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
+        return 0.0
+
+    async def checksums(self) -> dict[str, int]:
+        return {}
+
     async def sleep(self) -> None:
         pass
 

@@ -66,6 +66,12 @@ class TimedGenerator:
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         return await self.generator.update_weights(files)
 
+    async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
+        return await self.generator.patch_weights(patches)
+
+    async def checksums(self) -> dict[str, Any]:
+        return await self.generator.checksums()
+
     async def sleep(self) -> None:
         await self.generator.sleep()
 

@@ -196,6 +196,9 @@ class GenerationSettings(Settings):
     weight_transfer: Literal["object_store", "nccl"] = "object_store"
     """How weights come from the learners: ``object_store``, through Ray's object store and shared memory, or
     ``nccl``, from GPU to GPU; see :mod:`rllib_exit.weight_sync.transfers`."""
+    full_weights_interval: PositiveInt = 20
+    """Through the object store go those bfloat16 weights that an update changed, as long as they are few. Every so many
+    times all go, too, and an engine compares the two. 1 sends all of them every time."""
 
 
 class TrainingSettings(Settings):

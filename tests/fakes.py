@@ -71,6 +71,7 @@ class ScriptedGenerator:
         self.script = script
         self.prompts: list[list[int]] = []
         self.updates: list[Sequence[Sequence[np.ndarray]]] = []
+        self.patches: list[Sequence[Sequence[np.ndarray]]] = []
         self._max_model_len = max_model_len
 
     @property
@@ -92,6 +93,13 @@ class ScriptedGenerator:
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         self.updates.append(files)
         return 0.0
+
+    async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
+        self.patches.extend(patches)
+        return 0.0
+
+    async def checksums(self) -> dict[str, int]:
+        return {}
 
     async def sleep(self) -> None:
         pass

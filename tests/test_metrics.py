@@ -25,7 +25,7 @@ NAMES = {
         "tokens_per_s",
     },
     "timers": {"select", "rollout", "embed", "update", "sync"},
-    "sync": {"bytes", "transfer_s", "load_s"},
+    "sync": {"bytes", "changed_fraction", "transfer_s", "load_s"},
     "policy": {"policy_version", "policy_lag_max"},
 }  # fmt: skip
 

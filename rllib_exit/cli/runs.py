@@ -119,11 +119,13 @@ def load_into(env_runners: Dispatcher, checkpoint: Path, config: GRPOConfig) -> 
     import ray
 
     from rllib_exit.env_runners.llm_env_runner import remote_call
+    from rllib_exit.weight_sync.weight_store import StoredWeights
 
     files: list[Any] = cast(load_weights(checkpoint), config.dtype)
     if config.num_env_runners:
         files = [ray.put(file) for file in files]
-    env_runners.broadcast(remote_call("update_weights", load_iteration(checkpoint), *files))
+    weights = StoredWeights.full(load_iteration(checkpoint), files)
+    env_runners.broadcast(remote_call("update_weights", weights))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -99,6 +99,26 @@ class Generator(Sampler, Protocol):
 
         Returns:
             How many seconds the engine itself took.
+
+        Raises:
+            EngineError: If the engine died.
+        """
+        ...
+
+    async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
+        """As :meth:`update_weights`, with what changed since; with nothing it only wakes the engine, if it sleeps.
+
+        Args:
+            patches: One after the other; each has a file, see :func:`make_patch`, for each of those that
+                :meth:`update_weights` got before.
+
+        Raises:
+            EngineError: If the engine died.
+        """
+        ...
+
+    async def checksums(self) -> Mapping[str, Any]:
+        """Checksums of the weights as the engine keeps them, or of some of them, by name.
 
         Raises:
             EngineError: If the engine died.

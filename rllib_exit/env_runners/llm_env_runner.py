@@ -29,8 +29,12 @@ from rllib_exit.env_runners.generator import EngineError, Generator
 from rllib_exit.env_runners.player import Player
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from rllib_exit.stages import stage
+from rllib_exit.weight_sync.weight_store import Files, StoredWeights
 
 T = TypeVar("T")
+
+# What an engine has of the learners' weights before it got any: of which full copy, and how many patches.
+NOTHING = ("", 0)
 
 # A node's custom Ray resource: how many sandboxed scripts may run on it at once.
 SANDBOX_SLOTS = "sandbox_slots"
@@ -54,6 +58,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         if slots := _resources_of_this_node().get(SANDBOX_SLOTS):
             os.environ["SANDBOX_SLOTS"] = str(int(slots))
         self._policy_version = 0
+        self._loaded = NOTHING
         self._evaluation_players: dict[str | None, Player] = {}  # by split
         self.make_env()
         self._call_back = EpisodeCallbacks(self)
@@ -100,21 +105,46 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         episode = await self._evaluation_players[split].play(instance, seed=seed, steps=steps)
         return replace(episode, segments=())
 
-    async def update_weights(self, policy_version: int, *files: Sequence[np.ndarray]) -> float:
+    async def update_weights(self, weights: StoredWeights) -> float:
         """Loads new weights in place; responses that are under way go on under them.
 
         Args:
-            policy_version: Their version. It may be lower than the last one, after a restore.
-            *files: See :meth:`Generator.update_weights`.
+            weights: Their version may be lower than the last one's, after a restore. Only what the engine lacks is
+                asked for: the patches that are new to it, or the full copy and all patches.
 
         Returns:
             How many seconds the engine itself took.
 
         Raises:
             EngineError: If the engine died, or hangs.
+            ValueError: If patches gave it other weights than a full copy.
         """
-        seconds = await self._in_time(self._engine.update_weights(files))
-        self._policy_version = policy_version
+        seconds, by_patches = 0.0, None
+        if weights.as_patches is not None and self._loaded[0] == weights.as_patches.base:
+            seconds += await self._load(weights.as_patches)
+            by_patches = await self._in_time(self._engine.checksums())
+        seconds += await self._load(weights)
+        if by_patches is not None:
+            in_full = await self._in_time(self._engine.checksums())
+            if odd := [name for name, checksum in in_full.items() if by_patches[name] != checksum]:
+                raise ValueError(
+                    f"the engine has other weights from patches than from a full copy: {len(odd)} tensors, {odd[0]} "
+                    f"the first; full_weights_interval is {self.config.full_weights_interval}: set it to 1"
+                )
+        self._policy_version = weights.policy_version
+        return seconds
+
+    async def _load(self, weights: StoredWeights) -> float:
+        """Has the engine load what it lacks of the full copy and the patches; returns the seconds that it took."""
+        seconds = 0.0
+        base, num_patches = self._loaded
+        self._loaded = NOTHING  # until it stands
+        if base != weights.base:
+            seconds += await self._in_time(self._engine.update_weights(await _files(weights.files)))
+            num_patches = 0
+        patches = [await _files(patch) for patch in weights.patches[num_patches:]]
+        seconds += await self._in_time(self._engine.patch_weights(patches))
+        self._loaded = weights.base, len(weights.patches)
         return seconds
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
@@ -136,6 +166,7 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
             EngineError: If the engine died, or hangs.
         """
         engine: Any = self._engine
+        self._loaded = NOTHING
         await self._in_time(engine.receive_weights(update_info))
         self._policy_version = policy_version
         return 0.0
@@ -212,6 +243,13 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
 
     def stop(self) -> None:
         """Does nothing; the engine ends with :meth:`close`, or with the process."""
+
+
+async def _files(references: Files) -> list[Sequence[np.ndarray]]:
+    """Files from the object store, of which nothing is copied on a node that has them."""
+    if any(isinstance(file, ray.ObjectRef) for file in references):
+        return await asyncio.gather(*references)
+    return list(references)
 
 
 def make_dispatcher(env_runners: Any, config: Any) -> Dispatcher:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class VLLMGenerator:
         self._start_error: Exception | None = None
         self._starting = threading.Lock()
         self._asleep = False
+        # The last full copy, and behind each file its patches. On a node they are there once: in the object store.
+        self._files: list[list[Sequence[np.ndarray]]] = []
         self._request_ids = itertools.count()
 
     @property
@@ -159,19 +161,56 @@ class VLLMGenerator:
         Raises:
             EngineError: If the engine's process died.
         """
+        self._files = [[file] for file in files]
+        return await self._reload()
+
+    async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
+        """As :meth:`update_weights`, with what changed since.
+
+        An engine that repacks weights, as those on CPUs do, or sleeps, gets all of them again, with the patches.
+        """
+        for patch in patches:
+            self._files = [[*parts, file] for parts, file in zip(self._files, patch, strict=True)]
+        if not patches and not self._asleep:
+            return 0.0
+        if self._asleep or not all(await self._rpc("can_patch")):
+            return await self._reload()
+        copying = 0.0
+        start = time.perf_counter()
+        async with self._paused():
+            for file in itertools.chain(*patches):
+                begun = time.perf_counter()
+                with shared_file(file) as path:
+                    copying += time.perf_counter() - begun
+                    await self._rpc("patch", path)
+        return time.perf_counter() - start - copying
+
+    async def _reload(self) -> float:
+        """Loads the files, each with its patches."""
         self.start()
         copying = 0.0
         start = time.perf_counter()
         async with self._paused():
-            # No local name for the engine: a frame that outlives it would end it as late as at exit.
-            await self._engine.collective_rpc("start_loading")
-            for file in files:
+            await self._rpc("start_loading")
+            for file_and_patches in self._files:
                 begun = time.perf_counter()
-                with shared_file(file) as path:
+                with ExitStack() as stack:
+                    paths = [stack.enter_context(shared_file(file)) for file in file_and_patches]
                     copying += time.perf_counter() - begun
-                    await self._engine.collective_rpc("load_file", args=(path,))
-            await self._engine.collective_rpc("finish_loading")
+                    await self._rpc("load_file", *paths)
+            await self._rpc("finish_loading")
         return time.perf_counter() - start - copying
+
+    async def checksums(self) -> dict[str, Any]:
+        """Of the model's parameters, as the engine's workers hold them."""
+        workers = await self._rpc("checksums")
+        return {name: [checksums[name] for checksums in workers] for name in workers[0]}
+
+    async def _rpc(self, method: str, *args: Any) -> list[Any]:
+        """Calls a method of the engine's workers, see :class:`WeightLoader`."""
+        with _engine_errors():
+            # No local name for the engine: a frame that outlives it would end it as late as at exit.
+            return await self._engine.collective_rpc(method, args=args)
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Has the engine's workers join a group of processes that weights are broadcast in.

@@ -142,8 +142,7 @@ class GRPO(ConventionalAlgorithm):
     def _sync_weights(self, env_runners: Dispatcher) -> None:
         transferred = self._weights(env_runners)
         self.policy_version = transferred.policy_version
-        sync = {"bytes": transferred.num_bytes, "transfer_s": transferred.transfer_s, "load_s": transferred.load_s}
-        self._log({("sync", name): value for name, value in sync.items()})
+        self._log({("sync", name): value for name, value in transferred.metrics.items()})
 
     def _report(self, rolled_out: RolledOut, logprobs: Mapping[SegmentKey, np.ndarray]) -> None:
         self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))

@@ -24,6 +24,7 @@ from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
 from rllib_exit.learner import lora, shards
 from rllib_exit.learner.pulse import Watch, end_pulse, start_pulse
 from rllib_exit.settings import FaultToleranceSettings, LoRASettings
+from rllib_exit.weight_sync.weight_store import StoredWeights
 
 # Of a checkpoint.
 LEARNERS = "learners"
@@ -105,13 +106,9 @@ class GRPOLearnerGroup(LearnerGroup):
         """The policy's weights as the engine takes them: one safetensors file, (bytes,) uint8."""
         return self._together(lambda learner: learner.collect_weights())
 
-    def put_weights(self) -> tuple[list[ray.ObjectRef], int, int]:
-        """Puts the policy's weights into Ray's object store.
-
-        Returns:
-            The files, see :func:`safetensors_file`; how many bytes they have; the weights' version.
-        """
-        return self._together(lambda learner: (*learner.put_weights(), learner.policy_version))
+    def put_weights(self) -> StoredWeights:
+        """Puts the policy's weights into Ray's object store, or what changed since the last time."""
+        return self._together(lambda learner: learner.put_weights())
 
     def set_state(self, state: Any) -> None:
         raise NotImplementedError("the learners' state is restored from a checkpoint: call restore_from_path")

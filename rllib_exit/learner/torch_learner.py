@@ -7,7 +7,7 @@ import logging
 import math
 import socket
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,13 @@ from rllib_exit.learner.packing_check import can_share_prefixes
 from rllib_exit.learner.sharding.collectives import all_reduce, rank, start_process_group
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, ShardedModel
-from rllib_exit.learner.sharding.weights import collect_weights, safetensors_file, weight_buckets, weight_shapes
+from rllib_exit.learner.sharding.weights import collect_weights, weight_buckets, weight_shapes
 from rllib_exit.learner.shards import ShardWriter, State
 from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
+from rllib_exit.weight_sync.weight_store import StoredWeights, WeightStore
 
 if TYPE_CHECKING:
     from rllib_exit.weight_sync.nccl_sender import NCCLSender
@@ -72,6 +73,7 @@ class GRPOTorchLearner(TorchLearner):
         self._num_updates = 0
         self._num_batches = 0
         self._lr = self._training.lr
+        self._store = WeightStore(settings.GenerationSettings.of(self.config).full_weights_interval)
         self._sender: NCCLSender | None = None
         self._writer = ShardWriter()
         super().build()
@@ -308,19 +310,13 @@ class GRPOTorchLearner(TorchLearner):
         """The policy's weights as the engine takes them, see :func:`collect_weights`. Collective."""
         return collect_weights(self.model, self.language_model.compute_dtype)
 
-    def put_weights(self) -> tuple[list[ray.ObjectRef], int]:
-        """Puts the same into Ray's object store, bucket by bucket. Collective.
-
-        Returns:
-            On the first learner the files, see :func:`safetensors_file`, and their bytes.
-        """
-        files, num_bytes = [], 0
-        for bucket in weight_buckets(self.model, self.language_model.compute_dtype):
-            if rank() == 0:
-                file = safetensors_file(bucket)
-                files.append(ray.put(file))
-                num_bytes += sum(part.nbytes for part in file)
-        return files, num_bytes
+    def put_weights(self) -> StoredWeights | None:
+        """Puts the same into Ray's object store, or what changed; None but on the first learner. Collective."""
+        buckets = weight_buckets(self.model, self.language_model.compute_dtype)
+        if rank() == 0:
+            return self._store.put(buckets, self._weights_seq_no)
+        deque(buckets, maxlen=0)
+        return None
 
     def describe_weights(self) -> tuple[dict[str, Any], int]:
         """What :meth:`send_weights` sends, as vLLM's workers need it, and how many bytes that is."""

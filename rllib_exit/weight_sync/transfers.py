@@ -29,15 +29,27 @@ class Transferred:
 
     Attributes:
         policy_version: The weights' version.
-        num_bytes: Their size.
+        num_bytes: The size of what was sent.
         transfer_s: Seconds from the learner until an engine has them, without what follows.
         load_s: Seconds that the slowest engine took to load them. 0 where it loads while they come.
+        changed_fraction: How many of the weights differ from those sent before; 1 where they were not compared.
     """
 
     policy_version: int
     num_bytes: int
     transfer_s: float
     load_s: float
+    changed_fraction: float = 1.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is reported, by its name under ``sync``."""
+        return {
+            "bytes": self.num_bytes,
+            "changed_fraction": self.changed_fraction,
+            "transfer_s": self.transfer_s,
+            "load_s": self.load_s,
+        }
 
 
 class WeightTransfer(Protocol):
@@ -59,7 +71,8 @@ class WeightTransfer(Protocol):
 class ObjectStoreTransfer:
     """Through Ray's object store.
 
-    The first learner puts the weights there bucket by bucket; Ray carries each bucket once to every other node.
+    The first learner puts the weights there bucket by bucket, or of each bucket what changed, see
+    :class:`WeightStore`; Ray carries it once to every other node. An env runner that came back gets what it lacks.
     """
 
     def __init__(self, learners: GRPOLearnerGroup) -> None:
@@ -68,9 +81,10 @@ class ObjectStoreTransfer:
     def __call__(self, env_runners: Dispatcher) -> Transferred:
         start = time.perf_counter()
         with learner_errors():
-            files, num_bytes, version = self._learners.put_weights()
-        load_s = max(env_runners.broadcast(remote_call("update_weights", version, *files)), default=0.0)
-        return Transferred(version, num_bytes, time.perf_counter() - start - load_s, load_s)
+            weights = self._learners.put_weights()
+        load_s = max(env_runners.broadcast(remote_call("update_weights", weights)), default=0.0)
+        transfer_s = time.perf_counter() - start - load_s
+        return Transferred(weights.policy_version, weights.num_bytes, transfer_s, load_s, weights.changed_fraction)
 
     def serve(self) -> None:
         """Does nothing: the weights stay in the object store."""
@@ -135,8 +149,7 @@ class NCCLTransfer:
         # one order for all of them.
         waiting: Future[Any] = Future()
         self._waiting.put(waiting)
-        files, _, version = await asyncio.wrap_future(waiting)
-        await remote_call("update_weights", version, *files)(actor)
+        await remote_call("update_weights", await asyncio.wrap_future(waiting))(actor)
 
 
 class WeightSync:

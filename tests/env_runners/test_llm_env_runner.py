@@ -12,6 +12,7 @@ from rllib_exit.env_runners.generator import Generation
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner, env_runners_of_its_own, remote_call
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
+from rllib_exit.weight_sync.weight_store import StoredWeights
 from tests.fakes import CounterEnv, ScriptedGenerator
 
 
@@ -43,7 +44,7 @@ def test_the_engine_starts_at_once_and_keeps_nobody_waiting_who_does_not_use_it(
     assert generator.begun.wait(20)
     runner.get_spaces()
     generator.let.set()
-    asyncio.run(runner.update_weights(3))
+    asyncio.run(runner.update_weights(StoredWeights.full(3, ())))
     assert len(generator.updates) == 1
 
 
@@ -54,7 +55,7 @@ def test_an_engine_that_cannot_start_says_so_to_who_uses_it(
     generator.let.set()
     for _ in range(2):
         with pytest.raises(MemoryError, match="too small"):
-            asyncio.run(runner.update_weights(0))
+            asyncio.run(runner.update_weights(StoredWeights.full(0, ())))
     assert capsys.readouterr().err == ""
 
 
@@ -62,7 +63,7 @@ def test_a_colocated_engine_waits_for_its_first_use(tiny_model: str) -> None:
     runner, generator = make_runner(tiny_model, colocated=True)
     assert not generator.begun.wait(0.2)
     generator.let.set()
-    asyncio.run(runner.update_weights(0))
+    asyncio.run(runner.update_weights(StoredWeights.full(0, ())))
     assert generator.begun.is_set()
 
 
@@ -72,7 +73,7 @@ class UpdatingGenerator(ScriptedGenerator):
     runner: LLMEnvRunner
 
     async def generate(self, *args: Any) -> Generation:
-        await self.runner.update_weights(4)
+        await self.runner.update_weights(StoredWeights.full(4, ()))
         return await super().generate(*args)
 
 
@@ -83,7 +84,7 @@ def test_a_group_has_the_version_of_the_oldest_weights_that_generated_it(tiny_mo
     runner = generator.runner = LLMEnvRunner(config=config)
 
     async def roll_out() -> list[RolloutGroup]:
-        await runner.update_weights(3)
+        await runner.update_weights(StoredWeights.full(3, ()))
         return [await runner.roll_out(RolloutRequest(str(i), TaskInstance("count/1"))) for i in range(2)]
 
     assert [group.policy_version for group in asyncio.run(roll_out())] == [3, 4]

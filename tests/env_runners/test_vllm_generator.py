@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import signal
 import subprocess
@@ -24,9 +25,9 @@ from rllib_exit.env_runners.generator import EngineError, Generation, SamplingPa
 from rllib_exit.env_runners.player import Player
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.learner.module import PACK, CausalLMRLModule
-from rllib_exit.learner.sharding.weights import safetensors_file
 from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
+from rllib_exit.weight_sync.patches import make_patch, safetensors_file
 from tests.fakes import CounterEnv
 from tests.processes import children, wait_for_end
 from tests.tiny_models import make_tiny_model
@@ -39,9 +40,9 @@ PROMPT = list(range(10, 110))
 class Engine:
     """A generator with its event loop."""
 
-    def __init__(self, model: str, **engine_args: Any) -> None:
+    def __init__(self, model: str, dtype: str = "float32", **engine_args: Any) -> None:
         self.loop = asyncio.Runner()
-        self.generator = VLLMGenerator(model, dtype="float32", max_model_len=8192, engine_args=engine_args)
+        self.generator = VLLMGenerator(model, dtype=dtype, max_model_len=8192, engine_args=engine_args)
 
     def generate(self, *prompts: list[int], seed: int = 0, **sampling: Any) -> list[Generation]:
         async def run() -> list[Generation]:
@@ -52,6 +53,12 @@ class Engine:
 
     def update_weights(self, module: CausalLMRLModule) -> None:
         self.loop.run(self.generator.update_weights(files(module)))
+
+    def patch_weights(self, old: CausalLMRLModule, new: CausalLMRLModule) -> None:
+        self.loop.run(self.generator.patch_weights([patch(old, new)]))
+
+    def checksums(self) -> dict[str, Any]:
+        return self.loop.run(self.generator.checksums())
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +89,30 @@ def make_module(model: str) -> CausalLMRLModule:
     )
 
 
-def files(module: CausalLMRLModule) -> list[list[np.ndarray]]:
-    """The weights in several files, whose edges cut layers in two."""
+def buckets(module: CausalLMRLModule) -> list[dict[str, torch.Tensor]]:
+    """The weights in several parts, whose edges cut layers in two."""
     weights = list(module.model.named_parameters())
-    return [safetensors_file(dict(weights[i : i + 5])) for i in range(0, len(weights), 5)]
+    return [{name: w.detach() for name, w in weights[i : i + 5]} for i in range(0, len(weights), 5)]
+
+
+def files(module: CausalLMRLModule) -> list[list[np.ndarray]]:
+    return [safetensors_file(bucket) for bucket in buckets(module)]
+
+
+def patch(old: CausalLMRLModule, new: CausalLMRLModule) -> list[list[np.ndarray]]:
+    pairs = zip(buckets(old), buckets(new), strict=True)
+    return [safetensors_file(make_patch(*pair)[0]) for pair in pairs]
+
+
+def change_some(module: CausalLMRLModule, seed: int) -> CausalLMRLModule:
+    """A model of which every hundredth weight is another one."""
+    changed = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in changed.model.parameters():
+            some = torch.rand(parameter.shape, generator=generator) < 0.01
+            parameter += some * 5 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return changed
 
 
 def learner_logprobs(module: CausalLMRLModule, prompt: list[int], generation: Generation) -> np.ndarray:
@@ -115,6 +142,54 @@ def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, long_mod
     [again] = engine.generate(PROMPT)
     assert again.token_ids == before.token_ids
     np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
+
+
+def test_the_engine_takes_patches(engine: Engine, long_model: str) -> None:
+    module = make_module(long_model)
+    engine.update_weights(module)
+    for seed in range(2):
+        old, module = module, change_some(module, seed)
+        [before] = engine.generate(PROMPT)
+        assert np.abs(before.logprobs - learner_logprobs(module, PROMPT, before)).max() > 0.02
+        engine.patch_weights(old, module)
+        [after] = engine.generate(PROMPT)
+        np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
+    patched = engine.generate(PROMPT, PROMPT[::-1])
+    engine.update_weights(module)
+    for one, other in zip(patched, engine.generate(PROMPT, PROMPT[::-1]), strict=True):
+        assert one.token_ids == other.token_ids and (one.logprobs == other.logprobs).all()
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_an_engine_that_keeps_weights_as_they_came_is_patched_in_place(
+    long_model: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: what two workers share, and what vLLM joins (qkv), is found by the model's own loaders."""
+    engine = Engine(
+        long_model,
+        dtype="bfloat16",
+        worker_extension_cls="tests.unpacked_loader.UnpackedLoader",
+        **({"tensor_parallel_size": 2, "distributed_executor_backend": "mp"} if workers == 2 else {}),
+    )
+    module = make_module(long_model)
+    module.model.bfloat16()
+    engine.update_weights(module)
+    reloads: list[str] = []
+    rpc = engine.generator._rpc
+    monkeypatch.setattr(engine.generator, "_rpc", lambda method, *args: reloads.append(method) or rpc(method, *args))
+    started = engine.checksums()
+    for seed in range(3):
+        old, module = module, change_some(module, seed)
+        engine.patch_weights(old, module)
+    assert "start_loading" not in reloads and reloads.count("patch") > 3
+    by_patches, patched = engine.checksums(), engine.generate(PROMPT, PROMPT[::-1])
+    engine.update_weights(module)
+    assert engine.checksums() == by_patches
+    assert all(by_patches[name] != started[name] for name in started if not name.endswith("norm.weight"))
+    for one, other in zip(patched, engine.generate(PROMPT, PROMPT[::-1]), strict=True):
+        assert one.token_ids == other.token_ids and (one.logprobs == other.logprobs).all()
+    engine.loop.run(engine.generator.close())
+    engine.loop.close()
 
 
 @pytest.mark.full

@@ -13,6 +13,7 @@ import pytest
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.learner.learner_group import LearnerError, LearnersTimeoutError
 from rllib_exit.weight_sync.transfers import NCCLTransfer, ObjectStoreTransfer
+from rllib_exit.weight_sync.weight_store import StoredWeights
 from tests.processes import wait_until
 
 
@@ -47,10 +48,10 @@ class FakeRunner:
         self.version = version
         return 0.0
 
-    async def _update_weights(self, version: int, *files: Any) -> float:
+    async def _update_weights(self, weights: StoredWeights) -> float:
         self._check()
-        self.version = version
-        self.caught_up.append((version, files))
+        self.version = weights.policy_version
+        self.caught_up.append((self.version, weights.files))
         return 0.25
 
     def _check(self) -> None:
@@ -91,8 +92,8 @@ class FakeLearners:
         for runner in self.members:
             runner.receiving = False
 
-    def put_weights(self) -> tuple[list[str], int, int]:
-        return ["file 1", "file 2"], 8, self.version
+    def put_weights(self) -> StoredWeights:
+        return StoredWeights.full(self.version, ["file 1", "file 2"], num_bytes=8, changed_fraction=0.5)
 
 
 def wait(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -120,7 +121,7 @@ class Setup:
     def lose(self, runner: FakeRunner) -> None:
         """It is lost as soon as it is given something to do."""
         runner.kill()
-        self.env_runners.call_all(lambda actor: actor.update_weights.remote(0) if actor is runner else nothing())
+        self.env_runners.call_all(lambda actor: actor.update_weights.remote(None) if actor is runner else nothing())
         assert self.env_runners.num_lost == 1
 
 
@@ -195,4 +196,6 @@ def test_an_engine_that_dies_in_a_broadcast_ends_the_learners_wait_with_a_learne
 def test_the_object_store_reports_what_the_slowest_engine_took(setup: Setup) -> None:
     transferred = setup.through_store(setup.env_runners)
     assert (transferred.policy_version, transferred.num_bytes, transferred.load_s) == (1, 8, 0.25)
+    assert transferred.metrics.keys() == {"bytes", "changed_fraction", "transfer_s", "load_s"}
+    assert transferred.changed_fraction == 0.5
     assert [runner.caught_up for runner in setup.runners] == [[(1, ("file 1", "file 2"))]] * 3

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor
 from rllib_exit.learner import lora
 from rllib_exit.learner.sharding.collectives import rank
 from rllib_exit.learner.sharding.sharded_model import ShardedModel
-
-_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+from rllib_exit.weight_sync.patches import safetensors_file
 
 
 def weight_buckets(model: ShardedModel, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
@@ -49,22 +47,3 @@ def collect_weights(model: ShardedModel, dtype: torch.dtype) -> np.ndarray | Non
         if rank() == 0:
             weights.update({name: tensor.to("cpu", copy=True) for name, tensor in bucket.items()})
     return np.concatenate(safetensors_file(weights)) if rank() == 0 else None
-
-
-def safetensors_file(tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """A safetensors file in parts, (bytes,) uint8 each: its header, then one tensor after the other.
-
-    Of tensors on the CPU nothing is copied.
-    """
-    header: dict[str, dict] = {}
-    parts = []
-    size = 0
-    for name, tensor in tensors.items():
-        parts.append(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
-        end = size + parts[-1].nbytes
-        dtype = _SAFETENSORS_DTYPES[tensor.dtype]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [size, end]}
-        size = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return [np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), *parts]
