@@ -87,7 +87,7 @@ check: $(STAMP)
 	touch $@
 
 docs: .venv-docs/installed
-	.venv-docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 bench: $(STAMP) .venv-trl/installed
 	for name in learner_memory learner driver rollouts startup iterations vs_trl; do \

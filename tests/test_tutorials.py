@@ -57,7 +57,9 @@ def test_there_are_commands_to_check() -> None:
     assert len(list(commands())) > 30 and len({page for page, _ in commands()}) > 8
 
 
-@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else value[0])
+@pytest.mark.parametrize(
+    ("page", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else value[0]
+)
 def test_a_command_is_one_and_takes_its_options(page: str, words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     context = typer.Context(command, info_name="rllib")
