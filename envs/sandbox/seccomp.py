@@ -56,14 +56,16 @@ _ABSENT = _table("""
     memfd_create 319 279; memfd_secret 447 447; io_uring_setup 425 425; io_uring_enter 426 426;
     io_uring_register 427 427; clone3 435 435
     # Pages that were given to a pipe belong to no process. A user's instances of inotify are few, and the caller's too.
-    vmsplice 278 75; inotify_init 253 -; inotify_init1 294 26
+    # So are the machine's contexts of asynchronous input and output.
+    vmsplice 278 75; splice 275 76; tee 276 77; inotify_init 253 -; inotify_init1 294 26; io_setup 206 0
 """)
-# Extended attributes are kernel memory on some file systems.
+# Extended attributes are kernel memory on some file systems. Space that is taken at once is taken before it is seen.
 _UNSUPPORTED = _table("""
+    fallocate 285 47;
     setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7; removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16
 """)
 _CLONE, _SOCKET, _SOCKETPAIR = (56, 220), (41, 198), (53, 199)
-_CLOSE_RANGE, _SETSOCKOPT, _IOCTL = (436, 436), (54, 208), (16, 29)
+_CLOSE_RANGE, _SETSOCKOPT, _IOCTL, _FCNTL = (436, 436), (54, 208), (16, 29), (72, 25)
 
 # Under Landlock the host's processes and files are still there, and these calls could reach them.
 _LANDLOCK_DENIED = {"connect": (42, 203), "bind": (49, 200)}
@@ -111,7 +113,8 @@ _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
 # The flags CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
 _NEW_NAMESPACES = 0x7E020000
 _CLONE_FILES, _CLONE_THREAD, _CLOSE_RANGE_UNSHARE = 0x400, 0x10000, 2
-_SO_SNDBUF, _SO_SNDBUFFORCE = 7, 32
+_SO_SNDBUF, _SO_SNDBUFFORCE, _SO_ATTACH_FILTER, _SO_ATTACH_BPF = 7, 32, 26, 50
+_F_SETPIPE_SZ = 1031
 _PRIO_PROCESS, _IOPRIO_WHO_PROCESS = 0, 1
 _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 
@@ -147,8 +150,10 @@ def program(*, landlock: bool, machine: str | None = None) -> bytes:
     own_files = _require(0, [0, _CLONE_FILES, _CLONE_FILES | _CLONE_THREAD], _EPERM, mask=_CLONE_FILES | _CLONE_THREAD)
     rules.append((_CLONE, _require(0, [0], _EPERM, mask=_NEW_NAMESPACES) + own_files))
     rules.append((_CLOSE_RANGE, _require(2, [0], _EPERM, mask=_CLOSE_RANGE_UNSHARE)))
-    # The guard counts a socket's memory by the default size of its buffer.
-    rules.append((_SETSOCKOPT, _refuse(2, [_SO_SNDBUF, _SO_SNDBUFFORCE], _ERRNO | 0)))
+    # The guard counts the memory of sockets and pipes by the default size of their buffers.
+    socket_memory = _refuse(2, [_SO_ATTACH_FILTER, _SO_ATTACH_BPF], _EPERM)
+    rules.append((_SETSOCKOPT, socket_memory + _refuse(2, [_SO_SNDBUF, _SO_SNDBUFFORCE], _ERRNO | 0)))
+    rules.append((_FCNTL, _refuse(1, [_F_SETPIPE_SZ], _EPERM)))
     rules.append((_IOCTL, _refuse(1, [_FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR], _EPERM)))
     unix = _require(0, [_AF_UNIX], _EACCES)
     if not landlock:
@@ -189,6 +194,25 @@ def computing_program(machine: str | None = None) -> bytes:
     for numbers in _COMPUTING.values():
         code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
     return _assemble([*code, (_RETURN, 0, 0, _EPERM)])
+
+
+def refused(machine: str | None = None) -> dict[str, tuple[int, int]]:
+    """By name, the calls that every script is refused: the number, and the error that it gets."""
+    _, column = _architecture(machine)
+    found: dict[str, tuple[int, int]] = {}
+    for table, code in ((_DENIED, errno.EPERM), (_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP)):
+        found |= {name: (number, code) for name, of in table.items() if (number := of[column]) is not None}
+    return found
+
+
+def numbers(machine: str | None = None) -> dict[str, int]:
+    """By name, the numbers of the calls that are refused, and of those of which a part is."""
+    _, column = _architecture(machine)
+    return {
+        **{name: number for name, (number, _) in refused(machine).items()},
+        "clone": _CLONE[column],
+        "close_range": _CLOSE_RANGE[column],
+    }
 
 
 def _architecture(machine: str | None) -> tuple[int, int]:

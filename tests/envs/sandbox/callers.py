@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import functools
 import os
 import pickle
 import subprocess
@@ -12,17 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from envs.sandbox.attacks import suite
+from envs.sandbox.attacks.suite import NOBODY, Outcome, reachable_interpreter
+from envs.sandbox.attacks.surroundings import adopt_orphans, surroundings
 from envs.sandbox.sandbox import Run, _bwrap, available_tier, run_script
 
 ROOT = Path(__file__).resolve().parents[3]
-NOBODY = 65534
-SECRET = "3e1f-environment"
-_PR_SET_CHILD_SUBREAPER = 36
-
-
-def adopt_orphans(adopt: bool) -> None:
-    """Whether processes that outlive all of a run become children of this one, where they are seen."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def children() -> set[int]:
@@ -65,6 +61,9 @@ class Caller:
     def run(self, script: str, **arguments: Any) -> Run:
         return run_cleanly(script, self.temporary, **arguments)
 
+    def play(self, name: str, tier: Any) -> Outcome:
+        return play(name, tier)
+
     def available_tier(self, tier: Any) -> str:
         return available_tier(tier=tier)
 
@@ -74,7 +73,7 @@ class Caller:
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd="/", **arguments)
 
     def close(self) -> None:
-        pass
+        close_surroundings()
 
 
 class UnprivilegedCaller(Caller):
@@ -89,6 +88,9 @@ class UnprivilegedCaller(Caller):
     def run(self, script: str, **arguments: Any) -> Run:
         return self._ask("run_cleanly", script, self.temporary, **arguments)
 
+    def play(self, name: str, tier: Any) -> Outcome:
+        return self._ask("play", name, tier)
+
     def available_tier(self, tier: Any) -> str:
         return self._ask("available_tier", None, tier)
 
@@ -97,7 +99,7 @@ class UnprivilegedCaller(Caller):
         return subprocess.Popen(
             [self.interpreter, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
             stdout=subprocess.PIPE,
-            env={"PATH": os.pathsep.join([os.environ["PATH"], *bwrap]), "PARENT_SECRET": SECRET},
+            env={"PATH": os.pathsep.join([os.environ["PATH"], *bwrap])},
             cwd="/",
             user=NOBODY,
             group=NOBODY,
@@ -119,18 +121,24 @@ class UnprivilegedCaller(Caller):
         return answer
 
 
-def reachable_interpreter() -> str:
-    """A Python of version 3.11 or later that the user 65534 can start."""
-    test = "import sys; sys.exit(sys.version_info < (3, 11))"
-    candidates = [sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"]
-    for candidate in filter(os.path.exists, candidates):
-        try:
-            result = subprocess.run([candidate, "-c", test], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/")
-        except PermissionError:
-            continue
-        if result.returncode == 0:
-            return candidate
-    raise AssertionError(f"user {NOBODY} can start none of {candidates}: the sandbox goes untested for it")
+_around = contextlib.ExitStack()
+
+
+@functools.cache
+def _surroundings() -> Any:
+    """What this process' attacks may not reach, made once."""
+    return _around.enter_context(surroundings())
+
+
+def play(name: str, tier: Any) -> Outcome:
+    """Plays an attack of the suite."""
+    return suite.play(suite.ATTACKS[name], tier, _surroundings())
+
+
+def close_surroundings() -> None:
+    """Removes what :func:`play` made."""
+    _around.close()
+    _surroundings.cache_clear()
 
 
 def serve() -> None:
@@ -140,6 +148,7 @@ def serve() -> None:
         try:
             function, arguments, keywords = pickle.load(sys.stdin.buffer)
         except EOFError:
+            close_surroundings()
             return
         try:
             answer = globals()[function](*arguments, **keywords)

@@ -150,6 +150,26 @@ def test_under_landlock_metadata_stays(machine: str):
         assert verdict(machine, False, call) == "allow"
 
 
+@ANY
+@TIER
+def test_buffers_keep_their_size(machine: str, landlock: bool):
+    setsockopt, fcntl = (numbers[machine == "aarch64"] for numbers in (seccomp._SETSOCKOPT, seccomp._FCNTL))
+    for option, expected in ((7, 0), (32, 0), (26, errno.EPERM), (50, errno.EPERM), (8, "allow")):
+        assert verdict(machine, landlock, setsockopt, 3, 1, option) == expected
+    assert verdict(machine, landlock, fcntl, 3, 1031, 1 << 20) == errno.EPERM
+    assert verdict(machine, landlock, fcntl, 3, 3) == "allow"
+    assert verdict(machine, landlock, {"x86_64": 285, "aarch64": 47}[machine], 3, 1) == errno.EOPNOTSUPP
+
+
+@ANY
+def test_what_is_refused_is_named(machine: str):
+    named = seccomp.refused(machine)
+    assert named["io_setup"][1] == named["splice"][1] == errno.ENOSYS and named["ptrace"][1] == errno.EPERM
+    for call, code in named.values():
+        assert verdict(machine, False, call) == code
+    assert seccomp.numbers(machine).keys() == {*named, "clone", "close_range"}
+
+
 def test_another_machine_is_refused():
     with pytest.raises(OSError, match="riscv64"):
         seccomp.program(landlock=False, machine="riscv64")
