@@ -148,7 +148,7 @@ class Progress(Callback):
         unknown = ""
         if with_evaluation:
             seconds += evaluations * max(0.0, _mean(with_evaluation) - _mean(plain))
-        elif evaluations and not _steps(self._results[0]):
+        elif evaluations and (self._times or not _steps(self._results[0])):
             unknown = f" and {evaluations} evaluation{'s' * (evaluations > 1)}"
         return f"{'at most ' * bound}{duration(seconds)}{unknown} left"
 

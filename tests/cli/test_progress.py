@@ -81,6 +81,7 @@ def test_the_time_left_counts_evaluations_apart_from_the_rest():
     assert left(seen, total=8, evaluation_interval=4) == "1 min 10 s left"  # 4 · 10 + 30
     assert left(seen, total=8, evaluation_interval=4, may_end_earlier=True) == "at most 1 min 10 s left"
     assert left([(99.0, True), with_evaluation], total=4, evaluation_interval=1) == "1 min 20 s left"
+    assert left([(99.0, True), plain], total=6, evaluation_interval=3) == "40 s and 2 evaluations left"
     assert left([(99.0, True)], total=4, evaluation_interval=1) == "at most 1 min 30 s left"
 
 
