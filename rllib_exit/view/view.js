@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const VIEWS = ["rollouts", "group", "task", "buffer"];
 const COLUMNS = ["rollout", "iteration", "kind", "starting_turn", "depth", "return", "quality", "advantage",
   "learnability", "response_tokens", "task_id", "response"];
-const MINOR = new Set(["starting_turn", "depth", "advantage", "learnability", "response_tokens", "task_id"]);
+const MINOR = new Set(["iteration", "return", "starting_turn", "depth", "advantage", "learnability", "response_tokens", "task_id"]);
 const LABELS = { starting_turn: "turn", response_tokens: "tokens", task_id: "task" };
 let stamp = "", drawing = 0;
 
@@ -213,7 +213,7 @@ async function drawTask(values, current) {
     family.prompt != null && [el("h3", {}, "Prompt"), block(family.prompt)],
     family.gold != null && [el("h3", {}, "Gold answer"), block(family.gold)],
     el("h3", {}, "From the base answer on"),
-    el("p", { class: "quiet" }, "Every line is a group. Its squares are its rollouts, the darker the higher the quality; below a group stand those that began from what it wrote." +
+    el("p", { class: "quiet" }, "Every line is a group. Its squares are its rollouts, the fuller the higher the quality; below a group stand those that began from what it wrote." +
       (family.left_out ? ` ${family.left_out} later groups are left out.` : "")),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Lineage" }, root)].flat().filter(Boolean));
 }
@@ -310,6 +310,7 @@ async function poll() {
 }
 
 for (const a of document.querySelectorAll("header a")) a.replaceWith(link({ view: a.dataset.view }, a.textContent, { "data-view": a.dataset.view }));
+$("more").open = innerWidth > 640;
 let typing;
 $("filters").addEventListener("input", () => {
   clearTimeout(typing);

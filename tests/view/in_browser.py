@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,11 +98,18 @@ def every(browser: webdriver.Chrome, selector: str) -> list[Any]:
 
 def open_group(browser: webdriver.Chrome) -> None:
     """The newest group that improves on an answer."""
+    for summary in every(browser, "#more:not([open]) summary"):
+        summary.click()
     Select(browser.find_element(By.NAME, "kind")).select_by_value("improve")
+    # The list is drawn anew, with fewer rollouts than there are.
     until(
-        browser, lambda: "kind=improve" in browser.current_url and text(browser, "#list td:nth-child(3)") == "improve"
+        browser,
+        lambda: re.fullmatch("1 to .* rollouts", text(browser, "#count")) and "kind=improve" in browser.current_url,
     )
-    browser.find_element(By.CSS_SELECTOR, "#list td a").click()
+    until(
+        browser, lambda: text(browser, "#list td:nth-child(3)") == "improve" and "of 192" not in text(browser, "#count")
+    )
+    until(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#list td a").click() is None)
     until(browser, lambda: len(every(browser, "#group article")) == 4)
 
 
@@ -111,7 +119,7 @@ def paint(browser: webdriver.Chrome, name: str) -> None:
 
 
 VIEWS: dict[str, Callable[[webdriver.Chrome], None]] = {
-    "rollouts": lambda browser: None,
+    "rollouts": lambda browser: until(browser, lambda: every(browser, "#list tbody tr")),
     "group": open_group,
     "advantage": lambda browser: (open_group(browser), paint(browser, "advantage"))[0],
     "difference": lambda browser: (open_group(browser), paint(browser, "difference"))[0],
