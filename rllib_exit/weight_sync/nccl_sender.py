@@ -1,7 +1,8 @@
 """The learners' side of a broadcast of weights over NCCL, by vLLM's own weight-transfer engine.
 
-Needs GPUs. The tests cover what surrounds it, see :class:`rllib_exit.weight_sync.transfers.NCCLTransfer`; this file,
-and the engine's side in ``VLLMGenerator.join_transfer`` and ``receive_weights``, they cannot run.
+Needs GPUs. The tests cover what surrounds it, see :class:`rllib_exit.weight_sync.transfers.NCCLTransfer`, and run this
+file against vLLM's workers over a wire of their own. They cannot run ``VLLMGenerator.join_transfer`` and
+``receive_weights``.
 """
 
 from __future__ import annotations
