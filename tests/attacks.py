@@ -28,7 +28,7 @@ from envs.mle_bench.competitions import load_competition
 from envs.sandbox.attacks import suite
 from envs.sandbox.processes import descendants
 from envs.tool_use.calls import Call, parse_native, parse_response
-from rllib_exit.checkpoints import MANIFEST, WRITER, CheckpointError, atomic_checkpoint, newest, verify
+from rllib_exit.checkpoints import MANIFEST, WRITER, CheckpointError, Place, begin, finish, newest, verify
 from rllib_exit.report.report import write_report
 from tests import fuzz
 
@@ -211,9 +211,9 @@ def _encoded(content: str) -> Callable[[], str]:
 def _checkpoint(damage: Callable[[Path], object]) -> Callable[[], str]:
     def play() -> str:
         path = fuzz.scratch() / f"checkpoint-{time.monotonic_ns()}"
-        with atomic_checkpoint(path) as staging:
-            (staging / "state.pkl").write_bytes(pickle.dumps({}))
-            (staging / "model.safetensors").write_bytes(b"\0" * 8)
+        files = {"state.pkl": pickle.dumps({}), "model.safetensors": b"\0" * 8}
+        begin(place := Place.of(path))
+        finish(place, {name: place.write(name, content) for name, content in files.items()})
         damage(path)
         try:
             verify(path)

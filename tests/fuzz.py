@@ -32,7 +32,7 @@ from envs.mle_bench.grading import SubmissionGrader
 from envs.mle_bench.synthetic import generate
 from envs.tool_use.calls import ActionKind, Call, parse_native, parse_response
 from rllib_exit.chat import ChatTokenizer, replace_surrogates
-from rllib_exit.checkpoints import MANIFEST, CheckpointError, atomic_checkpoint, verify
+from rllib_exit.checkpoints import MANIFEST, CheckpointError, Place, begin, finish, verify
 from rllib_exit.report.report import write_report
 from rllib_exit.report.results import find
 from tests.report.runs_on_disk import evaluate, search, train
@@ -291,9 +291,8 @@ def damaged(rng: Random, content: str) -> bytes:
 
 @functools.cache
 def checkpoint() -> tuple[Path, str]:
-    with atomic_checkpoint(scratch() / "checkpoint") as staging:
-        (staging / "deep").mkdir()
-        (staging / "deep" / "file").write_text("state")
+    begin(place := Place.of(scratch() / "checkpoint"))
+    finish(place, {"deep/file": place.write("deep/file", b"state")})
     return scratch() / "checkpoint", (scratch() / "checkpoint" / MANIFEST).read_text()
 
 

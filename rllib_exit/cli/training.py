@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import typer
 from ray import tune
-from ray.train._internal.checkpoint_manager import _TrainingResult
+from ray.train._internal.checkpoint_manager import _TrainingResult  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 from ray.tune import Callback
 from ray.tune.utils import flatten_dict
 

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils import force_list
-from ray.train._internal.checkpoint_manager import _TrainingResult
+from ray.train._internal.checkpoint_manager import _TrainingResult  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 from ray.tune.result import TIME_TOTAL_S
 
 from rllib_exit import checkpoints
@@ -84,10 +84,15 @@ class CheckpointedAlgorithm(Algorithm):
         self.finish_saving()
         place.clear()  # after a failure, Tune gives a number again
         self._start_saving(place)
-        if not self.config.save_in_background:
+        if not self._in_background:
             self.finish_saving()
         self._storage.persist_artifacts(force=self._storage.sync_config.sync_artifacts_on_checkpoint)
         return _TrainingResult(tune.Checkpoint(place.path, place.filesystem), metrics)
+
+    @property
+    def _in_background(self) -> bool:
+        config: Any = self.config
+        return config.save_in_background
 
     def save_whole(self) -> str:
         """Saves as Tune would, and returns the checkpoint's path when it is whole."""
@@ -159,7 +164,7 @@ class CheckpointedAlgorithm(Algorithm):
         taken.
         """
         place = Place.of(getattr(checkpoint_path, "checkpoint", checkpoint_path))
-        if self._storage is not None and self.config.save_in_background and checkpoints.MANIFEST not in place.files():
+        if self._storage is not None and self._in_background and checkpoints.MANIFEST not in place.files():
             beside = checkpoints.newest_at(place.parent)
             logger.warning("checkpoint %s was not written to its end: going on from %s", place, beside)
             place = beside

@@ -80,7 +80,7 @@ class GRPOLearnerGroup(LearnerGroup):
         if self.is_local:
             return super().update(training_data=training_data, **kwargs)
         parts = training_data.shard(num_shards=len(self))
-        pairs = zip(self._workers, parts, strict=True)
+        pairs: Any = zip(self._workers or (), parts, strict=True)
         return self._answers([worker.update.remote(training_data=part, **kwargs) for worker, (part, _) in pairs])
 
     def kill(self) -> None:
@@ -210,8 +210,9 @@ class GRPOLearnerGroup(LearnerGroup):
             LearnersTimeoutError: If one does not answer in time, or gives no sign of life.
         """
         if self.is_local:
-            return self._get_results(self.foreach_learner(call))
-        return self._answers([worker.apply.remote(call) for worker in self._workers], timeout_s)
+            return self._get_results(self.foreach_learner(call))  # type: ignore[arg-type]
+        workers: Any = self._workers
+        return self._answers([worker.apply.remote(call) for worker in workers], timeout_s)
 
     def _answers(self, answers: Sequence[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
         """The learners' answers; if one fails all are ended, since the others may wait for it."""

@@ -158,7 +158,7 @@ class GRPOTorchLearner(TorchLearner):
         reference = self.language_model.reference_logprobs(packs) if self._training.kl_coeff else [None] * len(packs)
         # π_old is the policy at the start. With a single update it is the current one, for free.
         single = self._training.num_epochs * len(minibatches) == 1
-        old = [None if single else self._logprobs(pack) for pack in packs]
+        old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
 
         sums: Sums = defaultdict(float)
         for _ in range(self._training.num_epochs):
@@ -180,7 +180,9 @@ class GRPOTorchLearner(TorchLearner):
         self._log(numbers, tokens, time.perf_counter() - start)
         result = self.metrics.reduce()
         if self._log_tokens:
-            result[TOKEN_LOGPROBS] = packing.unpack(batch.minibatches, minibatches, old)
+            result[TOKEN_LOGPROBS] = packing.unpack(
+                batch.minibatches, minibatches, [of for of in old if of is not None]
+            )
         return result
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:

@@ -33,20 +33,20 @@ class Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    first: int | None = Field(None, description="The first iteration.")
-    last: int | None = Field(None, description="The last iteration.")
-    task: str = Field("", description="A part of the task's id.")
+    first: int | None = Field(default=None, description="The first iteration.")
+    last: int | None = Field(default=None, description="The last iteration.")
+    task: str = Field(default="", description="A part of the task's id.")
     kind: Literal["", "base", "improve", "diverge"] = ""
     ending: Literal["", "valid", "invalid", "truncated"] = ""
     min_return: float | None = None
     max_return: float | None = None
     min_quality: float | None = None
     max_quality: float | None = None
-    text: str = Field("", description="A part of a prompt, response or feedback, whatever its case.")
-    sort: str = Field("iteration", description="A column of :data:`LIGHT`.")
+    text: str = Field(default="", description="A part of a prompt, response or feedback, whatever its case.")
+    sort: str = Field(default="iteration", description="A column of :data:`LIGHT`.")
     descending: bool = True
-    offset: int = Field(0, ge=0)
-    limit: int = Field(50, ge=1, le=500)
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=50, ge=1, le=500)
 
     def condition(self) -> ds.Expression:
         """All but the text, as a filter."""
@@ -59,7 +59,7 @@ class Query(BaseModel):
         ]
         conditions = [pq.filters_to_expression([of]) for of in asked if of[2] is not None]
         if self.task:
-            conditions.append(pc.match_substring(pc.field("task_id"), self.task))
+            conditions.append(pc.match_substring(pc.field("task_id"), self.task))  # pyright: ignore[reportAttributeAccessIssue]
         return reduce(and_, conditions, pc.scalar(True))
 
 
@@ -134,11 +134,9 @@ class RunView:
             table = self._with_text(table, query.text)
         order = "descending" if query.descending else "ascending"
         keys = [(query.sort, order), *((name, "ascending") for name in ("iteration", "group_id", "g"))]
-        page = table.take(
-            pc.sort_indices(table, keys[:1] + [key for key in keys[1:] if key[0] != query.sort]).slice(
-                query.offset, query.limit
-            )
-        )  # type: ignore[attr-defined]
+        keys = keys[:1] + [key for key in keys[1:] if key[0] != query.sort]
+        indices = pc.sort_indices(table, keys)  # pyright: ignore[reportAttributeAccessIssue]
+        page = table.take(indices.slice(query.offset, query.limit))
         rows = page.to_pylist()
         texts = self._texts(rows)
         shown = [

@@ -46,7 +46,6 @@ def test_of_a_config_numbers_and_short_texts_are_logged():
 
 def write_rollouts(directory: Path) -> None:
     log = RolloutLog(directory / "rollouts")
-    log.write_tasks({"t": "Digit 1?"})
     groups = []
     for group_id in "abcdef":
         rollouts = tuple(Rollout((), (Turn(f"{group_id} {value}"),), value, value) for value in (0.5, 0.0, 1.0))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pyarrow.fs import LocalFileSystem
 
+from rllib_exit.checkpoints import Place
 from rllib_exit.cli import training
 from rllib_exit.cli.console import CommandError
 from rllib_exit.cli.training import reached, unknown_metrics
@@ -148,7 +149,7 @@ def test_three_commands_say_how_to_go_on(tmp_path: Path, tiny_model: str, monkey
     monkeypatch.chdir(tmp_path)
     config, checkpoint = make_config(tiny_model), tmp_path / "gone"
     asked = training.Training(config, {}, tmp_path / "my run", 1, False)
-    commands = training.next_commands(asked, checkpoint)
+    commands = training.next_commands(asked, Place.of(checkpoint))
     assert commands == [
         f"rllib evaluate {checkpoint} --baseline",
         f"rllib report '{tmp_path}/my run' --output report",
@@ -158,7 +159,7 @@ def test_three_commands_say_how_to_go_on(tmp_path: Path, tiny_model: str, monkey
         assert "gone is no checkpoint of a run" in message(run(*shlex.split(command)[1:]))
     config.reporting(log_rollouts=True)
     config.splits = {"test": {"num_tasks": 2}}
-    evaluate, look, _ = training.next_commands(asked, checkpoint)
+    evaluate, look, _ = training.next_commands(asked, Place.of(checkpoint))
     assert evaluate.endswith("--baseline --split test") and look == f"rllib rollouts '{tmp_path}/my run'"
 
 

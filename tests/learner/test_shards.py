@@ -31,8 +31,9 @@ def test_ranges_of_several_learners_are_the_whole_tensor_again() -> None:
 
 
 def test_what_is_written_is_the_state_at_the_start_and_the_error_is_told(tmp_path: Path) -> None:
-    model = DDPModel(torch.nn.Linear(2, 1, bias=False), torch.device("cpu"), None)
-    before = model.module.weight.detach().clone()
+    linear = torch.nn.Linear(2, 1, bias=False)
+    model = DDPModel(linear, torch.device("cpu"), None)
+    before = linear.weight.detach().clone()
     may_write = threading.Event()
 
     class SlowPlace(Place):
@@ -44,10 +45,11 @@ def test_what_is_written_is_the_state_at_the_start_and_the_error_is_told(tmp_pat
     local: Any = Place.of(tmp_path)
     writer.start({"policy": (model, "master", ["weight"])}, SlowPlace(local.filesystem, local.path))
     assert writer.outcome() is None
-    torch.nn.init.zeros_(model.module.weight)
+    torch.nn.init.zeros_(linear.weight)
     may_write.set()
     while (sums := writer.outcome()) is None:
         pass
+    assert isinstance(sums, dict)
     [name] = sums
     assert torch.equal(join([local.read(name)])["weight"], before)
 

@@ -105,7 +105,11 @@ def play(attack: Attack, tier: Tier, around: Surroundings) -> Outcome:
 def _exceeded(run: Run, attack: Attack) -> tuple[list[str], dict[str, float]]:
     """The bounds that were passed: hard ones in words, watched ones as multiples of the limit."""
     limits, hard, watched = attack.limits, [], {}
-    allowed = {"memory_bytes": limits.memory_bytes, "processes": limits.processes, "disk_bytes": limits.disk_bytes}
+    allowed: dict[str, float] = {
+        "memory_bytes": limits.memory_bytes,
+        "processes": limits.processes,
+        "disk_bytes": limits.disk_bytes,
+    }
     if limits.cpu_s is not None:
         allowed["cpu_s"] = limits.cpu_s
     for name, limit in allowed.items():

@@ -76,9 +76,10 @@ class FSDP2Model(DDPModel):
 
     def _share(self, tensor: Tensor) -> tuple[int, Tensor]:
         assert isinstance(tensor, DTensor)
+        local: Tensor = DTensor.to_local(tensor.detach())  # pyright: ignore[reportArgumentType]
         # Sharded by its first dimension, which is a range of its elements.
         _, (row, *_) = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        return row * prod(tensor.shape[1:]), tensor.detach().to_local().reshape(-1)
+        return row * prod(tensor.shape[1:]), local.reshape(-1)
 
     def _set(self, tensor: Tensor, full: Tensor) -> None:
         assert isinstance(tensor, DTensor)

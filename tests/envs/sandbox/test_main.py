@@ -25,7 +25,7 @@ def test_what_is_not_held_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def run(script: str, *, tier: str, limits: object = None, **_: object) -> Run:
         if tier == "landlock":
             raise SandboxUnavailableError("no Landlock")
-        peaks = dict.fromkeys(("memory_bytes", "processes", "cpu_s", "disk_bytes"), 0.0)
+        peaks: dict[str, float] = dict.fromkeys(("memory_bytes", "processes", "cpu_s", "disk_bytes"), 0.0)
         return Run(Status.OK, 0, "", {}, 0.1, tier, peaks, {"memory_bytes": "hard"})
 
     monkeypatch.setattr(probe, "run_script", run)
