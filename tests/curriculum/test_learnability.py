@@ -138,9 +138,18 @@ def group(qualities, instance, returns=None):
 
 
 @pytest.mark.parametrize("score", [learnability, expected_improvement, regret, maximum, top_quantile])
-@pytest.mark.parametrize("qualities", [[0, 1.1], [-0.1, 0], [0.5, np.nan], [], [[0, 1]]])
-def test_rejects_what_is_no_group_of_qualities(qualities, score):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("qualities", "message"),
+    [
+        *(
+            ([*bad], r"^qualities lie in .*: rescale them to")
+            for bad in ([0, 1.1], [-0.1, 0], [0.5, np.nan], [1.0, None])
+        ),
+        *((bad, r"^qualities have shape .*: give one per rollout") for bad in ([], [[0, 1]])),
+    ],
+)
+def test_rejects_what_is_no_group_of_qualities(qualities, message, score):
+    with pytest.raises(ValueError, match=message):
         score(qualities)
 
 
@@ -155,9 +164,12 @@ def test_the_score_is_of_qualities_or_of_returns_brought_to_the_unit_interval():
     assert group_score(small, of="return") == pytest.approx(0.0625)
     assert group_score(small) == pytest.approx(0.0004)
     assert group_score(gains, "regret", "return") == 0.5
+    assert group_score(group([0.5, 0.5], iterate, returns=[0.0, 0.5]), "maximum", "return") == 0.75
 
 
 @pytest.mark.parametrize("returns", [[0.0, 1.5], [-1.1, 0.0], [0.0, np.nan]])
 def test_returns_that_cannot_be_rescaled_are_refused(returns):
-    with pytest.raises(ValueError, match=r"learnability_of='return' needs them in \[-1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"learnability_of='return' needs them in \[-1, 1\].*environment's reward, or use 'quality'$"
+    ):
         group_score(group([0.0, 1.0], TaskInstance("t"), returns), of="return")

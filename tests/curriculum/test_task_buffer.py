@@ -160,6 +160,27 @@ def test_drawn_by_staleness_alone_no_instance_waits_for_long():
     assert max(np.diff(np.flatnonzero(np.array(slots) == 3))) < 40
 
 
+def test_while_one_instance_alone_is_stale_it_is_drawn():
+    buffer = TaskBuffer(3, staleness_coeff=1.0)
+    buffer.insert(instance(0), score=1.0)
+    buffer.sample(np.random.default_rng(0))
+    buffer.insert(instance(1), instance(2), score=1.0)
+    state = buffer.get_state()
+    assert (state["num_draws"] - state["drawn_at"]).tolist() == [0, 0, 0]
+    for stale in range(3):
+        state["drawn_at"] = np.array([1 - (slot == stale) for slot in range(3)])
+        for seed in range(5):
+            buffer.set_state(state)
+            assert buffer.sample(np.random.default_rng(seed)) == instance(stale)
+
+
+def test_what_a_new_buffer_is_and_lacks():
+    buffer = TaskBuffer(3)
+    assert (buffer.inverse_temperature, buffer.staleness_coeff, buffer.exploration_coeff) == (1.0, 0.0, 0.0)
+    with pytest.raises(IndexError, match=r"^the task buffer is empty$"):
+        buffer.sample(np.random.default_rng(0))
+
+
 def test_staleness_moves_with_the_instance_and_is_restored():
     buffer = TaskBuffer(8, staleness_coeff=0.5)
     for i in range(8):
