@@ -1,4 +1,4 @@
-"""Does generation overlap with training? Time of an iteration, synchronous and asynchronous.
+"""Does generation overlap with training? Time of an iteration, synchronous, asynchronous and streamed.
 
     python benchmarks/async_overlap.py
 
@@ -6,6 +6,10 @@ Generation is simulated: a response takes a given time, drawn between half of it
 The learner is real, and so is all between the two. An iteration generates for G seconds and trains, which here means
 all but waiting for rollouts, for T; synchronous it takes G + T, asynchronous it should take hardly more than the longer
 one. T is measured in the very iterations that are judged, since a busy machine changes it from one to the next.
+
+Streamed, the learner works on groups that are in while others are generated, see
+:class:`rllib_exit.grpo.update.Update`. That takes an engine that gets a batch little by little: here it has room for an
+eighth of it. G and T are those of a synchronous iteration with the same settings, just before.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ from envs.base import Message, Outcome, SelfImprovementEnv, Task
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.models import SMOLLM2
+
+# In how many rounds the engine generates a batch that is streamed.
+ROUNDS = 8
 
 
 class HashEnv(SelfImprovementEnv):
@@ -75,20 +82,21 @@ class SimulatedGenerator:
         pass
 
 
-def build(args: argparse.Namespace, seconds: Path, max_policy_lag: int) -> Any:
+def build(args: argparse.Namespace, seconds: Path, max_policy_lag: int, rounds: int = 1, **training: Any) -> Any:
+    """An algorithm whose engine has room for a batch in so many rounds."""
     return (
         GRPOConfig()
         .environment(HashEnv)
         .language_model(args.model, dtype="float32", max_model_len=512)
-        # An engine with room for one batch: the next one does not start for free.
-        .env_runners(num_envs_per_env_runner=args.prompts * args.group_size)
+        # An engine with room for no more than one batch: the next one does not start for free.
+        .env_runners(num_envs_per_env_runner=args.prompts * args.group_size // rounds)
         .generation(max_response_tokens=args.tokens, generator_class=partial(SimulatedGenerator, seconds=seconds))
         .training(
             lr=1e-6,
             prompts_per_batch=args.prompts,
             rollouts_per_prompt=args.group_size,
             kl_coeff=0.0,
-            max_tokens_per_micro_batch=512,
+            **{"max_tokens_per_micro_batch": 512, **training},
         )
         .curriculum("grpo")
         .asynchronous(max_policy_lag=max_policy_lag)
@@ -111,6 +119,31 @@ def measure(algo: Any, seconds: Path, generate_s: float, iterations: int) -> lis
     return rows
 
 
+def measure_streamed(args: argparse.Namespace, seconds: Path) -> list[dict[str, float]]:
+    """Synchronous and streamed iterations by turns, generation being about as long as training."""
+    args = argparse.Namespace(**{**vars(args), "prompts": ROUNDS * 2})
+    seconds.write_text("0")
+    passes = {"max_tokens_per_micro_batch": args.group_size * args.tokens}  # about a group each
+    synchronous = build(args, seconds, 0, ROUNDS, **passes)
+    train_s = float(np.median([row["train_s"] for row in measure(synchronous, seconds, 0.0, 1)]))
+    seconds.write_text(f"{train_s / (0.75 * ROUNDS)}")
+    streamed = build(args, seconds, 0, ROUNDS, streamed_update=True, **passes)
+    rows = []
+    for iteration in range(args.iterations + 1):
+        start = time.perf_counter()
+        generate_s = synchronous.train()["timers"]["rollout"]
+        train_s = time.perf_counter() - start - generate_s
+        start = time.perf_counter()
+        streamed.train()
+        wall = time.perf_counter() - start
+        if iteration:
+            longer = max(generate_s, train_s)
+            rows.append({"generate_s": generate_s, "train_s": train_s, "iteration_s": wall, "of_longer": wall / longer})
+    synchronous.stop()
+    streamed.stop()
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=SMOLLM2)
@@ -122,7 +155,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/async_overlap.json"))
     args = parser.parse_args()
 
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as directory:
         seconds = Path(directory) / "seconds"
         seconds.write_text("0")
@@ -134,6 +167,7 @@ def main() -> None:
         for ratio in args.ratios:
             rows[f"asynchronous {ratio:g}"] = measure(asynchronous, seconds, ratio * train_s, args.iterations)
         asynchronous.stop()
+        rows["streamed"] = measure_streamed(args, seconds)
     ray.shutdown()
     print("medians           generate s  train s  iteration s  of the longer one")
     for name, measured in rows.items():

@@ -219,6 +219,9 @@ class TrainingSettings(Settings):
     """The rollouts of one optimizer step. None is the whole batch."""
     max_tokens_per_micro_batch: PositiveInt = 8192
     """The tokens of one forward and backward pass. It changes nothing but memory and speed."""
+    streamed_update: bool = False
+    """Whether the learners work on groups that are in while others are still rolled out. Their gradients add up, and
+    make one step when all are in: it is the same update. It needs one epoch and one minibatch."""
     clip_param: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """ε of Eq. 4."""
     clip_param_high: PositiveFloat | None = None

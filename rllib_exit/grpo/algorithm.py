@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import TIMERS
 from ray.tune import PlacementGroupFactory
@@ -27,11 +26,11 @@ from rllib_exit.grpo.rollout_metrics import rollout_metrics
 from rllib_exit.grpo.rollout_queue import RolledOut, RolloutQueue
 from rllib_exit.grpo.signal_watch import SignalWatch
 from rllib_exit.grpo.stopping import StoppedError
+from rllib_exit.grpo.update import Update
 from rllib_exit.grpo.waiting import RolloutError, as_completed
-from rllib_exit.learner.batch import TOKEN_LOGPROBS, make_batches
-from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
+from rllib_exit.learner.batch import TOKEN_LOGPROBS
+from rllib_exit.learner.learner_group import GRPOLearnerGroup
 from rllib_exit.metrics import Gauges
-from rllib_exit.objective.loss import token_budget
 from rllib_exit.objective.scoring import score
 from rllib_exit.rollout_log import RolloutLog
 from rllib_exit.rollouts import RolloutGroup, ScoredGroup, SegmentKey
@@ -78,11 +77,12 @@ class GRPO(ConventionalAlgorithm):
         if self.eval_env_runner_group is not None:
             self._evaluation_env_runners = make_dispatcher(self.eval_env_runner_group, self.evaluation_config)
         self._weights = WeightSync(self.learner_group, self.config, self._env_runners, self._evaluation_env_runners)
+        self._policy_update = Update(self.learner_group, self.config, self._env.max_turns)
         self.rollouts = RolloutQueue(
             self._env_runners,
             TrainingSettings.of(self.config),
             max_policy_lag=self.config.max_policy_lag,
-            meanwhile=self._weights.serve,
+            meanwhile=self._meanwhile,
             num_scorers=max(1, num_embedders(self.config)),
         )
 
@@ -95,6 +95,7 @@ class GRPO(ConventionalAlgorithm):
         try:
             result = super().step()
         except (RolloutError, StoppedError) as error:
+            self._policy_update.forget()
             raise type(error)(f"{error}\n\nsaved: {self.save_whole()}") from error
         self._gauges.set(result)
         if warning := self._signal_watch.look(result):
@@ -121,20 +122,19 @@ class GRPO(ConventionalAlgorithm):
         self._report(rolled_out, logprobs)
 
     def _score(self, group: RolloutGroup) -> ScoredGroup:
-        return score(group, self.diversity, normalize_std=self.config.normalize_std)
+        scored = score(group, self.diversity, normalize_std=self.config.normalize_std)
+        self._policy_update.add(scored)
+        return scored
+
+    def _meanwhile(self) -> None:
+        self._weights.serve()
+        self._policy_update.serve()
 
     def _update(self, groups: Sequence[ScoredGroup]) -> dict[SegmentKey, np.ndarray]:
         """Trains the learners on the groups (Eqs. 4 and 5); returns their log-probabilities for the log of rollouts."""
-        config = self.config
-        budget = token_budget(self._env.max_turns, config.max_response_tokens, config.max_model_len)
-        batches: Any = make_batches(
-            groups, TrainingSettings.of(config), max_rollout_tokens=budget, num_learners=max(1, config.num_learners)
-        )
-        if config.colocated:
+        if self.config.colocated:
             self._env_runners.broadcast(remote_call("sleep"))
-        data = TrainingData(batch=batches[0]) if self.learner_group.is_local else TrainingData(batches=batches)
-        with learner_errors():
-            results = self.learner_group.update(training_data=data)
+        results = self._policy_update(groups)
         logprobs = {key: of for result in results for key, of in result.pop(TOKEN_LOGPROBS, {}).items()}
         self.metrics.aggregate(results, key="learner")
         return logprobs

@@ -312,6 +312,13 @@ class GRPOConfig(_Fields):
             self.lora_r is None or self.kl_coeff == 0 or self.ref_update_rate == 0,
             "with LoRA the reference policy is the model without adapters, which cannot follow: use 0",
         )
+        if self.streamed_update:
+            single = self.num_epochs == 1 and self.minibatch_size is None
+            check(self, "streamed_update", single, "it is for num_epochs=1 and minibatch_size=None: use False")
+            mend = "DeepSpeed cannot divide what it has added up: use .fsdp2() or .ddp(), or False"
+            check(self, "streamed_update", self.sharding != "deepspeed", mend)
+            mend = "the learners wait until the engines on their GPUs are done: use False"
+            check(self, "streamed_update", not self.colocated, mend)
         if self.sharding == "deepspeed":
             check(
                 self,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from rllib_exit.objective.loss import loss_weights
+from rllib_exit.objective.loss import batch_divisor, loss_weights
 from rllib_exit.objective.packing import Row, split
 from rllib_exit.rollouts import ScoredGroup
 from rllib_exit.settings import TrainingSettings
@@ -23,9 +24,13 @@ class TrainBatch:
     Attributes:
         minibatches: One update each per epoch; a row is one segment of a rollout. Every learner has the
             same number of them, and the loss of a minibatch is the sum over all learners' rows.
+        divisor: Of a part of a batch, by which the weights of its rows are not yet divided: the gradient of all parts
+            together is divided by the sum of their divisors, see :func:`rllib_exit.objective.loss.batch_divisor`. None
+            for a whole batch.
     """
 
     minibatches: tuple[tuple[Row, ...], ...]
+    divisor: float | None = None
 
 
 def make_batches(
@@ -34,6 +39,7 @@ def make_batches(
     *,
     max_rollout_tokens: int,
     num_learners: int,
+    part: bool = False,
 ) -> list[TrainBatch]:
     """Makes one batch for each learner.
 
@@ -47,8 +53,10 @@ def make_batches(
         max_rollout_tokens: The most tokens that the policy can generate in a rollout; see
             :func:`rllib_exit.objective.loss.token_budget`.
         num_learners: How many learners share the work.
+        part: Whether the groups are a part of a batch, which then is one minibatch.
     """
     minibatches: list[list[Row]] = []
+    divisor = None
     for chunk in _chunks(groups, settings.minibatch_size):
         rollouts = [
             (rollout, advantage, (of.group.request.group_id, g))
@@ -62,14 +70,18 @@ def make_batches(
             segment.ended_mask if settings.overlong_filtering and segment.ended_mask is not None else segment.loss_mask
             for _, _, segment in segments
         ]
+        num_trained_R = np.array([mask.sum() for mask in masks])
+        of_all: Any = {"aggregation": settings.loss_aggregation, "num_rollouts": len(rollouts)}
         weights = loss_weights(
             np.array([segment.loss_mask.sum() for _, _, segment in segments]),
             np.array([i for i, _, _ in segments]),
-            np.array([mask.sum() for mask in masks]),
-            aggregation=settings.loss_aggregation,
-            num_rollouts=len(rollouts),
+            num_trained_R,
+            **of_all,
             max_rollout_tokens=max_rollout_tokens,
         )
+        if part:
+            divisor = batch_divisor(num_trained_R, **of_all)
+            weights = weights * divisor
         minibatches.append(
             [
                 Row(
@@ -85,7 +97,7 @@ def make_batches(
             ]
         )
     shards = [split(rows, num_learners) for rows in minibatches]
-    return [TrainBatch(tuple(tuple(shard[i]) for shard in shards)) for i in range(num_learners)]
+    return [TrainBatch(tuple(tuple(shard[i]) for shard in shards), divisor) for i in range(num_learners)]
 
 
 def _chunks(groups: Sequence[ScoredGroup], minibatch_size: int | None) -> list[list[ScoredGroup]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,9 @@ from safetensors.torch import save
 
 from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
 from rllib_exit.learner import lora, shards
+from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.learner.pulse import Watch, end_pulse, start_pulse
+from rllib_exit.learner.sharding.collectives import rank
 from rllib_exit.settings import FaultToleranceSettings, LoRASettings
 from rllib_exit.weight_sync.weight_store import StoredWeights
 
@@ -68,6 +71,7 @@ class GRPOLearnerGroup(LearnerGroup):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         self._timeout_s = FaultToleranceSettings.of(config).learner_timeout_s or math.inf
         self._pulses: list[str] = []
+        self._calling = threading.Lock()
         super().__init__(config=config, **kwargs)
         if self._workers:
             pulses = [f"{uuid.uuid4()}" for _ in self._workers]
@@ -81,7 +85,9 @@ class GRPOLearnerGroup(LearnerGroup):
             return super().update(training_data=training_data, **kwargs)
         parts = training_data.shard(num_shards=len(self))
         pairs: Any = zip(self._workers or (), parts, strict=True)
-        return self._answers([worker.update.remote(training_data=part, **kwargs) for worker, (part, _) in pairs])
+        with self._calling:
+            answers = [worker.update.remote(training_data=part, **kwargs) for worker, (part, _) in pairs]
+        return self._answers(answers)
 
     def kill(self) -> None:
         """Ends all learners, whatever they wait for."""
@@ -136,6 +142,15 @@ class GRPOLearnerGroup(LearnerGroup):
             LearnersTimeoutError: If it takes longer.
         """
         self._together(lambda learner: learner.send_weights(), timeout_s)
+
+    def accumulate(self, parts: Sequence[TrainBatch]) -> None:
+        """Has every learner add up the gradients of its part, see :meth:`GRPOTorchLearner.accumulate`."""
+        reference = parts if self.is_local else ray.put(parts)
+        self._together(lambda learner: learner.accumulate(_value(reference)[rank()]))
+
+    def forget(self) -> None:
+        """Drops what was accumulated."""
+        self._together(lambda learner: learner.forget())
 
     def start_saving(self, place: Place) -> Callable[[], dict[str, str]]:
         """Has all learners begin to write their part of a checkpoint; they may go on when this returns.
@@ -212,7 +227,9 @@ class GRPOLearnerGroup(LearnerGroup):
         if self.is_local:
             return self._get_results(self.foreach_learner(call))  # type: ignore[arg-type]
         workers: Any = self._workers
-        return self._answers([worker.apply.remote(call) for worker in workers], timeout_s)
+        with self._calling:  # several threads call: all learners have to get their calls in the same order
+            answers = [worker.apply.remote(call) for worker in workers]
+        return self._answers(answers, timeout_s)
 
     def _answers(self, answers: Sequence[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
         """The learners' answers; if one fails all are ended, since the others may wait for it."""
@@ -263,5 +280,5 @@ def load_policy(checkpoint: Checkpoint, model_path: str, dtype: str, adapters: L
     return np.frombuffer(save(tensors), np.uint8)
 
 
-def _value(reference: Any) -> np.ndarray:
+def _value(reference: Any) -> Any:
     return ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference

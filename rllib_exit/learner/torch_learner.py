@@ -5,42 +5,36 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import socket
 import time
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
 from envs.workers import usable_cpus
 from rllib_exit import settings
-from rllib_exit.checkpoints import Place
 from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
-from rllib_exit.learner.learner_group import POLICY, REFERENCE
-from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK, CausalLMRLModule
+from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK
 from rllib_exit.learner.packing_check import can_share_prefixes
-from rllib_exit.learner.sharding.collectives import all_reduce, rank, start_process_group
+from rllib_exit.learner.sharding.collectives import all_reduce, start_process_group
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, ShardedModel
-from rllib_exit.learner.sharding.weights import collect_weights, weight_buckets, weight_shapes
-from rllib_exit.learner.shards import ShardWriter, State
+from rllib_exit.learner.stateful_learner import StatefulLearner
 from rllib_exit.memory import keep_freed_memory, release_freed_memory
 from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row
-from rllib_exit.weight_sync.weight_store import StoredWeights, WeightStore
+from rllib_exit.rollouts import SegmentKey
 
 if TYPE_CHECKING:
-    from rllib_exit.weight_sync.nccl_sender import NCCLSender
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +46,18 @@ Sums = defaultdict[str, Any]  # of numbers, or scalar tensors
 EMPTY_ROW = Row(np.zeros(2, np.int32), np.array([False, True]), np.zeros(2, np.float32), 0.0, 0.0)
 
 
-class GRPOTorchLearner(TorchLearner):
+@dataclass
+class Accumulated:
+    """What was done of an update, besides the gradients; its batch may come in parts."""
+
+    sums: Sums = field(default_factory=lambda: defaultdict(float))
+    divisor: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    logprobs: dict[SegmentKey, np.ndarray] = field(default_factory=dict)  # under the old policy, for the log
+
+
+class GRPOTorchLearner(StatefulLearner):
     """GRPO's update (paper Eqs. 4 and 5) over packs of rows, with gradients accumulated over the packs.
 
     It owns the loop; where parameters, gradients and the optimizer's state lie is the back end's matter, see
@@ -70,12 +75,8 @@ class GRPOTorchLearner(TorchLearner):
         # engine waits, so it may use them all.
         torch.set_num_threads(self._training.learner_threads or usable_cpus())
         keep_freed_memory()
-        self._num_updates = 0
-        self._num_batches = 0
         self._lr = self._training.lr
-        self._store = WeightStore(settings.GenerationSettings.of(self.config).full_weights_interval)
-        self._sender: NCCLSender | None = None
-        self._writer = ShardWriter()
+        self._accumulated = Accumulated()
         super().build()
         self._share_prefixes = can_share_prefixes(
             self.language_model,
@@ -84,16 +85,6 @@ class GRPOTorchLearner(TorchLearner):
             # Flash attention finds a pack's rows by their positions, and knows no trees.
             share=not self._language_model.attn_implementation.startswith("flash"),
         )
-
-    @property
-    def language_model(self) -> CausalLMRLModule:
-        """The module that is trained."""
-        return self.module[DEFAULT_MODULE_ID]  # type: ignore[return-value]
-
-    @property
-    def model(self) -> ShardedModel:
-        """The policy."""
-        return self.language_model.model
 
     def _make_module(self) -> Any:
         if self._sharding.sharding != "ddp":
@@ -148,42 +139,80 @@ class GRPOTorchLearner(TorchLearner):
         """Logged once, they would be NaN in every later result."""
 
     def update(self, *, training_data: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Runs ``num_epochs`` passes over a :class:`TrainBatch`, one optimizer step per minibatch. Collective."""
-        start = time.perf_counter()
+        """Trains on a :class:`TrainBatch`, or on the last part of one. Collective.
+
+        Runs ``num_epochs`` passes, one optimizer step per minibatch. A batch in parts is one step.
+        """
         batch: TrainBatch = training_data.batch
         self._weights_seq_no += 1
-        minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
-        packs = [pack for packs in minibatches for pack in packs]
-        # What the updates do not change is computed ahead of them, once for all epochs.
-        reference = self.language_model.reference_logprobs(packs) if self._training.kl_coeff else [None] * len(packs)
-        # π_old is the policy at the start. With a single update it is the current one, for free.
-        single = self._training.num_epochs * len(minibatches) == 1
-        old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
-
-        sums: Sums = defaultdict(float)
-        for _ in range(self._training.num_epochs):
-            scored = zip(packs, old, reference, strict=True)
-            old = []
-            for minibatch in minibatches:
-                old += self._update_minibatch(list(itertools.islice(scored, len(minibatch))), sums)
+        if batch.divisor is None:
+            done = self._train(batch)
+        else:
+            self.accumulate(batch)
+            done, self._accumulated = self._accumulated, Accumulated()
+            start = time.perf_counter()
+            self._step(done.sums, done.divisor)
+            done.sums["loss"] /= done.divisor
+            done.seconds += time.perf_counter() - start
         self._num_batches += 1
         if self._num_batches % 10 == 0:  # faulting it in again takes a seventh of an update
             release_freed_memory()
         if self._num_batches % self._training.ref_update_interval == 0:
             self.language_model.update_reference(self._training.ref_update_rate)
-
-        tokens = sum(len(row.token_ids) for rows in batch.minibatches for row in rows)
-        numbers = defaultdict(float, {name: float(value) for name, value in sums.items()})
         if self._colocated:
             # The engine that shares the device gets what the update no longer needs.
             torch.cuda.empty_cache()
-        self._log(numbers, tokens, time.perf_counter() - start)
+        numbers = defaultdict(float, {name: float(value) for name, value in done.sums.items()})
+        self._log(numbers, done.tokens, done.seconds)
         result = self.metrics.reduce()
         if self._log_tokens:
-            result[TOKEN_LOGPROBS] = packing.unpack(
-                batch.minibatches, minibatches, [of for of in old if of is not None]
-            )
+            result[TOKEN_LOGPROBS] = done.logprobs
         return result
+
+    def accumulate(self, part: TrainBatch) -> None:
+        """Adds the gradients of a part of the next batch, ahead of its update. Collective.
+
+        The gradient of a batch is the sum of those of its rows: it does not matter when each is computed, as long as
+        the policy is the same.
+        """
+        start, done = time.perf_counter(), self._accumulated
+        [packs] = self._equalise([self._pack(rows) for rows in part.minibatches])
+        old = self._backward(zip(packs, itertools.repeat(None), self._reference(packs)), done.sums)
+        done.divisor += part.divisor or 0.0
+        done.tokens += _num_tokens(part)
+        if self._log_tokens:
+            done.logprobs |= packing.unpack(part.minibatches, [packs], old)
+        done.seconds += time.perf_counter() - start
+
+    def forget(self) -> None:
+        """Drops what was accumulated of a batch that will not be trained on."""
+        self._accumulated = Accumulated()
+        self.model.zero_grad()
+
+    def _train(self, batch: TrainBatch) -> Accumulated:
+        start = time.perf_counter()
+        minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
+        packs = [pack for packs in minibatches for pack in packs]
+        # What the updates do not change is computed ahead of them, once for all epochs.
+        reference = self._reference(packs)
+        # π_old is the policy at the start. With a single update it is the current one, for free.
+        single = self._training.num_epochs * len(minibatches) == 1
+        old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
+
+        done = Accumulated(tokens=_num_tokens(batch))
+        for _ in range(self._training.num_epochs):
+            scored = zip(packs, old, reference, strict=True)
+            old = []
+            for minibatch in minibatches:
+                old += self._backward(itertools.islice(scored, len(minibatch)), done.sums)
+                self._step(done.sums)
+        if self._log_tokens:
+            done.logprobs = packing.unpack(batch.minibatches, minibatches, old)
+        done.seconds = time.perf_counter() - start
+        return done
+
+    def _reference(self, packs: Sequence[Pack]) -> Sequence[Tensor | None]:
+        return self.language_model.reference_logprobs(packs) if self._training.kl_coeff else [None] * len(packs)
 
     def _pack(self, rows: tuple[Row, ...]) -> list[Pack]:
         packs = packing.pack(rows, self._training.max_tokens_per_micro_batch, self._share_prefixes)
@@ -205,17 +234,12 @@ class GRPOTorchLearner(TorchLearner):
     def _logprobs(self, pack: Pack) -> torch.Tensor:
         return self.language_model.forward_train({PACK: pack})[LOGPROBS]
 
-    def _update_minibatch(
-        self, scored: Sequence[tuple[Pack, Tensor | None, Tensor | None]], sums: Sums
-    ) -> list[Tensor]:
-        """One optimizer step over packs, each with its log-probabilities under the old and the reference policy.
+    def _backward(self, scored: Iterable[tuple[Pack, Tensor | None, Tensor | None]], sums: Sums) -> list[Tensor]:
+        """Adds the gradients of packs, each with its log-probabilities under the old and the reference policy.
 
         Returns those under the old policy, which is the current one where none were given.
         """
-        sums["minibatches"] += 1
         old: list[Tensor] = []
-        if not scored:
-            return old
         for pack, old_logprobs_N, ref_logprobs_N in scored:
             fwd_out = self.language_model.forward_train({PACK: pack})
             old.append(fwd_out[LOGPROBS].detach() if old_logprobs_N is None else old_logprobs_N)
@@ -226,17 +250,24 @@ class GRPOTorchLearner(TorchLearner):
                 fwd_out=fwd_out,
             )
             self.model.backward(loss)
+            sums["packs"] += 1
+        return old
+
+    def _step(self, sums: Sums, divisor: float = 1.0) -> None:
+        """An optimizer step with the gradients, if there are any."""
+        sums["minibatches"] += 1
+        if not sums.pop("packs", 0):
+            return
         lr = self._training.lr * self._lr_factor(self._num_updates)
         # The norm is that of all learners together, and so is what follows from it.
-        norm = self.model.step(lr)
+        norm = self.model.step(lr, divisor)
         if not math.isfinite(norm):
             logger.warning("skipped an update: gradient norm %s", norm)
             sums["skipped_updates"] += 1
-            return old
+            return
         sums["grad_norm"] += norm
         self._num_updates += 1
         self._lr = lr
-        return old
 
     def _lr_factor(self, num_updates: int) -> float:
         """The share of the learning rate for the next update: it rises linearly, stays, or falls linearly to 0."""
@@ -301,104 +332,6 @@ class GRPOTorchLearner(TorchLearner):
         for name, value in values.items():
             self.metrics.log_value(name, value, reduce="mean", window=1)
 
-    # The learners' state: all of them take part, and the first has it.
 
-    @property
-    def policy_version(self) -> int:
-        """How many batches the policy was trained on."""
-        return self._weights_seq_no
-
-    def collect_weights(self) -> np.ndarray | None:
-        """The policy's weights as the engine takes them, see :func:`collect_weights`. Collective."""
-        return collect_weights(self.model, self.language_model.compute_dtype)
-
-    def put_weights(self) -> StoredWeights | None:
-        """Puts the same into Ray's object store, or what changed; None but on the first learner. Collective."""
-        buckets = weight_buckets(self.model, self.language_model.compute_dtype)
-        if rank() == 0:
-            return self._store.put(buckets, self._weights_seq_no)
-        deque(buckets, maxlen=0)
-        return None
-
-    def describe_weights(self) -> tuple[dict[str, Any], int]:
-        """What :meth:`send_weights` sends, as vLLM's workers need it, and how many bytes that is."""
-        dtype = self.language_model.compute_dtype
-        shapes = weight_shapes(self.model)
-        update_info = {
-            "names": list(shapes),
-            "dtype_names": [str(dtype).removeprefix("torch.")] * len(shapes),
-            "shapes": [list(shape) for shape in shapes.values()],
-        }
-        return update_info, sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-
-    def transfer_address(self) -> dict[str, Any]:
-        """A free port of this node."""
-        with socket.socket() as s:
-            s.bind(("", 0))
-            return {"master_address": ray.util.get_node_ip_address(), "master_port": s.getsockname()[1]}
-
-    def open_transfer(self, init_info: dict[str, Any]) -> None:
-        """Joins a group with the engines' workers, see :class:`NCCLSender`; leaves the last one. Collective."""
-        from rllib_exit.weight_sync.nccl_sender import NCCLSender, ParamMeta
-
-        if self._sender is not None:
-            self._sender.close()
-        dtype = self.language_model.compute_dtype
-        metadata = [ParamMeta(name, dtype, shape) for name, shape in weight_shapes(self.model).items()]
-        self._sender = NCCLSender(rank(), metadata, lambda: weight_buckets(self.model, dtype), init_info)
-
-    def send_weights(self) -> None:
-        """Broadcasts the policy's weights in that group. Collective."""
-        assert self._sender is not None, "open_transfer comes first"
-        self._sender.send()
-
-    def progress(self) -> dict[str, int]:
-        """How far training is."""
-        return {
-            "policy_version": self._weights_seq_no,
-            "num_updates": self._num_updates,
-            "num_batches": self._num_batches,
-        }
-
-    def set_progress(self, progress: dict[str, int]) -> None:
-        """Restores what :meth:`progress` gave."""
-        self._weights_seq_no = progress["policy_version"]
-        self._num_updates = progress["num_updates"]
-        self._num_batches = progress["num_batches"]
-        self.model.set_step(self._num_updates)
-
-    def start_saving(self, place: Place) -> dict[str, int]:
-        """Begins to write this learner's part of a checkpoint, and returns how far training is.
-
-        It is what the learner holds now: it may go on when this returns.
-        """
-        self._writer.start(self._state(), place)
-        return self.progress()
-
-    def saved(self) -> dict[str, str] | Exception | None:
-        """The sums of what it wrote, or the error; None as long as it writes."""
-        return self._writer.outcome()
-
-    def state_names(self) -> dict[str, list[list[str]]]:
-        """What a checkpoint holds: for each kind of tensors, the names in one bucket after the other.
-
-        The kinds are ``policy``, the trained float32 weights; ``exp_avg`` and ``exp_avg_sq``, their moments; and
-        ``reference``, if there is one.
-        """
-        return {kind: model.buckets(names) for kind, (model, _, names) in self._state().items()}
-
-    def set_tensors(self, kind: str, file: np.ndarray) -> None:
-        """Sets full tensors, a safetensors file, (bytes,) uint8, whatever the number of learners. Collective."""
-        model, part, _ = self._state()[kind]
-        model.scatter(part, load(file.tobytes()))
-
-    def _state(self) -> State:
-        model, reference = self.model, self.language_model.reference
-        state: dict[str, Any] = {
-            POLICY: (model, "master", model.trainable),
-            "exp_avg": (model, "exp_avg", model.trainable),
-            "exp_avg_sq": (model, "exp_avg_sq", model.trainable),
-        }
-        if reference is not None:
-            state[REFERENCE] = (reference, "master", list(reference.shapes))
-        return state
+def _num_tokens(batch: TrainBatch) -> int:
+    return sum(len(row.token_ids) for rows in batch.minibatches for row in rows)

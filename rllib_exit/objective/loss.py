@@ -73,6 +73,19 @@ def loss_weights(
     return np.divide(1.0, divisor_R, out=np.zeros(num_tokens_R.shape), where=num_trained_R > 0)
 
 
+def batch_divisor(num_trained_R: ArrayLike, *, aggregation: LossAggregation, num_rollouts: int) -> float:
+    """What :func:`loss_weights` divides the weights of all rows by, and what alone depends on the other rows.
+
+    That of a batch is the sum of those of its parts, so that the parts' gradients can be added up before it is known.
+
+    Args:
+        num_trained_R: As there.
+        aggregation: As there.
+        num_rollouts: As there.
+    """
+    return float(np.sum(num_trained_R) if aggregation == "token_mean" else num_rollouts)
+
+
 def grpo(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, rows_N: Tensor | None, low: float, high: float
 ) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from rllib_exit.grpo.algorithm import GRPO
 from rllib_exit.grpo.checkpointing import CheckpointedAlgorithm
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.rollout_queue import RolledOut
-from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.objective.diversity import edit_diversity_coefficients
 from rllib_exit.rollouts import ScoredGroup
 from tests.fakes import CounterEnv
@@ -67,27 +66,7 @@ def test_groups_are_scored_as_the_settings_say(normalize_std: bool) -> None:
     [group] = make_groups(np.random.default_rng(0), num_groups=1)
     config = GRPOConfig().training(normalize_std=normalize_std)
     algo: Any = SimpleNamespace(config=config, diversity=lambda solutions: np.arange(len(solutions)))
+    algo._policy_update = SimpleNamespace(add=lambda scored: None)
     centred_G = group.returns_G - group.returns_G.mean()
     expected_G = centred_G / (group.returns_G.std() + 1e-4) if normalize_std else centred_G
     np.testing.assert_allclose(GRPO._score(algo, group).advantages_G, expected_G * np.arange(4))
-
-
-@pytest.mark.parametrize(("max_turns", "budget"), [(1, 100), (3, 300), (None, 4096)])
-def test_dr_grpo_divides_by_what_an_episode_can_have(max_turns: int | None, budget: int) -> None:
-    groups = [ScoredGroup(group, np.ones(4)) for group in make_groups(np.random.default_rng(0))]
-    batches: list[TrainBatch] = []
-
-    def update(training_data: Any) -> dict[str, float]:
-        batches.append(training_data.batch)
-        return {}
-
-    algo: Any = SimpleNamespace(
-        config=GRPOConfig().training(loss_aggregation="constant").generation(max_response_tokens=100),
-        learner_group=SimpleNamespace(is_local=True, update=update),
-        metrics=SimpleNamespace(aggregate=lambda results, key: None),
-        _env=SimpleNamespace(max_turns=max_turns),
-    )
-    algo.config.language_model("any", max_model_len=4096)
-    GRPO._update(algo, groups)
-    [[rows]] = [batch.minibatches for batch in batches]
-    assert {row.loss_weight for row in rows} == {1 / (12 * budget)}

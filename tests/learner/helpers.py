@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -49,9 +50,9 @@ def make_groups(rng: np.random.Generator, num_groups: int = 3, group_size: int =
     return groups
 
 
-def batch(groups: list[RolloutGroup], num_learners: int = 1, **kwargs: Any) -> list[TrainBatch]:
+def batch(groups: Sequence[RolloutGroup], num_learners: int = 1, part: bool = False, **kwargs: Any) -> list[TrainBatch]:
     scored = [ScoredGroup(group, group.returns_G - group.returns_G.mean()) for group in groups]
-    return make_batches(scored, TrainingSettings(**kwargs), max_rollout_tokens=16, num_learners=num_learners)
+    return make_batches(scored, TrainingSettings(**kwargs), max_rollout_tokens=16, num_learners=num_learners, part=part)
 
 
 def update(learner: GRPOTorchLearner, train_batch: TrainBatch) -> dict[str, float]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
 from rllib_exit.objective.packing import pack
 from rllib_exit.rollouts import Rollout, RolloutGroup
-from rllib_exit.settings import TrainingSettings
+from rllib_exit.settings import LossAggregation, TrainingSettings
 from tests.learner.helpers import batch, make_groups, make_learner, update, weights
 from tests.learner.sharding.learners import Learners, tensors
 from tests.tiny_models import make_tiny_model
@@ -41,6 +42,41 @@ def test_shards_of_a_batch_add_up_to_it(tiny_model: str) -> None:
     whole = update(make_learner(tiny_model), batch(groups)[0])["loss"]
     shards = [update(make_learner(tiny_model), shard)["loss"] for shard in batch(groups, num_learners=2)]
     assert sum(shards) == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", get_args(LossAggregation))
+def test_a_batch_in_parts_is_the_same_update(tiny_model: str, aggregation: LossAggregation) -> None:
+    """Of groups of unequal numbers of tokens, one of which has no advantages, in another order, in uneven parts."""
+    options: dict[str, Any] = {"loss_aggregation": aggregation, "kl_coeff": 0.1, "overlong_filtering": True}
+    fields = {**options, "grad_clip": 0.01, "max_tokens_per_micro_batch": 40, "ref_update_rate": 0.5, "lr": 1e-4}
+    groups = make_groups(np.random.default_rng(4), num_groups=5)
+    groups[1] = replace(groups[1], rollouts=tuple(replace(r, return_=0.5) for r in groups[1].rollouts))
+    whole, streamed = (make_learner(tiny_model, **fields) for _ in range(2))
+    start = weights(whole)
+    for order in ([3, 0, 4, 1, 2], [1, 2, 0, 4, 3]):
+        expected = update(whole, batch(groups, **options)[0])
+        for part in (order[:1], order[1:4]):
+            streamed.accumulate(batch([groups[i] for i in part], part=True, **options)[0])
+        metrics = update(streamed, batch([groups[i] for i in order[4:]], part=True, **options)[0])
+        assert metrics.keys() == expected.keys() and metrics["tokens_per_s"] > 0
+        for name in metrics.keys() - {"tokens_per_s"}:
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
+        np.testing.assert_allclose(weights(streamed), weights(whole), atol=1e-6)
+        change = np.linalg.norm(weights(whole) - start)
+        assert np.linalg.norm(weights(streamed) - weights(whole)) < 1e-4 * change
+    assert streamed.progress() == whole.progress() == {"policy_version": 2, "num_updates": 2, "num_batches": 2}
+
+
+def test_parts_that_are_forgotten_leave_no_trace(tiny_model: str) -> None:
+    groups = make_groups(np.random.default_rng(5))
+    whole, streamed = make_learner(tiny_model, lr=1e-4), make_learner(tiny_model, lr=1e-4)
+    streamed.accumulate(batch(groups[:2], part=True)[0])
+    streamed.forget()
+    streamed.accumulate(batch(groups, part=True)[0])
+    metrics = update(streamed, batch([], part=True)[0])
+    expected = update(whole, batch(groups)[0])
+    assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-7)
+    np.testing.assert_allclose(weights(streamed), weights(whole), atol=1e-6)
 
 
 def test_a_non_finite_loss_changes_nothing_and_is_counted(tiny_model: str) -> None:

@@ -61,9 +61,13 @@ class DDPModel(ShardedModel):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, divisor: float = 1.0) -> float:
         assert self._optimizer_config
         self._finish_gradients()
+        if divisor != 1.0:
+            for parameter in self._trained:
+                if parameter.grad is not None:
+                    parameter.grad /= divisor
         norm = nn.utils.clip_grad_norm_(self._trained, self._optimizer_config.max_grad_norm)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         # One non-finite gradient makes the norm non-finite.

@@ -110,7 +110,9 @@ class DeepSpeedModel(ShardedModel):
         # DeepSpeed averages.
         self._engine.backward(loss * world_size(), scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, divisor: float = 1.0) -> float:
+        if divisor != 1.0:
+            raise ValueError("DeepSpeed keeps gradients in buffers of its own, which cannot be divided")
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = lr
         # From stage 1, a norm that is not finite makes DeepSpeed skip the update.

@@ -83,8 +83,12 @@ class ShardedModel(nn.Module, ABC):
         """Adds the gradients of this learner's share of the loss; the loss is the sum over the learners."""
 
     @abstractmethod
-    def step(self, lr: float) -> float:
-        """Applies the summed gradients, clipped, and clears them.
+    def step(self, lr: float, divisor: float = 1.0) -> float:
+        """Applies the summed gradients, divided and clipped, and clears them.
+
+        Args:
+            lr: The learning rate.
+            divisor: What the gradients are divided by before anything else.
 
         Returns:
             Their norm before clipping, the same on all learners. If it is not finite, nothing was applied.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -87,6 +88,7 @@ class Learners(GRPOLearnerGroup):
     def __init__(self, model: str, processes: Processes | None = None, **fields: Any) -> None:
         self._processes = processes
         self._is_shut_down = True
+        self._calling = threading.Lock()
         if processes is None:
             self._learner = make_learner(model, **fields)
         else:

@@ -167,6 +167,33 @@ def test_two_learners_train_as_one(
         assert progress == {"policy_version": 4, "num_updates": 8, "num_batches": 4}
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_learners_train_on_a_batch_in_parts_as_on_the_whole(
+    name: str, pair: Processes, tiny_model: str, tmp_path: Path
+) -> None:
+    fields = {**TRAINING, **BACK_ENDS[name]}
+    groups = make_groups(np.random.default_rng(7), num_groups=4)
+    learners = Learners(tiny_model, pair, **fields)
+    expected = learners(batch(groups, 2))
+    whole = saved(learners, tmp_path / "whole")
+    learners = Learners(tiny_model, pair, **fields)
+    learners.accumulate(batch([groups[2]], 2, part=True))
+    learners.accumulate(batch([groups[3], groups[0]], 2, part=True))
+    learners.forget()
+    for part in ([groups[2]], [groups[3], groups[0]]):
+        learners.accumulate(batch(part, 2, part=True))
+    metrics = learners(batch([groups[1]], 2, part=True))
+    for key in metrics[0].keys() - {"tokens_per_s"}:
+        assert metrics[0][key] == metrics[1][key] == pytest.approx(expected[0][key], rel=1e-4, abs=1e-6), key
+    assert_close(of("policy", saved(learners, tmp_path / "parts")), of("policy", whole), 1e-6)
+
+
+def test_deepspeed_takes_no_batch_in_parts(pair: Processes, tiny_model: str) -> None:
+    learners = Learners(tiny_model, pair, **BACK_ENDS["zero2"])
+    with pytest.raises(RuntimeError, match="cannot be divided"):
+        learners(batch(make_groups(np.random.default_rng(0)), 2, part=True))
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_a_non_finite_gradient_on_one_learner_skips_the_update_on_all(
     name: str, pair: Processes, tiny_model: str, tmp_path: Path
