@@ -7,14 +7,13 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import numpy as np
 
 from envs.workers import usable_cpus
 from rllib_exit.env_runners.engine_guard import end_with_this_process
-from rllib_exit.env_runners.engine_server import engines_from_server, is_cpu_build, start_server
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.weight_sync.engine_loader import WeightLoader, shared_file
 
@@ -76,9 +75,9 @@ class VLLMGenerator:
 
     def _make_engine(self) -> Any:
         import psutil
+        from vllm.platforms import current_platform
 
-        cpu = is_cpu_build()
-        if cpu:
+        if current_platform.is_cpu():
             # Eager mode with an explicit KV cache starts in seconds. The learner shares the cores:
             # the engine's threads must not spin while they wait.
             self._engine_args.setdefault("enforce_eager", True)
@@ -101,17 +100,14 @@ class VLLMGenerator:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             os.environ.setdefault("KMP_BLOCKTIME", "0")
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            start_server()
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine import utils
         from vllm.v1.engine.async_llm import AsyncLLM
 
         before = psutil.Process().children(recursive=True)
         # Of vLLM's batch sizes, those that it has for throughput on this GPU.
         arguments = AsyncEngineArgs(**self._engine_args)
-        with engines_from_server(utils) if cpu else nullcontext():
-            engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         started = [p for p in psutil.Process().children(recursive=True) if p not in before]
         # The tracker ends by itself, after it has freed shared memory.
         end_with_this_process([p.pid for p in started if "resource_tracker" not in " ".join(p.cmdline())])

@@ -69,7 +69,6 @@ class GRPO(ConventionalAlgorithm):
         self.diversity = make_diversity(self.config)
         self.policy_version = 0
         self._signal_watch = SignalWatch()
-        self.config.import_ahead()
         super().setup(config)
         self._gauges = Gauges(run=Path(str(self.logdir)).name, strategy=self.config.strategy)
         self._rollout_log = RolloutLog.of_trial(self.config, str(self.logdir), self._storage, self._env)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from contextlib import suppress
-from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -347,17 +345,6 @@ class GRPOConfig(_Fields):
         from rllib_exit.learner.torch_learner import GRPOTorchLearner
 
         return GRPOTorchLearner
-
-    def import_ahead(self) -> None:
-        """Begins to import what a learner in this process needs, while env runners start."""
-
-        def run() -> None:
-            with suppress(Exception):  # making the learner raises it again
-                self.get_default_learner_class()
-                from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
-
-        if not self.num_learners:
-            Thread(target=run, name="imports", daemon=True).start()
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         from rllib_exit.learner.module import CausalLMRLModule

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from envs.base import TaskInstance, Turn
 from envs.bfcl.env import BFCLEnv
 from rllib_exit.chat import ChatTokenizer
-from rllib_exit.env_runners.engine_server import is_cpu_build
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.player import Player
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
@@ -399,8 +397,6 @@ def test_an_engine_ends_with_the_process_that_started_it(long_model: str, tmp_pa
 def test_an_engine_whose_process_is_killed_says_so(engine: Engine, long_model: str) -> None:
     engine.generate(PROMPT)
     [core] = children(os.getpid(), "EngineCore")
-    if is_cpu_build():  # it was forked from a process that had imported vLLM
-        assert psutil.Process(core).ppid() not in (1, os.getpid())
 
     async def run() -> None:
         os.kill(core, signal.SIGSTOP)  # so that it does not answer first
