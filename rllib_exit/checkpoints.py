@@ -199,7 +199,8 @@ def newest(path: str | Path) -> Path:
 
 def newest_at(place: Place) -> Place:
     """As :func:`newest`, anywhere."""
-    found = sorted(_checkpoints(place), key=lambda manifest: manifest.mtime_ns, reverse=True)
+    # A file system may know no times; the names of a trial's checkpoints are in order.
+    found = sorted(_checkpoints(place), key=lambda manifest: (manifest.mtime_ns or 0, manifest.path), reverse=True)
     for manifest in found:
         checkpoint = Place(place.filesystem, manifest.path.rpartition("/")[0])
         try:

@@ -118,12 +118,12 @@ def test_what_could_not_be_written_is_told_by_the_next_one_and_leaves_nothing(
 
 
 class LearnerKiller(tune.Callback):
-    """Kills a learner after the second result, once."""
+    """Kills a learner after the third result, once: the checkpoint of the first is whole then."""
 
     killed = False
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        if result["training_iteration"] == 2 and not LearnerKiller.killed:
+        if result["training_iteration"] == 3 and not LearnerKiller.killed:
             LearnerKiller.killed = True
             [learner] = children(os.getpid(), "_WrappedExecutable")
             os.kill(learner, signal.SIGKILL)
