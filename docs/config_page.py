@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from rllib_exit.grpo.config import GROUPS, GRPOConfig
-from rllib_exit.settings import allowed_values
+from rllib_exit.settings_group import allowed_values
 
 PAGE = Path(__file__).with_name("config.md")
 HEAD = """# Settings

@@ -1,9 +1,8 @@
 """The self-improvement decision process (paper section 2.1) as a gymnasium environment.
 
-A *turn* t is a timestep of a task's POMDP: one assistant response and the environment's answer. A
-*step* k is a self-iteration on one turn's response. A *task instance* says where an episode starts: a
-task, the history of turns before turn t, and, unless turn t is answered afresh, the iterate to improve
-on or to diverge from.
+A *turn* t is a timestep of a task's POMDP: one assistant response and the environment's answer. A *step* k is a
+self-iteration on one turn's response. A *task instance* says where an episode starts: a task, the history of turns
+before turn t, and, unless turn t is answered afresh, the iterate to improve on or to diverge from.
 """
 
 from __future__ import annotations
@@ -179,10 +178,9 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
 
     A domain implements ``prompt`` and ``respond``; ``begin``, if it keeps state between turns; ``reward``, if that
     is not the quality; ``solution``, if only a part of a response is one; ``next_iterate``, if a greedy search is to
-    go on from another iterate than the last; ``demonstration``, if good responses are known; ``gold``, if it knows the
-    answer by another name. An episode starts from
-    ``reset(options={"instance": TaskInstance})``; without the option, from a task drawn uniformly. The chat that the
-    policy answers is ``messages()``; the observation is the text of its last message.
+    go on from another iterate than the last; ``demonstration``, if good responses are known; ``gold``, if the answer
+    has another name. An episode starts from ``reset(options={"instance": TaskInstance})``; without the option, from a
+    task drawn uniformly. The chat that the policy answers is ``messages()``; its last text is the observation.
 
     Args:
         tasks: The base tasks, with unique ids.
@@ -388,9 +386,8 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         previous = instance.iterate.quality if instance.iterate and instance.kind == "improve" else None
         reward = float(self.reward(quality, previous))
         if not math.isfinite(reward):
-            raise ValueError(
-                f"task {instance.task_id!r}: {type(self).__name__}.reward gave {reward}: it must be finite"
-            )
+            name = f"task {instance.task_id!r}: {type(self).__name__}.reward"
+            raise ValueError(f"{name} gave {reward}: it must be finite")
         return reward
 
     def _respond(self, response: str) -> Outcome:
@@ -398,8 +395,6 @@ class SelfImprovementEnv(gym.Env[str, str], ABC):
         if not isinstance(outcome, Outcome):
             raise TypeError(f"{type(self).__name__}.respond gave {outcome!r}: it must be an Outcome(quality, feedback)")
         if not 0.0 <= outcome.quality <= 1.0:  # NaN too
-            raise ValueError(
-                f"task {self.instance.task_id!r}: {type(self).__name__} gave quality {outcome.quality}: "
-                "it must be in [0, 1]"
-            )
+            name = f"task {self.instance.task_id!r}: {type(self).__name__}"
+            raise ValueError(f"{name} gave quality {outcome.quality}: it must be in [0, 1]")
         return outcome

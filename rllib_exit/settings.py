@@ -6,24 +6,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rllib_exit.settings_group import Settings, check, use
 
 Loss = Literal["grpo", "gspo", "cispo"]
 LossAggregation = Literal["sequence_mean", "token_mean", "constant"]
@@ -31,106 +20,6 @@ MismatchMode = Literal["token_truncate", "token_mask", "sequence_truncate", "seq
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-
-
-def _use(words: str) -> WithJsonSchema:
-    """Says what a type takes where its bounds alone do not say it well."""
-    return WithJsonSchema({"use": words})
-
-
-class Settings(BaseModel):
-    """Settings that belong together. They are checked when they are made, and never change.
-
-    NumPy's integers and numbers may stand where Python's may. True and False are no integers, NaN and infinity are no
-    numbers.
-
-    Raises:
-        ValueError: Names the field, its value and what to use instead, in one line.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            if own := first.get("ctx", {}).get("error"):  # of check()
-                raise ValueError(str(own)) from None
-            name = str(first["loc"][0])
-            if name not in type(self).model_fields:
-                raise ValueError(unknown_name(type(self).__name__, "field", name, type(self).model_fields)) from None
-            raise ValueError(f"{name} is {values.get(name)!r}: use {allowed_values(type(self), name)}") from None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _numpy_to_python(cls, value: Any) -> Any:
-        import numpy as np  # not at the top: `rllib --help` needs no settings and has to be quick
-
-        return value.item() if isinstance(value, np.generic) else value
-
-    @classmethod
-    def of(cls, config: Any) -> Self:
-        """The group's part of a config that has its fields as attributes."""
-        return cls(**{name: getattr(config, name) for name in cls.model_fields})
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with other values for some fields."""
-        return type(self)(**{**dict(self), **changes})
-
-
-def check(settings: Any, name: str, good: bool, mend: str) -> None:
-    """Raises a ValueError that names the field, its value and the mend, unless the value is good."""
-    if not good:
-        raise ValueError(f"{name} is {getattr(settings, name)!r}: {mend}")
-
-
-def unknown_name(owner: str, kind: str, name: str, names: Iterable[str]) -> str:
-    """Says that there is no such name, and which ones may be meant, the closest first."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=3) or [other for other in names if name in other][:3]
-    return f"{owner} has no {kind} {name!r}; " + (
-        f"did you mean {' or '.join(close)}?" if close else "see docs/config.md for all of them"
-    )
-
-
-def allowed_values(group: type[Settings], name: str) -> str:
-    """What a field takes, in words, such as ``None or an integer of 1 or more``."""
-    return _in_words(group.model_json_schema()["properties"][name])
-
-
-_NOUNS = {
-    "null": "None",
-    "boolean": "True or False",
-    "string": "a string",
-    "object": "a dict with strings as keys",
-    "integer": "an integer",
-    "number": "a number",
-}
-
-
-def _in_words(schema: dict[str, Any]) -> str:
-    if "use" in schema:
-        return schema["use"]
-    if "anyOf" in schema:
-        null_first = sorted(schema["anyOf"], key=lambda option: option.get("type") != "null")
-        return " or ".join(map(_in_words, null_first))
-    if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
-    if "const" in schema:
-        return repr(schema["const"])
-    noun = _NOUNS[schema["type"]]
-    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
-    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    if high is not None or below is not None:
-        left, right = f"({above}" if low is None else f"[{low}", f"{below})" if high is None else f"{high}]"
-        return f"{noun} in {left}, {right}"
-    if above is not None and schema["type"] == "integer":
-        low = above + 1
-    return f"{noun} of {low} or more" if low is not None else f"{noun} above {above}" if above is not None else noun
-
 
 # With these values the engine samples from the very distribution that the learner computes.
 WHOLE_DISTRIBUTION = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -182,7 +71,7 @@ class GenerationSettings(Settings):
     evaluation only."""
     repetition_penalty: PositiveFloat = 1.0
     """What the scores of tokens that were there before are divided by. It may differ from 1 in evaluation only."""
-    stop: Annotated[tuple[Text, ...], Field(strict=False), _use("a list of strings that are not empty")] = ()
+    stop: Annotated[tuple[Text, ...], Field(strict=False), use("a list of strings that are not empty")] = ()
     """Strings that end a response."""
     compact_history_chars: NonNegativeInt | None = None
     """Where a chat leaves no room for a response, its old messages are cut to so many characters, the oldest first,
@@ -191,7 +80,7 @@ class GenerationSettings(Settings):
     """More arguments of ``vllm.AsyncEngineArgs``. ``max_num_seqs`` is ``num_envs_per_env_runner``, unless it stands
     here. An engine with ``tensor_parallel_size`` N needs ``num_gpus_per_env_runner=N``, which Ray gives it on one
     node."""
-    generator_class: Annotated[Callable[..., Any], _use("a callable that makes the engine")]
+    generator_class: Annotated[Callable[..., Any], use("a callable that makes the engine")]
     """Makes the engine. It is called as :class:`VLLMGenerator` is."""
     weight_transfer: Literal["object_store", "nccl"] = "object_store"
     """How weights come from the learners: ``object_store``, through Ray's object store and shared memory, or
@@ -208,7 +97,7 @@ class TrainingSettings(Settings):
     """The learning rate, after warmup and before decay."""
     prompts_per_batch: PositiveInt = 128
     """P, the task instances of an iteration."""
-    rollouts_per_prompt: Annotated[int, Field(ge=2), _use("at least 2 rollouts, for a group-relative advantage")] = 8
+    rollouts_per_prompt: Annotated[int, Field(ge=2), use("at least 2 rollouts, for a group-relative advantage")] = 8
     """G, the group size."""
     refill_zero_variance: NonNegativeInt = 0
     """How many times ``prompts_per_batch`` further prompts may be selected, at most, in place of those whose group has
@@ -247,12 +136,12 @@ class TrainingSettings(Settings):
     """Whether responses that the token limit cut, or that end invalidly, have no loss."""
     lr_warmup_steps: NonNegativeInt = 0
     """The updates over which the learning rate rises linearly."""
-    lr_decay_steps: Annotated[PositiveInt | None, _use("None or a number of updates, 1 or more")] = None
+    lr_decay_steps: Annotated[PositiveInt | None, use("None or a number of updates, 1 or more")] = None
     """The updates after the warmup over which the learning rate falls linearly to 0, where it stays. With None it does
     not fall."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's weight decay."""
-    adam_betas: Annotated[tuple[Beta, Beta], Field(strict=False), _use("two numbers in [0, 1)")] = (0.9, 0.999)
+    adam_betas: Annotated[tuple[Beta, Beta], Field(strict=False), use("two numbers in [0, 1)")] = (0.9, 0.999)
     """AdamW's β₁ and β₂."""
     grad_clip: PositiveFloat | None = 1.0
     """The largest norm of the gradient. None is no limit."""
@@ -274,7 +163,7 @@ class WarmStartSettings(Settings):
 class DeepSpeedSettings(Settings):
     """How DeepSpeed's ZeRO shards."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3), _use("0, 1, 2 or 3")] = 2
+    zero_stage: Annotated[int, Field(ge=0, le=3), use("0, 1, 2 or 3")] = 2
     """What a learner holds only its share of: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 parameters
     too."""
     offload_optimizer: bool = False
@@ -304,7 +193,7 @@ class LoRASettings(Settings):
     """The adapters' rank. None trains the weights themselves."""
     lora_alpha: PositiveFloat = 16.0
     """Adapters are scaled by alpha / r."""
-    lora_target_modules: Annotated[str | list[str], _use("'all-linear' or a list of the ends of names")] = "all-linear"
+    lora_target_modules: Annotated[str | list[str], use("'all-linear' or a list of the ends of names")] = "all-linear"
     """The linear layers that get an adapter, by the ends of their names, or ``all-linear``."""
 
 
@@ -362,7 +251,7 @@ class SelfImprovementSettings(Settings):
     greedy_search: bool = False
     """Whether, in MLE-bench, every step improves on the best script so far or debugs the last one (section 5.2),
     instead of improving the latest iterate. The accuracy after a step is then that of the best script."""
-    splits: Annotated[dict[str, dict[str, Any]], _use("a dict of dicts, such as {'aime24': {'tasks': 'aime24'}}")] = {}
+    splits: Annotated[dict[str, dict[str, Any]], use("a dict of dicts, such as {'aime24': {'tasks': 'aime24'}}")] = {}
     """What ``rllib evaluate --split NAME`` evaluates on: by name, what the split's ``env_config`` has in place of what
     the evaluation's has."""
 

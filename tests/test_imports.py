@@ -30,6 +30,7 @@ PURE = [
     "rllib_exit.rollout_log",
     "rllib_exit.rollouts",
     "rllib_exit.settings",
+    "rllib_exit.settings_group",
     "rllib_exit.self_improvement.chain",
     "rllib_exit.self_improvement.curves",
     "rllib_exit.self_improvement.greedy_search",

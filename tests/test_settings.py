@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from rllib_exit.settings import (
-    Fraction,
-    LoRASettings,
-    Settings,
-    TrainingSettings,
-    allowed_values,
-    check,
-    unknown_name,
-)
+from rllib_exit.settings import Fraction, LoRASettings, TrainingSettings
+from rllib_exit.settings_group import Settings, allowed_values, check, unknown_name
 
 
 class Example(Settings):

@@ -190,7 +190,7 @@ def override(config: GRPOConfig, settings: Sequence[str]) -> GRPOConfig:
     Raises:
         ValueError: If a setting is malformed or names no field.
     """
-    from rllib_exit.settings import unknown_name
+    from rllib_exit.settings_group import unknown_name
 
     config = config.copy(copy_frozen=False)
     pairs = [_parse_setting(setting) for setting in settings]

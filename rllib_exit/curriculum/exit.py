@@ -14,7 +14,8 @@ from envs.base import TaskInstance
 from rllib_exit.curriculum.learnability import SCORES, LearnabilityOf, group_score, learnability
 from rllib_exit.curriculum.task_buffer import TaskBuffer
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
-from rllib_exit.settings import Fraction, Settings, check
+from rllib_exit.settings import Fraction
+from rllib_exit.settings_group import Settings, check
 
 
 class CurriculumConfig(Settings):

@@ -16,7 +16,7 @@ from rllib_exit.grpo import placement
 from rllib_exit.grpo.fluent import NotProvided, fluent
 from rllib_exit.grpo.meaningless import check_meaningless
 from rllib_exit.models import resolve_model
-from rllib_exit.settings import allowed_values, check, unknown_name
+from rllib_exit.settings_group import allowed_values, check, unknown_name
 from rllib_exit.stages import stage
 
 

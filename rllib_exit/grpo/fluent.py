@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Self, TypeVar, get_type_hints
 
 from ray.rllib.utils.from_config import NotProvided as _NotProvided
 
-from rllib_exit.settings import Settings, unknown_name
+from rllib_exit.settings_group import Settings, unknown_name
 
 S = TypeVar("S")
 # RLlib's mark for a setting that is left as it is; any type's default.

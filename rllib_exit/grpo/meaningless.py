@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_exit.settings import check
+from rllib_exit.settings_group import check
 
 _BATCH = "an iteration trains on whole episodes: use prompts_per_batch and rollouts_per_prompt"
 _SAMPLING = "a language model explores by sampling: use temperature"

@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune import PlacementGroupFactory
 
 from rllib_exit.embeddings import num_embedders
-from rllib_exit.settings import check
+from rllib_exit.settings_group import check
 
 
 def validate(config: Any) -> None:
