@@ -94,7 +94,6 @@ class GRPO(ConventionalAlgorithm):
         try:
             result = super().step()
         except (RolloutError, StoppedError) as error:
-            self._policy_update.forget()
             raise type(error)(f"{error}\n\nsaved: {self.save_whole()}") from error
         self._gauges.set(result)
         if warning := self._signal_watch.look(result):

@@ -12,6 +12,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from rllib_exit.learner.batch import TrainBatch, make_batches
 from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
 from rllib_exit.objective.loss import token_budget
+from rllib_exit.objective.scoring import to_train_on
 from rllib_exit.rollouts import ScoredGroup
 from rllib_exit.settings import TrainingSettings
 
@@ -40,7 +41,7 @@ class Update:
         self._num_learners = max(1, config.num_learners)
         self._scored: SimpleQueue[ScoredGroup] = SimpleQueue()
         self._waiting: list[ScoredGroup] = []
-        self._sent: set[str] = set()  # group_ids
+        self._sent: list[ScoredGroup] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="streamed-update")
         self._under_way: Future[None] | None = None
 
@@ -55,18 +56,15 @@ class Update:
         Raises:
             LearnerError: If a learner failed.
         """
-        while not self._scored.empty():
-            scored = self._scored.get()
-            # What to_train_on leaves out of the batch.
-            if scored.has_signal if self._settings.refill_zero_variance else scored.group.trainable:
-                self._waiting.append(scored)
+        new = [self._scored.get() for _ in range(self._scored.qsize())]
+        self._waiting += to_train_on(new, self._settings.refill_zero_variance)
         if self._under_way is not None and not self._under_way.done():
             return
         tokens = sum(int(s.loss_mask.sum()) for of in self._waiting for r in of.group.rollouts for s in r.segments)
         if tokens >= self._num_learners * self._settings.max_tokens_per_micro_batch:
             self._wait()
             part, self._waiting = self._waiting, []
-            self._sent.update(of.group.request.group_id for of in part)
+            self._sent += part
             self._under_way = self._thread.submit(self._learners.accumulate, self._batches(part))
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> Any:
@@ -79,18 +77,17 @@ class Update:
             LearnerError: If a learner failed.
         """
         self._wait()
-        batches: Any = self._batches([of for of in groups if of.group.request.group_id not in self._sent])
-        self._scored, self._waiting, self._sent = SimpleQueue(), [], set()
+        sent = set(map(id, self._sent))
+        rest = [of for of in groups if id(of) not in sent]
+        if len(groups) - len(rest) < len(sent):  # some are of an iteration that failed, and begins anew
+            with learner_errors():
+                self._learners.forget()
+            rest = list(groups)
+        batches: Any = self._batches(rest)
+        self._scored, self._waiting, self._sent = SimpleQueue(), [], []
         data = TrainingData(batch=batches[0]) if self._learners.is_local else TrainingData(batches=batches)
         with learner_errors():
             return self._learners.update(training_data=data)
-
-    def forget(self) -> None:
-        """Drops the groups of an iteration that failed, and what was done of its update."""
-        self._wait()
-        self._scored, self._waiting, self._sent = SimpleQueue(), [], set()
-        if self._settings.streamed_update:
-            self._learners.forget()
 
     def _wait(self) -> None:
         under_way, self._under_way = self._under_way, None

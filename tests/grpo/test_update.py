@@ -124,7 +124,6 @@ def test_without_it_nothing_is_sent_ahead(learners: FakeLearners, scored: list[S
     for of in scored:
         update.add(of)
         update.serve()
-    update.forget()
     update(scored)
     assert not learners.parts and not learners.forgotten
     assert rows(learners.updates) == 24 and learners.updates[0].divisor is None
@@ -135,10 +134,17 @@ def test_a_failed_iteration_is_forgotten(learners: FakeLearners, scored: list[Sc
     update.add(scored[0])
     update.serve()
     update.add(scored[1])
-    update.forget()
+    # It is rolled out anew, and some groups of the first time were scored late.
+    again = [ScoredGroup(of.group, of.plain_advantages_G) for of in scored]
+    update.add(again[0])
+    update.serve()
+    update(again)
     assert learners.forgotten == 1 and not learners.parts
-    update(scored)
     assert rows(learners.updates) == 24
+    update.add(again[0])
+    update.serve()
+    update(again)
+    assert learners.forgotten == 1 and rows(learners.parts) == 4 and rows(learners.updates[1:]) == 20
 
 
 def test_a_learner_that_fails_on_a_part_ends_the_iteration(learners: FakeLearners, scored: list[ScoredGroup]) -> None:
