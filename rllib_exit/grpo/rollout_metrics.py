@@ -28,6 +28,7 @@ def rollout_metrics(
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tokens = [rollout.num_response_tokens for rollout in rollouts]
     of_rollouts = {
+        **means([rollout.metrics for rollout in rollouts]),  # first: a domain's number replaces none of those below
         "return_mean": _mean([rollout.return_ for rollout in rollouts]),
         "quality_mean": _mean([rollout.quality for rollout in rollouts]),
         "response_tokens_mean": _mean(tokens),
@@ -39,7 +40,6 @@ def rollout_metrics(
         "dropped_groups": len(rolled_out.trainable) - len(rolled_out.batch),
         "dropped_episodes": sum(group.num_dropped for group in groups),
         "lost_env_runners": rolled_out.num_lost,
-        **means([rollout.metrics for rollout in rollouts]),
     }
     of_tasks = means([tasks[group.request.instance.task_id].data.get("metrics", {}) for group in groups])
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from math import prod
 from typing import Any
 
@@ -28,15 +28,24 @@ Shards = list[tuple[str, dict[str, Tensor], dict[str, str]]]
 
 
 class ShardWriter:
-    """Writes a learner's part of a checkpoint while the learner goes on."""
+    """Writes a learner's part of a checkpoint while the learner goes on.
+
+    The copy in host memory is kept for the next checkpoint: memory that is new costs more time than the copy itself.
+    """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._sums: Future[dict[str, str]] | None = None
+        self._copies: dict[tuple[str, str], Tensor] = {}
 
     def start(self, state: State, place: Place) -> None:
-        """Begins to write the state as it is now; returns as soon as it is copied to host memory."""
-        self._sums = self._executor.submit(_write, _copy(state), place)
+        """Begins to write the state as it is now; returns as soon as it is copied to host memory.
+
+        If the checkpoint before is still being written, that is waited for first.
+        """
+        if self._sums is not None:
+            wait([self._sums])
+        self._sums = self._executor.submit(_write, _copy(state, self._copies), place)
 
     def outcome(self) -> dict[str, str] | Exception | None:
         """The SHA-256 sums of the files, or what went wrong; None as long as they are being written."""
@@ -48,7 +57,7 @@ class ShardWriter:
 
 
 @torch.no_grad()
-def _copy(state: State) -> Shards:
+def _copy(state: State, copies: dict[tuple[str, str], Tensor]) -> Shards:
     shards: Shards = []
     for kind, (model, part, names) in state.items():
         for number, bucket in enumerate(model.buckets(names)):
@@ -56,7 +65,9 @@ def _copy(state: State) -> Shards:
             for name in bucket:
                 start, elements = model.shard(part, name)
                 shape = model.shapes[name]
-                copied = elements.to("cpu", copy=True)
+                if (kind, name) not in copies:
+                    copies[kind, name] = torch.empty_like(elements, device="cpu")
+                copied = copies[kind, name].copy_(elements)
                 if len(elements) == prod(shape):
                     tensors[name] = copied.view(shape)
                 elif len(elements):
@@ -68,11 +79,7 @@ def _copy(state: State) -> Shards:
 
 
 def _write(shards: Shards, place: Place) -> dict[str, str]:
-    sums = {}
-    while shards:
-        name, tensors, metadata = shards.pop()  # and with it its memory
-        sums[name] = place.write(name, save(tensors, metadata))
-    return sums
+    return {name: place.write(name, save(tensors, metadata)) for name, tensors, metadata in shards}
 
 
 def buckets(checkpoint: Checkpoint, directory: str) -> list[list[str]]:

@@ -17,3 +17,12 @@ def test_the_lag_is_that_of_the_oldest_rollouts() -> None:
     metrics = rollout_metrics(rolled_out, {"t": Task("t", "")}, policy_version=8)
     assert (metrics["policy_version",], metrics["policy_lag_max",]) == (8, 2)
     assert metrics["rollouts", "dropped_groups"] == 1
+
+
+def test_a_domains_number_is_reported_and_replaces_none_of_the_general_ones() -> None:
+    rollout = Rollout((), (), 1.0, 1.0, metrics={"calls": 3.0, "return_mean": 7.0})
+    scored = ScoredGroup(RolloutGroup(RolloutRequest("r", TaskInstance("t")), (rollout,), 0), np.zeros(1))
+    metrics = rollout_metrics(
+        RolledOut((scored,), (scored,), seconds=1.0, num_lost=0), {"t": Task("t", "")}, policy_version=1
+    )
+    assert (metrics["rollouts", "calls"], metrics["rollouts", "return_mean"]) == (3.0, 1.0)

@@ -3,17 +3,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem
 from safetensors.torch import save
 
 from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place, newest
 from rllib_exit.learner.sharding.ddp import DDPModel
-from rllib_exit.learner.shards import ShardWriter, join
+from rllib_exit.learner.shards import ShardWriter, State, join
 from tests.learner.sharding.learners import Learners, tensors
 
 
@@ -58,6 +60,35 @@ def test_what_is_written_is_the_state_at_the_start_and_the_error_is_told(tmp_pat
     while (error := writer.outcome()) is None:
         pass
     assert isinstance(error, OSError)
+
+
+def test_a_checkpoint_leaves_the_one_that_is_still_being_written_as_it_is() -> None:
+    linear = torch.nn.Linear(2, 1, bias=False)
+    model = DDPModel(linear, torch.device("cpu"), None)
+    second_is_asked_for = threading.Event()
+    written: dict[str, list[float]] = {}
+
+    class SlowPlace(Place):
+        def write(self, name: str, content: bytes) -> str:
+            assert second_is_asked_for.wait(10)
+            time.sleep(0.05)  # a copy that does not wait is made by now, before the next file's content is taken
+            written[f"{self.path}/{name}"] = join([content])["weight"].flatten().tolist()
+            return name
+
+    writer = ShardWriter()
+    for number in (1, 2):
+        linear.weight.data.fill_(number)
+        if number == 2:
+            second_is_asked_for.set()
+        state: State = {kind: (model, "master", ["weight"]) for kind in ("policy", "reference")}
+        writer.start(state, SlowPlace(LocalFileSystem(), f"{number}"))
+    while writer.outcome() is None:
+        pass
+    assert written == {
+        f"{number}/{kind}/00000.00000.safetensors": [number, number]
+        for number in (1, 2)
+        for kind in ("policy", "reference")
+    }
 
 
 SAVING = """
