@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from envs.base import Task
-from envs.bfcl import worker
+from envs.bfcl import official, worker
 from envs.bfcl.apis import STATELESS_CLASS, functions, offered
 from envs.bfcl.calls import bind
 from envs.bfcl.grading import contained
@@ -148,6 +148,31 @@ class BFCLEnv(ToolUseEnv):
             "requests_solved_fraction": sum(solved) / len(solved),
             "official_accuracy": float(verdict),
         }
+
+    def official_result(self, task: Task, responses: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """An episode as BFCL's own ``bfcl evaluate`` reads it: the file's name in its ``--result-dir``, and the row.
+
+        Requests that the episode did not come to have no calls.
+
+        Raises:
+            ValueError: If the episodes are not on ``all`` requests.
+        """
+        if self.options.requests != "all":
+            raise ValueError("BFCL's own checker needs the calls for all requests: set env_config.requests=all")
+        self.begin(task)
+        made: list[list[list[Call]]] = [[]]
+        for response in responses:
+            action = self.format.parse(response)
+            if action.calls:
+                before = len(self._made[-1])
+                self._execute(task, action.calls)
+                made[-1].append([one.call for one in self._made[-1][before:]])
+            elif action.kind in (ActionKind.FINISHED, ActionKind.ERROR):
+                if self.next_request(task, action.kind) is None:
+                    break
+                made.append([])
+        made += [[]] * (len(self._ground_truth) - len(made))
+        return official.file_name(self.options.category), official.row(task.id, made)
 
 
 def _stateful(made: Sequence[Call]) -> list[Call]:

@@ -67,6 +67,13 @@ def evaluate(
             "by default one, without Ray.",
         ),
     ] = 0,
+    official: Annotated[
+        bool,
+        typer.Option(
+            "--official",
+            help="Also write the first and the last answers as the benchmark's own tools read them, for BFCL.",
+        ),
+    ] = False,
     settings: Settings = None,
     verbose: Verbose = False,
 ) -> None:
@@ -90,7 +97,13 @@ def evaluate(
             config.splits = _splits(config, split)
             config.copy(copy_frozen=False).validate()
             jobs.append(_Job(checkpoint, directory, config, _without_curves(checkpoint, trained, config, asked)))
+        if official:
+            for job in jobs:
+                job.check_official()
         _evaluate(jobs)
+        if official:
+            for job in jobs:
+                _write_official(job)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +140,15 @@ class _Job:
         from rllib_exit.env_runners.environments import make_env
 
         return {split: make_env(self.config.env, options) for split, options in self.config.splits.items()}
+
+    def check_official(self) -> None:
+        """Raises ValueError if the benchmark has no tools of its own, or if they do not know such episodes."""
+        from rllib_exit.self_improvement.results import HasOfficialFormat
+
+        for split, env in self.envs.items():
+            if not isinstance(env, HasOfficialFormat):
+                raise ValueError(f"--official: {type(env).__name__} has no official format (split {split}); BFCL has")
+            env.official_result(env.tasks[self.task_ids(split)[0]], [])
 
     def task_ids(self, split: str) -> list[str]:
         return list(self.envs[split].tasks)[: self.settings["limit"]]
@@ -306,6 +328,17 @@ def _write(job: _Job, chains: Mapping[str, results.Chains]) -> Evaluation:
         _say_example(job.envs[split], results.fitting(policies[results.TRAINED])[0])
     say(f"written: {job.directory / results.JSON}, {results.PARQUET} and {results.FIGURE}")
     return evaluation
+
+
+def _write_official(job: _Job) -> None:
+    from rllib_exit.self_improvement import results
+
+    directories = results.write_official(job.directory, job.envs)  # type: ignore[arg-type]
+    for split, policies in results.read(job.directory / results.JSON).curves.items():
+        for policy, curve in policies.items():
+            percent = [100 * float(curve.metrics_SK["official_accuracy"][:, k].mean()) for k in (0, -1)]
+            say(f"official accuracy, {split}, {policy}: {percent[0]:.1f} → {percent[1]:.1f} %")
+    say(f"written for the benchmark's own tools: {', '.join(map(str, directories))}")
 
 
 def _say_example(env: SelfImprovementEnv, chains: Sequence[Chain]) -> None:

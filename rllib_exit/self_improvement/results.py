@@ -7,17 +7,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from envs.base import Task
 from rllib_exit.chat import replace_surrogates
 from rllib_exit.files import write_whole
 from rllib_exit.self_improvement.chain import Chain
 from rllib_exit.self_improvement.curves import Curve
 
 JSON, PARQUET, FIGURE = "evaluation.json", "evaluation.parquet", "self_improvement.png"
+OFFICIAL = "official"
 # The policies that are compared: the model before training, and the checkpoint.
 BASELINE, TRAINED = "baseline", "trained"
 # The name of the tasks of all the splits of an evaluation together.
@@ -148,6 +150,53 @@ def read(file: Path) -> Evaluation:
         raise ValueError(
             f"{file} is no evaluation of this version of rllib-exit ({type(error).__name__}: {error}): evaluate again"
         ) from error
+
+
+@runtime_checkable
+class HasOfficialFormat(Protocol):
+    """An environment of a benchmark with tools of its own, which read the policy's episodes from files.
+
+    It reports their verdict as the metric ``official_accuracy``.
+
+    Attributes:
+        tasks: By id.
+    """
+
+    tasks: Mapping[str, Task]
+
+    def official_result(self, task: Task, responses: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+        """Where an episode belongs, a path relative to a directory of results, and its row in that JSONL file.
+
+        Raises:
+            ValueError: If the benchmark does not know such episodes.
+        """
+        ...
+
+
+def write_official(directory: Path, envs: Mapping[str, HasOfficialFormat]) -> list[Path]:
+    """Writes the first answers of an evaluation, and those after K steps, for the benchmark's own tools.
+
+    Args:
+        directory: Where :func:`write` wrote.
+        envs: By split.
+
+    Returns:
+        The directories of results, one for each split, policy, seed and step: ``official/SPLIT/POLICY/seed_S/step_K``.
+    """
+    rows = pq.read_table(directory / PARQUET).to_pylist()
+    last = max(row["step"] for row in rows)
+    files: dict[Path, dict[Path, list[str]]] = {}
+    for row in rows:
+        if row["step"] in (0, last):
+            place = directory / OFFICIAL / row["split"] / row["policy"] / f"seed_{row['seed']}" / f"step_{row['step']}"
+            env = envs[row["split"]]
+            name, result = env.official_result(env.tasks[row["task_id"]], row["responses"])
+            files.setdefault(place, {}).setdefault(place / name, []).append(json.dumps(result) + "\n")
+    for by_file in files.values():
+        for file, lines in by_file.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, "".join(lines).encode())
+    return list(files)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,17 @@ class DigitEnv(SelfImprovementEnv):
 
     def respond(self, task: Task, response: str) -> Outcome:
         return Outcome(float(response.strip() == task.id[1:]))
+
+
+class OfficialDigitEnv(DigitEnv):
+    """A benchmark with tools of its own."""
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        outcome = super().respond(task, response)
+        return replace(outcome, metrics={"official_accuracy": outcome.quality})
+
+    def official_result(self, task: Task, responses: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        return "model/digits.json", {"id": task.id, "result": list(responses)}
 
 
 def seven(prompt: str, seed: int) -> str:

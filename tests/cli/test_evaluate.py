@@ -17,7 +17,15 @@ from safetensors.numpy import load_file
 from envs.base import Outcome, Task
 from rllib_exit.cli.runs import cast, find_checkpoints, load_weights
 from rllib_exit.self_improvement.results import read
-from tests.cli.helpers import DigitEnv, make_config, message, right_when_asked_to_improve, run, write_checkpoint
+from tests.cli.helpers import (
+    DigitEnv,
+    OfficialDigitEnv,
+    make_config,
+    message,
+    right_when_asked_to_improve,
+    run,
+    write_checkpoint,
+)
 from tests.fakes import ScriptedGenerator
 
 
@@ -56,6 +64,23 @@ def test_evaluate_compares_with_the_baseline(checkpoint: Path):
     assert re.search(r"for example, t0: .*\n +step 0: \d+ \(wrong\)\n +step 1: 0 \(right\)\n", result.output)
     last = result.output.splitlines()[-1]
     assert re.fullmatch(r"K-step accuracy: untrained [\d.]+ → [\d.]+ %, trained 0.0 → 100.0 % \(K = 1\)", last)
+
+
+def test_answers_are_written_for_the_benchmarks_own_tools(checkpoint: Path, tmp_path: Path, tiny_model: str) -> None:
+    refused = message(run("evaluate", checkpoint, "--official"))
+    assert "--official: DigitEnv has no official format" in refused
+
+    config = make_config(tiny_model, right_when_asked_to_improve).environment(OfficialDigitEnv)
+    path = write_checkpoint(tmp_path / "official" / "checkpoint", config, load_file(f"{tiny_model}/model.safetensors"))
+    result = run("evaluate", path, "--official", "--limit", "2")
+    assert result.exit_code == 0, result.output
+    assert "official accuracy, evaluation, trained: 0.0 → 100.0 %" in result.output
+    directory = path.parent / "evaluation" / path.name / "official/evaluation/trained/seed_0"
+    written = {
+        str(file.relative_to(directory)): [json.loads(line)["result"] for line in file.read_text().splitlines()]
+        for file in directory.rglob("*.json")
+    }
+    assert written == {"step_0/model/digits.json": [["7"], ["7"]], "step_2/model/digits.json": [["0"], ["1"]]}
 
 
 def test_evaluate_uses_the_evaluation_config(tmp_path: Path, tiny_model: str):
