@@ -69,7 +69,7 @@ def test_a_batch_in_parts_is_the_same_update(tiny_model: str, aggregation: LossA
 
 def test_parts_that_are_forgotten_leave_no_trace(tiny_model: str) -> None:
     groups = make_groups(np.random.default_rng(5))
-    whole, streamed = make_learner(tiny_model, lr=1e-4), make_learner(tiny_model, lr=1e-4)
+    whole, streamed = make_learner(tiny_model, lr=1e-5), make_learner(tiny_model, lr=1e-5)
     streamed.accumulate(batch(groups[:2], part=True)[0])
     streamed.forget()
     streamed.accumulate(batch(groups, part=True)[0])
