@@ -35,6 +35,7 @@ from rllib_exit.models import SMOLLM2
 
 # In how many rounds the engine generates a batch that is streamed.
 ROUNDS = 8
+PROMPT_TOKENS = 48  # at most
 
 
 class HashEnv(SelfImprovementEnv):
@@ -123,7 +124,7 @@ def measure_streamed(args: argparse.Namespace, seconds: Path) -> list[dict[str, 
     """Synchronous and streamed iterations by turns, generation being about as long as training."""
     args = argparse.Namespace(**{**vars(args), "prompts": ROUNDS * 2})
     seconds.write_text("0")
-    passes = {"max_tokens_per_micro_batch": args.group_size * args.tokens}  # about a group each
+    passes = {"max_tokens_per_micro_batch": args.group_size * args.tokens + PROMPT_TOKENS}  # one group each
     synchronous = build(args, seconds, 0, ROUNDS, **passes)
     train_s = float(np.median([row["train_s"] for row in measure(synchronous, seconds, 0.0, 1)]))
     seconds.write_text(f"{train_s / (0.75 * ROUNDS)}")
