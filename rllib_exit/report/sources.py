@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,10 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _results(file: Path) -> bytes:
-    """Tune's results, lines that are none left out, without what is not copied."""
-    results = [line for line in read_lines(file) if isinstance(line, dict)]
-    lines = [{name: value for name, value in line.items() if name not in _NOT_COPIED} for line in results]
+    """Tune's results without what is not copied; lines that are damaged are left out."""
+    results = []
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        with suppress(ValueError, RecursionError):
+            results.append(json.loads(line))
+    lines = [{k: v for k, v in line.items() if k not in _NOT_COPIED} for line in results if isinstance(line, dict)]
     return "".join(json.dumps(line, default=str) + "\n" for line in lines).encode()

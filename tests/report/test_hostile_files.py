@@ -53,15 +53,17 @@ BAD_VALUES: list[Any] = [
 ]
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
 @pytest.mark.parametrize("name", ["params.json", "result.json", "evaluation.json", "search.jsonl"])
-def test_a_file_that_is_no_json_is_named_and_left_out(good: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_no_json_is_named_and_left_out(good: Path, tmp_path: Path, name: str, end: str) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(good, runs)
     for number, content in enumerate(BAD_JSON):
         trial = train(runs / "bad", "grpo", number, trial=f"bad-{number}", iterations=1)
         evaluate(trial, splits=["test"])
+        search(trial / "search", "a", trial=trial, steps=2)
         file = next(iter(trial.rglob(name)), trial / name)
-        file.write_bytes(content.encode("latin-1"))
+        file.write_bytes((content + end).encode("latin-1"))
         (trial / "params.pkl").write_bytes(pickle.dumps(Bomb()))
     html = page_of(runs, tmp_path / "report")
     assert "exit-seed0" in html
