@@ -3,7 +3,7 @@
 Verifiers finds an environment by the name of an installed package; this is that package. Its command evaluates a model
 behind an API on one of our environments::
 
-    vf-eval rllib-exit-verifiers -m MODEL --env.taskset.env envs.countdown.env:CountdownEnv
+    vf-eval rllib-exit-verifiers --push False -m MODEL --env.taskset.env envs.countdown.env:CountdownEnv
 
 ``--env.taskset.env_config`` has the environment's options. The seat ``agent`` plays all turns of an episode, and the
 reward is the quality of its end. The model is asked by a small loop in the evaluation's own process; tools that a chat
@@ -105,9 +105,9 @@ class ChatHarness(vf.Harness[vf.HarnessConfig]):
     ) -> vf.ProgramResult:
         """Sends the chat to verifiers' own endpoint, which asks the model and records what it answers."""
         system, prompt = self.resolve_prompt(data)
-        chat = [message_to_wire(message) for message in prompt] if not isinstance(prompt, str) else []
-        if isinstance(prompt, str):
-            chat = [{"role": "user", "content": prompt}]
+        chat: list[Any] = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, str):
+            chat = [message_to_wire(message) for message in prompt]
         if system is not None:
             chat.insert(0, {"role": "system", "content": system})
         async with AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0) as client:
