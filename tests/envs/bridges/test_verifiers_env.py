@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from envs.base import InfrastructureError, TaskInstance
 from envs.bridges.verifiers_env import VerifiersEnv
@@ -50,6 +51,10 @@ def env_of(task_class: type[Any] = SumTask, fields: dict[str, Any] | None = None
     taskset = Sums(vf.TasksetConfig())
     taskset.task_class, taskset.fields = task_class, fields or {}
     return VerifiersEnv({"taskset": taskset, "reward_range": (0, 1.5), **options})
+
+
+def test_gymnasium_accepts_it() -> None:
+    check_env(env_of(), skip_render_check=True)
 
 
 def test_rows_are_tasks_and_rewards_are_the_quality() -> None:
