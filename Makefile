@@ -14,6 +14,8 @@
 # make docs         builds the documentation's site into results/docs, strictly; nothing in it is loaded from elsewhere
 # make browser      runs the tests of `rllib view` in Chromium, and axe on its pages: needs Debian's packages chromium
 #                   and chromium-driver; leaves pictures of the pages in results/browser
+# make bridges      runs the tests of the bridges to verifiers and OpenEnv with the real packages: needs the network at
+#                   first; a minute
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
 # make lock         writes cpu.lock anew: the versions and hashes of all that is installed on CPU
@@ -44,7 +46,7 @@ WORKERS ?= 2
 OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart unit test test-all coverage mutants attack fuzz browser check docs bench lock release audit format clean
+.PHONY: quickstart unit test test-all coverage mutants attack fuzz browser bridges check docs bench lock release audit format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. It comes from another place on each machine, so
@@ -149,6 +151,22 @@ browser: .venv-browser/installed
 	mkdir -p results
 	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist --basetemp results/browser tests/view/in_browser.py $(OPTIONS)
 
+# Both need their own version of mcp. Of OpenEnv's requirements only that of the server and the client is installed, and
+# not what its web pages need.
+.venv-verifiers/installed: $(STAMP)
+	$(beside) verifiers==0.4.0
+	touch $@
+
+.venv-openenv/installed: $(STAMP)
+	$(beside) "fastmcp>=3,<4"
+	$(@D)/bin/pip -q --disable-pip-version-check install --no-deps openenv==0.10.0
+	touch $@
+
+bridges: .venv-verifiers/installed .venv-openenv/installed
+	OMP_NUM_THREADS=1 .venv-verifiers/bin/python -m pytest -p no:xdist $(OPTIONS) \
+		tests/envs/bridges/test_verifiers_env.py tests/rllib_exit_verifiers
+	OMP_NUM_THREADS=1 .venv-openenv/bin/python -m pytest -p no:xdist $(OPTIONS) tests/envs/bridges/test_openenv_env.py
+
 # What releases need is in an environment of its own, so that it changes nothing of what is tested.
 RELEASE := .venv-release/bin
 
@@ -181,4 +199,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-browser .venv-docs .venv-mutmut .venv-release .venv-trl dist mutants results
+	rm -rf .venv .venv-browser .venv-docs .venv-mutmut .venv-openenv .venv-release .venv-trl .venv-verifiers dist mutants results

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("rllib_exit", "rllib_exit_verifiers", "envs", "tuned_examples")
 # From the top down. A module belongs to the first entry that its dotted name starts with, and may import what stands
 # in its own entry's line or below it. Entries of one line do not import each other, but for those of one package.
 LAYERS = """
@@ -22,14 +23,14 @@ rllib_exit.connectors rllib_exit.self_improvement rllib_exit.sft rllib_exit.weig
 rllib_exit.env_runners rllib_exit.learner
 rllib_exit.embeddings rllib_exit.rollout_log rllib_exit.weight_sync
 rllib_exit.curriculum rllib_exit.objective
-rllib_exit
+rllib_exit rllib_exit_verifiers
 envs
 """
 
 
 def modules() -> dict[str, Path]:
     """The product's modules by dotted name."""
-    files = [f for package in ("rllib_exit", "envs", "tuned_examples") for f in (ROOT / package).rglob("*.py")]
+    files = [f for package in PACKAGES for f in (ROOT / package).rglob("*.py")]
     names = {f: ".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files}
     return {name.removesuffix(".__init__"): file for file, name in names.items()}
 

@@ -16,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 PURE = [
     "rllib_exit",
     "envs.bfcl.env",
+    "envs.bridges.gymnasium_env",
+    "envs.bridges.openenv_env",
+    "envs.bridges.verifiers_env",
     "envs.competition_math.env",
     "envs.countdown.env",
     "envs.mle_bench.env",

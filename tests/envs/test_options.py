@@ -8,6 +8,8 @@ import pytest
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from envs.bfcl.env import BFCLOptions
+from envs.bridges.openenv_env import OpenEnvOptions
+from envs.bridges.verifiers_env import VerifiersOptions
 from envs.competition_math.env import CompetitionMathOptions
 from envs.countdown.env import CountdownOptions
 from envs.dataset.env import DatasetOptions
@@ -71,7 +73,9 @@ def test_an_error_says_where():
         DatasetOptions,
         MCPOptions,
         MLEBenchOptions,
+        OpenEnvOptions,
         ToolOptions,
+        VerifiersOptions,
     ],
 )
 def test_the_docs_list_every_option(options: type[Options]):
