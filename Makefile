@@ -12,8 +12,8 @@
 # make fuzz         gives 10,000 odd inputs to what reads texts and files from elsewhere: minutes; FUZZ=1000 gives fewer
 # make check        formats, lints and types
 # make docs         builds the documentation's site into results/docs, strictly; nothing in it is loaded from elsewhere
-# make browser      runs the tests of `rllib view` in Chromium, and axe on its pages: needs Debian's packages chromium
-#                   and chromium-driver; leaves pictures of the pages in results/browser
+# make browser      runs the tests of `rllib view` and of the report in Chromium, and axe on their pages: needs Debian's
+#                   packages chromium and chromium-driver; leaves pictures of the pages in results/browser
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
 #                   that the scripts run); the machine must be idle
 # make lock         writes cpu.lock anew: the versions and hashes of all that is installed on CPU
@@ -147,7 +147,8 @@ mutants: .venv-mutmut/installed
 
 browser: .venv-browser/installed
 	mkdir -p results
-	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist --basetemp results/browser tests/view/in_browser.py $(OPTIONS)
+	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist -p tests.browser --basetemp results/browser \
+		tests/view/in_browser.py tests/report/in_browser.py $(OPTIONS)
 
 # What releases need is in an environment of its own, so that it changes nothing of what is tested.
 RELEASE := .venv-release/bin
