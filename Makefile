@@ -113,7 +113,7 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 bench: $(STAMP) .venv-trl/installed
-	for name in learner_memory learner driver rollouts startup iterations vs_trl; do \
+	for name in learner_memory learner driver view rollouts startup iterations vs_trl; do \
 		$(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; \
 	done
 	$(BIN)/python benchmarks/learner_gpu.py --quick
