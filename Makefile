@@ -12,8 +12,8 @@
 # make fuzz         gives 10,000 odd inputs to what reads texts and files from elsewhere: minutes; FUZZ=1000 gives fewer
 # make check        formats, lints and types
 # make docs         builds the documentation's site into results/docs, strictly; nothing in it is loaded from elsewhere
-# make browser      runs the tests of `rllib view` in Chromium, and axe on its pages: needs Debian's packages chromium
-#                   and chromium-driver; leaves pictures of the pages in results/browser
+# make browser      runs the tests of `rllib view` and of the report in Chromium, and axe on their pages: needs Debian's
+#                   packages chromium and chromium-driver; leaves pictures of the pages in results/browser
 # make bridges      runs the tests of the bridges to verifiers and OpenEnv with the real packages: needs the network at
 #                   first; a minute
 # make bench        measures speed and memory on this machine, into results/benchmarks (BENCH=--quick only shows
@@ -115,7 +115,7 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 bench: $(STAMP) .venv-trl/installed
-	for name in learner_memory learner driver rollouts startup iterations vs_trl; do \
+	for name in learner_memory learner driver view rollouts startup iterations vs_trl; do \
 		$(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; \
 	done
 	$(BIN)/python benchmarks/learner_gpu.py --quick
@@ -149,7 +149,8 @@ mutants: .venv-mutmut/installed
 
 browser: .venv-browser/installed
 	mkdir -p results
-	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist --basetemp results/browser tests/view/in_browser.py $(OPTIONS)
+	OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -p no:xdist -p tests.browser --basetemp results/browser \
+		tests/view/in_browser.py tests/report/in_browser.py $(OPTIONS)
 
 # Both need their own version of mcp. Of OpenEnv's requirements only that of the server and the client is installed, and
 # not what its web pages need.

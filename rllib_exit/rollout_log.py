@@ -92,8 +92,9 @@ BUFFER_SCHEMA = pa.schema(
     ]
 )
 TOKENIZER = "tokenizer.json"
-# So few that a reader gets one rollout's texts or tokens without those of many others.
-_ROW_GROUP = 64
+# So few that a reader gets one rollout's texts or tokens without those of many others, and so many that it gets the
+# numbers of a whole log soon: each group of rows costs it time.
+_ROW_GROUPS = {"iteration": 256, "tokens": 64}
 
 
 class RolloutLog:
@@ -158,17 +159,17 @@ class RolloutLog:
             logprobs: The learners', by segment: (T,), NaN where they computed none. Not all segments need to be there.
         """
         if self._with_tokens:
-            self._write(f"tokens-{iteration:06d}", _tokens(groups, logprobs), row_group_size=_ROW_GROUP)
+            self._write(f"tokens-{iteration:06d}", _tokens(groups, logprobs), _ROW_GROUPS["tokens"])
         if curriculum is not None:
             self._write(f"buffer-{iteration:06d}", _buffer(iteration, curriculum))
         config = curriculum.config if curriculum is not None else CurriculumConfig()
         rows = [row for scored in groups for row in self._rows(iteration, scored, config)]
-        self._write(f"iteration-{iteration:06d}", pa.Table.from_pylist(rows, SCHEMA), row_group_size=_ROW_GROUP)
+        self._write(f"iteration-{iteration:06d}", pa.Table.from_pylist(rows, SCHEMA), _ROW_GROUPS["iteration"])
 
-    def _write(self, name: str, table: pa.Table, **options: Any) -> None:
+    def _write(self, name: str, table: pa.Table, row_group_size: int | None = None) -> None:
         staging = f"{self._directory}/.{name}.tmp"
         with self._filesystem.open_output_stream(staging) as stream:
-            pq.write_table(table, stream, compression="zstd", **options)
+            pq.write_table(table, stream, compression="zstd", row_group_size=row_group_size)
         self._filesystem.move(staging, f"{self._directory}/{name}.parquet")
 
     def _rows(self, iteration: int, scored: ScoredGroup, config: CurriculumConfig) -> list[Row]:

@@ -7,6 +7,7 @@ can be read.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,9 +61,9 @@ def panels(lines: pd.DataFrame, styles: Mapping[str, Style], *, x: str, x_label:
     from matplotlib.ticker import MaxNLocator
 
     by_panel = lines.groupby(["panel", "y_label"], sort=False)
-    figure, axes = _grid(len(by_panel), 2)
+    figure, axes = _grid(len(by_panel), 2 if len(by_panel) < 3 else 3)
     for axis, ((panel, y_label), in_panel) in zip(axes, by_panel, strict=True):
-        axis.set_title(str(panel), **_TITLE)
+        axis.set_title(textwrap.fill(str(panel), 34 if len(by_panel) > 2 else 52), **_TITLE)
         axis.set(xlabel=x_label, ylabel=y_label)
         for method, line in in_panel.groupby("method", sort=False):
             drawn = styles[str(method)]
@@ -87,7 +88,7 @@ def panels(lines: pd.DataFrame, styles: Mapping[str, Style], *, x: str, x_label:
 
 def bars(means: pd.DataFrame, styles: Mapping[str, Style], *, y_label: str) -> Figure:
     """A bar per row of ``method``, ``mean`` and ``standard_error`` (NaN for a single run)."""
-    figure, (axis,) = _grid(1, 1, width=min(WIDTH, 2.5 + 1.2 * len(means)))
+    figure, (axis,) = _grid(1, 1, width=min(WIDTH, 1.2 + 0.95 * len(means)))
     labels = means.method.str.replace(" (", "\n(", regex=False)
     colors = [styles[method].color for method in means.method]
     axis.bar(labels, means["mean"], yerr=means.standard_error, color=colors, width=0.65, capsize=4)
@@ -119,7 +120,7 @@ def _grid(number: int, columns: int, *, width: float = 5.6, shared: bool = False
 
     columns = min(columns, number)
     rows = -(-number // columns)
-    figure = Figure(figsize=(WIDTH if columns > 1 else width, 2.9 * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(WIDTH if columns > 1 else width, 2.5 * rows + 0.35), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel().tolist()
     for unused in axes[number:]:
         unused.remove()

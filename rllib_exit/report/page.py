@@ -57,6 +57,12 @@ class Piece:
     paper: str = ""
     gap: str = ""
 
+    @property
+    def narrow(self) -> bool:
+        """Whether half of a printed page's width is enough."""
+        figure = self.figure is None or self.figure.get_figwidth() < 6.2
+        return figure and (self.table is None or len(self.table.columns) < 5)
+
     @classmethod
     def make(cls, key: str, title: str, paper: str, content: Callable[..., Piece], *arguments: Any) -> Piece:
         """A piece with a heading and a content, or with the gap that making the content raises.

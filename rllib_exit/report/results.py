@@ -36,7 +36,8 @@ class Results:
         runs: By domain, then in the order of Table 1, then by seed.
         iterations: A row for each run and iteration, a column for each number, such as ``rollouts/quality_mean``.
         evaluations: A row for each file, split, method, sampling seed and step: ``tasks``, ``accuracy`` in percent,
-            ``net_corrections``, and the domain's numbers as ``metrics/NAME``.
+            which is the mean quality, ``graded``, whether there are qualities between 0 and 1, ``net_corrections``,
+            and the domain's numbers as ``metrics/NAME``.
         searches: A row for each file and step: ``best``, the best normalised score so far.
         problems: What could not be used, and why.
         sources: The files of what is shown, to be copied beside it.
@@ -64,6 +65,12 @@ class Results:
     @property
     def styles(self) -> dict[str, Style]:
         return {BASE: BASE_STYLE} | {run.method: run.style for run in self.runs}
+
+    @property
+    def score(self) -> str:
+        """What the mean quality is called: accuracy if it is known that every quality is 0 or 1."""
+        known = not self.evaluations.empty and not self.evaluations.graded.any()
+        return "accuracy" if known else "mean quality"
 
     @property
     def trained(self) -> list[Run]:
@@ -172,7 +179,7 @@ def find(directories: Iterable[Path], output: Path | None = None) -> Results:
 
 # The columns of these tables that are needed even if there are no rows, and the place of the base model's searches.
 _ITERATIONS = ["run", "iteration"]
-_EVALUATIONS = ["run", "file", "trained_iterations", "split", "policy", "tasks", "seed", "step", "accuracy"]
+_EVALUATIONS = ["run", "file", "trained_iterations", "split", "policy", "tasks", "graded", "seed", "step", "accuracy"]
 _SEARCHES = ["run", "file", "competition", "seed", "model", "age", "sampling", "step", "best"]
 _BASE_RUN = -1
 
@@ -293,7 +300,7 @@ def _read_evaluation(file: Path, runs: list[dict[str, Any]]) -> pd.DataFrame:
                 **{f"metrics/{name}": 100 * values_SK for name, values_SK in curve.metrics_SK.items()},
             }
             table = pd.DataFrame({name: values_SK.ravel() for name, values_SK in numbers.items()})
-            tables.append(table.assign(split=split, policy=policy, tasks=curve.num_tasks))
+            tables.append(table.assign(split=split, policy=policy, tasks=curve.num_tasks, graded=curve.graded))
     return pd.concat(tables).assign(
         run=run,
         file=file,

@@ -120,16 +120,20 @@ def table_1(domains: Sequence[Results]) -> Piece:
         comparison, note = _evaluation_column(domain) if domain.searches.empty else _search_column(domain)
         notes.append(f"{domain.name}: {note}")
         header = {f"{domain.name} (%)": ("initial", ".1f", "standard_error"), "gain": ("gain", "+.1f")}
+        score = domain.score if domain.searches.empty else "best normalised score"
         if comparison is None:
             tables.append(pd.DataFrame(columns=list(header), dtype=object))
             continue
         lines = comparison.lines("accuracy" if domain.searches.empty else "best")
         ends = lines.groupby(["method", "over", "tasks", "files"], sort=False).agg(
-            initial=("mean", "first"), standard_error=("standard_error", "first"), final=("mean", "last")
+            initial=("mean", "first"),
+            standard_error=("standard_error", "first"),
+            final=("mean", "last"),
+            final_standard_error=("standard_error", "last"),
         )
         ends = (ends * (1 if domain.searches.empty else 100)).reset_index()
         split = "all" if len(comparison.of) > 1 and domain.searches.empty else " ".join(comparison.of)
-        about = {"domain": domain.name, "split": split, "steps": comparison.steps}
+        about = {"domain": domain.name, "score": score, "split": split, "steps": comparison.steps}
         rows.append(ends.assign(gain=ends.final - ends.initial, **about))
         tables.append(cells(rows[-1], header, index="method", name="Method"))
     if not rows:
@@ -141,29 +145,51 @@ def table_1(domains: Sequence[Results]) -> Piece:
         "The score before self-improvement in percent, ± one standard error where there are several seeds, and the "
         f"points gained by the last step. {' '.join(notes)}"
     )
-    columns = ["domain", "method", "initial", "standard_error", "final", "gain", "split", "steps", "tasks", "over"]
+    columns = ["domain", "method", "score", "initial", "standard_error", "final", "final_standard_error", "gain"]
+    columns += ["split", "steps", "tasks", "over"]
     table = pd.concat([table.reindex(order, fill_value="—") for table in tables], axis="columns")
     return Piece(caption, numbers[[*columns, "files"]], unique(numbers.files), table=table)
 
 
 def conclusion(numbers: pd.DataFrame, most: int = 3) -> list[str]:
-    """What Table 1's numbers say, in a sentence for each of its first domains: the best method, beside GRPO and base.
+    """What Table 1's numbers say: the best method of every domain, what the steps add, and how sure that is.
 
     Args:
         numbers: The rows of :func:`table_1`.
         most: How many sentences.
     """
     sentences = []
-    for domain, rows in list(numbers.groupby("domain", sort=False))[:most]:
+    for domain, rows in numbers.groupby("domain", sort=False):
         trained = rows[rows.method != BASE]
         best = (trained if len(trained) else rows).sort_values("final").iloc[-1]
         others = rows[rows.method.isin([BASE, "GRPO"]) & (rows.method != best.method)]
         beside = "".join(f"; {row.method}: {row.initial:.1f} → {row.final:.1f} %" for row in others.itertuples())
         sentences.append(
-            f"{domain}: over {best.steps} self-improvement steps {best.method} goes from {best.initial:.1f} to "
-            f"{best.final:.1f} %, the highest score of the methods here{beside}."
+            f"{domain}: over {best.steps} steps the {best.score} of {best.method} goes from {best.initial:.1f} to "
+            f"{best.final:.1f} %, the highest of the methods here{beside}."
         )
-    return sentences
+    methods = numbers[numbers.method != BASE]
+    methods = methods if len(methods) else numbers
+    gaining, losing = (methods.sort_values("gain").iloc[place] for place in (-1, 0))
+    sentences.append(
+        f"The steps add most to {gaining.method} ({gaining.domain}), {_signed(gaining.gain)} points, and least to "
+        f"{losing.method} ({losing.domain}), {_signed(losing.gain)}."
+    )
+    over = " or ".join(methods.over.unique())
+    error = methods[["standard_error", "final_standard_error"]].max(axis=None)
+    sentences.append(
+        f"A score is the mean over {over}, "
+        + (
+            "without a standard error: a difference may be chance."
+            if pd.isna(error)
+            else f"with a standard error of up to {error:.1f} points: a smaller difference may be chance."
+        )
+    )
+    return sentences[:most]
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.1f}".replace("-", "−")
 
 
 def _evaluation_column(domain: Results) -> tuple[Comparison | None, str]:
@@ -174,7 +200,7 @@ def _evaluation_column(domain: Results) -> tuple[Comparison | None, str]:
     *others, last = together.of
     which = f"splits {', '.join(others)} and {last} together" if others else f"split {last}"
     return together, (
-        f"accuracy on the {which} ({together.tasks} tasks), {together.steps} self-improvement steps; "
+        f"{domain.score} on the {which} ({together.tasks} tasks), {together.steps} self-improvement steps; "
         f"mean over {_over([together])}.{_not_evaluated(together, each)}"
     )
 
@@ -221,7 +247,7 @@ def _over(comparisons: Sequence[Comparison]) -> str:
 
 
 def self_improvement(domain: Results) -> Piece:
-    """Accuracy and net corrections by step, on the splits that all evaluations have."""
+    """Accuracy or mean quality, and net corrections, by step, on the splits that all evaluations have."""
     together, each = evaluated(domain)
     if together is None:
         raise GapError(f"{NO_SHARED_SPLIT} {', '.join(other.of[0] for other in each)}, shown below")
@@ -229,7 +255,7 @@ def self_improvement(domain: Results) -> Piece:
 
 
 def per_split(domain: Results) -> Piece:
-    """Accuracy and net corrections by step, on every other split."""
+    """Accuracy or mean quality, and net corrections, by step, on every other split."""
     together, each = evaluated(domain)
     if not each and together:
         raise GapError(
@@ -242,7 +268,7 @@ def _by_step(domain: Results, comparisons: Sequence[Comparison], note: str = "")
     lines = []
     for comparison in comparisons:
         name = " + ".join(comparison.of)
-        lines.append(comparison.lines("accuracy", f"{name} ({comparison.tasks} tasks)", "accuracy (%)"))
+        lines.append(comparison.lines("accuracy", f"{name} ({comparison.tasks} tasks)", f"{domain.score} (%)"))
         lines.append(comparison.lines("net_corrections", f"{name}: net corrections", "problems"))
     settings = sorted({text for comparison in comparisons for text in comparison.rows.settings})
     caption = (
@@ -264,7 +290,7 @@ def first_turn(domain: Results) -> Piece:
         raise GapError("the evaluations have no split in common")
     titles = {FIRST_TURN: "First request solved", "metrics/requests_solved_fraction": "Requests solved"}
     lines = [together.lines(name, title, "%") for name, title in titles.items() if name in together.scores]
-    caption = "The first request solved, and the share of all of a task's requests; all is the accuracy above."
+    caption = f"The first request solved, and the share of all of a task's requests; all is the {domain.score} above."
     return _curves(domain, lines, caption)
 
 

@@ -17,19 +17,19 @@ NO_TRAINING = "no training run's result.json is there; name the directory that `
 
 
 def learning_curves(domain: Results) -> Piece:
-    """Quality of the rollouts and held-out accuracy while training."""
+    """Quality of the rollouts and of held-out answers while training."""
     steps = domain.iterations.filter(regex="^evaluation/accuracy/step_")
     last = max((int(name.rpartition("_")[2]) for name in map(str, steps)), default=0)
     return _curves(
         domain,
         {
             "Quality of training rollouts": ("rollouts/quality_mean", "mean quality"),
-            "Held-out accuracy, step 0": ("evaluation/accuracy/step_0", "accuracy"),
-            f"Held-out accuracy, step {last}": (f"evaluation/accuracy/step_{last}", "accuracy"),
+            f"Held-out {domain.score}, step 0": ("evaluation/accuracy/step_0", domain.score),
+            f"Held-out {domain.score}, step {last}": (f"evaluation/accuracy/step_{last}", domain.score),
             "Response length": ("rollouts/response_tokens_mean", "tokens"),
         },
         "The tasks that a curriculum selects are not those of GRPO: the quality of training rollouts is no measure to "
-        "compare strategies by, held-out accuracy is.",
+        f"compare strategies by, held-out {domain.score} is.",
     )
 
 

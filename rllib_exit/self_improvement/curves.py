@@ -71,6 +71,13 @@ class Curve:
         return self.accuracy_SK.mean(axis=0)
 
     @property
+    def graded(self) -> bool:
+        """Whether there are qualities between 0 and 1: then the means are no shares of right answers."""
+        sums_SK = self.accuracy_SK * self.num_tasks
+        whole = np.allclose(sums_SK, sums_SK.round())
+        return not (whole and np.allclose(sums_SK - sums_SK[:, :1], self.net_corrections_SK))
+
+    @property
     def net_corrections(self) -> np.ndarray:
         """(K+1,) mean over the seeds."""
         return self.net_corrections_SK.mean(axis=0)

@@ -54,15 +54,34 @@ def test_table_1_compares_on_the_splits_that_all_have(tmp_path: Path):
     )
 
 
-def test_the_conclusion_names_the_best_method_beside_grpo_and_the_base_model(tmp_path: Path):
+def test_the_conclusion_names_the_best_method_what_steps_add_and_how_sure_it_is(tmp_path: Path):
     write_evaluations(tmp_path, grpo=["a"], improve=["a"], exit=["a"])
-    numbers = table(tmp_path).rows.assign(initial=10.0, final=[5.0, 20.0, 60.0, 40.0])
+    finals, gains = [5.0, 20.0, 60.0, 40.0], [-5.0, 10.0, 50.0, 30.0]
+    numbers = table(tmp_path).rows.assign(initial=10.0, final=finals, gain=gains)
     assert list(numbers.method) == ["Base model", "GRPO", "+ improve", "+ diversity (ExIt)"]
-    (sentence,) = conclusion(numbers)
-    assert "+ improve goes from 10.0 to 60.0 %" in sentence
-    assert sentence.endswith("here; Base model: 10.0 → 5.0 %; GRPO: 10.0 → 20.0 %.")
-    (sentence,) = conclusion(numbers.assign(final=[5.0, 70.0, 60.0, 40.0]))
-    assert "GRPO goes from 10.0 to 70.0 %" in sentence and sentence.count("GRPO") == 1
+    best, added, sure = conclusion(numbers)
+    assert "accuracy of + improve goes from 10.0 to 60.0 %" in best
+    assert best.endswith("here; Base model: 10.0 → 5.0 %; GRPO: 10.0 → 20.0 %.")
+    assert added == "The steps add most to + improve (Arithmetic), +50.0 points, and least to GRPO (Arithmetic), +10.0."
+    assert sure.startswith("A score is the mean over 1 training run, 2 sampling seeds, with a standard error of up to")
+    best, *_ = conclusion(numbers.assign(final=[5.0, 70.0, 60.0, 40.0]))
+    assert "GRPO goes from 10.0 to 70.0 %" in best and best.count("GRPO") == 1
+    *_, sure = conclusion(numbers.assign(standard_error=np.nan, final_standard_error=np.nan))
+    assert sure.endswith("without a standard error: a difference may be chance.")
+
+
+def test_the_mean_of_graded_qualities_is_not_called_accuracy(tmp_path: Path):
+    write_evaluations(tmp_path, grpo=["a"])
+    (file,) = tmp_path.rglob("evaluation.json")
+    assert only_domain(tmp_path).score == "accuracy"
+    written = json.loads(file.read_text())
+    accuracy = written["splits"]["a"]["results"]["trained"]["accuracy"]
+    accuracy["by_seed"][0][0] += 0.51 / 20  # of one of the 20 tasks
+    file.write_text(json.dumps(written))
+    domain = only_domain(tmp_path)
+    shown = table_1([domain])
+    assert domain.score == "mean quality" and set(shown.rows.score) == {"mean quality"}
+    assert "accuracy" not in shown.caption and "accuracy" not in " ".join(conclusion(shown.rows))
 
 
 def test_table_1_has_every_method_if_one_has_a_single_split(tmp_path: Path):

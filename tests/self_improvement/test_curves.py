@@ -33,6 +33,13 @@ def test_mean_and_standard_error_over_seeds():
     np.testing.assert_allclose(two.net_corrections, [0, 1])
 
 
+def test_a_curve_knows_whether_its_qualities_are_graded():
+    assert not curve([[0, 1], [1, 0]], [[1, 1], [0, 0]]).graded
+    assert curve([[0, 1], [0.5, 1]]).graded
+    assert curve([[0.5, 0.5], [0.5, 0]]).graded
+    assert curve([[0.5, 1], [0.5, 0]]).graded  # whole sums, but no correction makes the difference
+
+
 def test_a_single_seed_has_no_standard_error():
     one = curve([[0, 1], [0, 0]])
     assert standard_error(one.accuracy_SK) is None

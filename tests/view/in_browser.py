@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium import webdriver  # pyright: ignore[reportMissingImports]
-from selenium.common.exceptions import (  # pyright: ignore[reportMissingImports]
-    NoSuchElementException,
-    StaleElementReferenceException,
-)
-from selenium.webdriver.chrome.service import Service  # pyright: ignore[reportMissingImports]
 from selenium.webdriver.common.by import By  # pyright: ignore[reportMissingImports]
-from selenium.webdriver.support.ui import Select, WebDriverWait  # pyright: ignore[reportMissingImports]
+from selenium.webdriver.support.expected_conditions import staleness_of  # pyright: ignore[reportMissingImports]
 
 from rllib_exit.view.queries import RunView
 from rllib_exit.view.server import make_server
+from tests.browser import SIZES, assert_usable, every, picture, show, text, until
 from tests.view.logs import numbered, write_run
 from tests.view.test_server import HOSTILE, hostile
 
 TASKS = {"sums/3+4": "What is 3 + 4?", "sums/5+9": "What is 5 + 9?"}
-SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    # Chromium's own sandbox does not start for root; the pages here are ours, and their text is what is tested.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
 
 
 def serve(directory: Path) -> Iterator[str]:
@@ -68,54 +47,30 @@ def hostile_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from serve(directory)
 
 
-def show(browser: webdriver.Chrome, size: str = "desktop", scheme: str = "light") -> None:
-    width, height = SIZES[size]
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def until(browser: webdriver.Chrome, condition: Callable[[], Any]) -> Any:
-    """What the condition has at last; an element that is drawn anew meanwhile is looked for again."""
-    wait = WebDriverWait(browser, 10, 0.05, (NoSuchElementException, StaleElementReferenceException))
-    return wait.until(lambda _: condition())
-
-
 def open_page(browser: webdriver.Chrome, address: str, query: str = "") -> None:
     browser.get("about:blank")
     browser.get(address.replace("/#", f"/{query}#"))
     until(browser, lambda: "rollouts of" in text(browser, "#status"))
 
 
-def text(browser: webdriver.Chrome, selector: str) -> str:
-    return browser.find_element(By.CSS_SELECTOR, selector).text
-
-
-def every(browser: webdriver.Chrome, selector: str) -> list[Any]:
-    return browser.find_elements(By.CSS_SELECTOR, selector)
-
-
 def open_group(browser: webdriver.Chrome) -> None:
     """The newest group that improves on an answer."""
     for summary in every(browser, "#more:not([open]) summary"):
         summary.click()
-    Select(browser.find_element(By.NAME, "kind")).select_by_value("improve")
-    # The list is drawn anew, with fewer rollouts than there are.
-    until(
-        browser,
-        lambda: re.fullmatch("1 to .* rollouts", text(browser, "#count")) and "kind=improve" in browser.current_url,
-    )
-    until(
-        browser, lambda: text(browser, "#list td:nth-child(3)") == "improve" and "of 192" not in text(browser, "#count")
-    )
+    # By the keyboard: where WebDriver's Select chooses, the page gets no event "input", as it does from people.
+    browser.find_element(By.NAME, "kind").send_keys("improve")
+    until(browser, lambda: "kind=improve" in browser.current_url)
+    until(browser, lambda: "rollouts" in (count := text(browser, "#count")) and "of 192" not in count)
     until(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#list td a").click() is None)
     until(browser, lambda: len(every(browser, "#group article")) == 4)
 
 
 def paint(browser: webdriver.Chrome, name: str) -> None:
+    before = browser.find_element(By.CSS_SELECTOR, "#group fieldset")
     browser.find_element(By.CSS_SELECTOR, f"#group input[value={name}]").click()
-    until(browser, lambda: every(browser, "#group .tokens span") and f"paint={name}" in browser.current_url)
+    # The group is drawn anew when the tokens have come.
+    until(browser, lambda: staleness_of(before)(browser) and every(browser, "#group .tokens span"))
+    assert f"paint={name}" in browser.current_url
 
 
 VIEWS: dict[str, Callable[[webdriver.Chrome], None]] = {
@@ -149,22 +104,8 @@ def test_every_view_is_usable(
     show(browser, size, scheme)
     open_page(browser, address)
     VIEWS[view](browser)
-    width = browser.execute_script("return document.documentElement.scrollWidth")
-    assert width <= SIZES[size][0], "the page is wider than the screen"
-    folder = tmp_path_factory.getbasetemp() / "pictures"
-    folder.mkdir(exist_ok=True)
-    browser.save_screenshot(str(folder / f"{view}-{size}-{scheme}.png"))
-    assert accessibility(browser) == []
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-
-
-def accessibility(browser: webdriver.Chrome) -> list[tuple[str, list[str]]]:
-    """What axe finds, of any weight."""
-    spec = importlib.util.find_spec("axe_playwright_python")
-    assert spec and spec.origin
-    browser.execute_script((Path(spec.origin).parent / "axe.min.js").read_text())
-    result = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    return [(of["id"], [node["html"][:200] for node in of["nodes"]]) for of in result["violations"]]
+    picture(browser, tmp_path_factory.getbasetemp() / "pictures", f"{view}-{size}-{scheme}")
+    assert_usable(browser, size)
 
 
 def test_the_list_is_filtered_sorted_and_paged(browser: webdriver.Chrome, address: str) -> None:
@@ -179,9 +120,9 @@ def test_the_list_is_filtered_sorted_and_paged(browser: webdriver.Chrome, addres
     until(browser, lambda: [cell.text for cell in every(browser, "#list td:nth-child(7)")][:3] == ["1", "1", "1"])
     browser.find_element(By.NAME, "max_quality").send_keys("0.5")
     until(browser, lambda: text(browser, "#list td:nth-child(7)") == "0.5")
-    browser.find_element(By.NAME, "text").send_keys("ANSWER 17 OF")
+    browser.find_element(By.NAME, "text").send_keys("ANSWER 18 OF")
     until(browser, lambda: 0 < len(every(browser, "#list tbody tr")) < 10)
-    assert "max_quality=0.5" in browser.current_url and "text=ANSWER+17+OF" in browser.current_url
+    assert "max_quality=0.5" in browser.current_url and "text=ANSWER+18+OF" in browser.current_url
     browser.find_element(By.ID, "clear").click()
     until(browser, lambda: "of 192" in text(browser, "#count"))
 
