@@ -23,6 +23,12 @@ def test_equation_6():
     np.testing.assert_allclose(diversity_coefficients([[0.0], [0.0], [3.0]]), [0, 0, 1])
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_scale_of_embeddings_does_not_count(scale: float):
+    embeddings = scale * np.array([[1, 0], [-1, 0], [0, 3], [0, -3]])
+    np.testing.assert_allclose(diversity_coefficients(embeddings.tolist()), [0, 0, 1, 1])
+
+
 @given(arrays(np.float32, (6, 3), elements=st.floats(-1, 1, width=32)))
 def test_coefficients_span_the_unit_interval_or_are_one(embeddings_GE):
     coefficients_G = diversity_coefficients(embeddings_GE)

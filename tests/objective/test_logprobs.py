@@ -57,6 +57,17 @@ def test_products_in_bfloat16_are_those_of_autocast(block_size: int) -> None:
         assert (ours - expected).norm() < 1e-2 * expected.norm()
 
 
+def test_gradients_of_bfloat16_are_summed_in_float32() -> None:
+    """So most do not depend on the blocks: a sum in bfloat16 differs in half of them."""
+    gradients = []
+    for block_size in (64 * 20, 1 << 25):
+        hidden, weight, _, targets = inputs(tokens=64, vocabulary=2000, dtype=torch.bfloat16)
+        score(hidden, weight, None, targets, 1.0, block_size)[0].sum().backward()
+        assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+        gradients.append(hidden.grad)
+    assert (gradients[0] == gradients[1]).float().mean() > 0.65
+
+
 def test_only_the_gradients_that_are_needed() -> None:
     hidden, weight, _, targets = inputs()
     score(hidden, weight.detach(), None, targets)[0].sum().backward()

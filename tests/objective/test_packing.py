@@ -52,11 +52,12 @@ def test_values_of_packs_go_back_to_the_tokens_of_their_rows():
         for m in range(2)
     ]
     empty = pack([Row(np.zeros(2, np.int32), np.array([False, True]), np.zeros(2, np.float32), 0.0, 0.0)], 9)
-    packs = [pack(minibatches[0], 40), [*pack(minibatches[1], 10**6), *empty]]
+    packs = [pack(minibatches[0], 40), [*empty, *pack(minibatches[1], 10**6)]]
     values = [pack_.rollout_logprobs_N for packed in packs for pack_ in packed]
     by_key = unpack(minibatches, packs, values)
     assert len(packs[0]) > 1 and by_key.keys() == {row.key for rows in minibatches for row in rows}
     for row in itertools.chain(*minibatches):
+        assert by_key[row.key].dtype == np.float32
         np.testing.assert_array_equal(by_key[row.key], np.where(row.loss_mask, row.logprobs, np.nan).astype(np.float32))
 
 
@@ -179,6 +180,20 @@ def test_groups_are_cut_only_where_parts_meet():
     parts = [{row.token_ids[:50].tobytes() for row in part} for part in split(rows, 4)]
     assert [len(part) for part in parts] == [2, 2, 2, 2] and len(set().union(*parts)) == 8
     assert split([], 2) == [[], []] and sum(map(len, split(rows[:1] * 3, 2))) == 3
+
+
+def test_a_shared_prefix_counts_once_where_rows_are_cut():
+    def row(*tokens: int) -> Row:
+        mask = np.arange(len(tokens)) > 0
+        return Row(np.array(tokens, np.int32), mask, mask * 1.0, 1.0, 1.0)
+
+    # The first four have 12 tokens in common, and together 16, as many as the last has.
+    shared = range(1, 13)
+    rows = [*(row(*shared, n) for n in range(1, 5)), row(*[20] * 16)]
+    assert split(rows, 2) == [rows[:4], rows[4:]]
+    # Of 10 tokens, the middle of the second row is at 4.5, then at 5.
+    assert [len(part) for part in split([row(*[1] * 2), row(*[2] * 5), row(*[3] * 3)], 2)] == [2, 1]
+    assert [len(part) for part in split([row(*[1] * 4), row(*[2] * 2), row(*[3] * 4)], 2)] == [1, 2]
 
 
 def test_to_moves_every_tensor():
