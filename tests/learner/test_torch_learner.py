@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
 from rllib_exit.objective.packing import pack
 from rllib_exit.rollouts import Rollout, RolloutGroup
-from rllib_exit.settings import LossAggregation, TrainingSettings
+from rllib_exit.settings import LossAggregation, MismatchMode, TrainingSettings
 from tests.learner.helpers import batch, make_groups, make_learner, update, weights
 from tests.learner.sharding.learners import Learners, tensors
 from tests.tiny_models import make_tiny_model
@@ -192,6 +192,47 @@ def test_the_mismatch_is_of_the_policy_before_the_update(tiny_model: str) -> Non
         for i in packed.rows_N.unique().tolist():
             rows[i].logprobs[rows[i].loss_mask] = logprobs_N[packed.rows_N == i].numpy()
     assert update(learner, train_batch)["logprob_abs_diff_max"] < 1e-5
+
+
+def test_what_is_reported_is_of_all_tokens_and_of_all_updates(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner(tiny_model, kl_coeff=0.1, lr=0.0, max_tokens_per_micro_batch=64)
+    for parameter in learner.language_model.reference.module.parameters():
+        parameter.data.mul_(1.1)
+    whole = batch(make_groups(np.random.default_rng(0)), minibatch_size=4)[0]
+    rows = [row for minibatch in whole.minibatches for row in minibatch]
+    kl = []
+    for row in rows:
+        packs = pack([row], 10**6)
+        with torch.no_grad():
+            d = learner.language_model.reference_logprobs(packs)[0]
+            d = d - learner.language_model.forward_train({"pack": packs[0]})["logprobs"]
+        kl.append(torch.exp(d) - d - 1)  # Schulman's k3
+    alone = [update(learner, TrainBatch((minibatch,))) for minibatch in whole.minibatches]
+
+    seconds = iter([10.0, 12.0])
+    monkeypatch.setattr("rllib_exit.learner.torch_learner.time.perf_counter", lambda: next(seconds))
+    reported = update(learner, whole)
+    assert reported["kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-4) and reported["kl"] > 1e-4
+    assert len(alone) == 3
+    assert reported["grad_norm"] == pytest.approx(np.mean([of["grad_norm"] for of in alone]), rel=1e-4)
+    assert reported["tokens_per_s"] == sum(len(row.token_ids) for row in rows) / 2
+
+
+def test_a_single_update_passes_through_each_pack_once(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner(tiny_model, kl_coeff=0.0, max_tokens_per_micro_batch=64)
+    [rows] = batch(make_groups(np.random.default_rng(0)))[0].minibatches
+    passes = []
+    forward = learner.language_model.forward_train
+    monkeypatch.setattr(learner.language_model, "forward_train", lambda b: (passes.append(b), forward(b))[1])
+    update(learner, TrainBatch((rows,)))
+    assert len(passes) == len(pack(rows, 64)) > 1
+
+
+def test_how_a_mismatch_is_answered_is_a_setting(tiny_model: str) -> None:
+    train_batch = batch(make_groups(np.random.default_rng(0)))[0]  # rollouts whose probabilities are made up
+    modes = get_args(MismatchMode)
+    losses = [update(make_learner(tiny_model, mismatch_mode=mode), train_batch)["loss"] for mode in modes]
+    assert len(set(losses)) >= 3  # masks of tokens and of sequences may leave out the same
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
