@@ -200,19 +200,21 @@ def test_what_is_reported_is_of_all_tokens_and_of_all_updates(tiny_model: str, m
         parameter.data.mul_(1.1)
     whole = batch(make_groups(np.random.default_rng(0)), minibatch_size=4)[0]
     rows = [row for minibatch in whole.minibatches for row in minibatch]
-    kl = []
+    kl, mismatch = [], []
     for row in rows:
         packs = pack([row], 10**6)
         with torch.no_grad():
-            d = learner.language_model.reference_logprobs(packs)[0]
-            d = d - learner.language_model.forward_train({"pack": packs[0]})["logprobs"]
+            logprobs_N = learner.language_model.forward_train({"pack": packs[0]})["logprobs"]
+            d = learner.language_model.reference_logprobs(packs)[0] - logprobs_N
         kl.append(torch.exp(d) - d - 1)  # Schulman's k3
+        mismatch.append((logprobs_N - packs[0].rollout_logprobs_N).abs())
     alone = [update(learner, TrainBatch((minibatch,))) for minibatch in whole.minibatches]
 
     seconds = iter([10.0, 12.0])
     monkeypatch.setattr("rllib_exit.learner.torch_learner.time.perf_counter", lambda: next(seconds))
     reported = update(learner, whole)
     assert reported["kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-4) and reported["kl"] > 1e-4
+    assert reported["logprob_abs_diff_mean"] == pytest.approx(float(torch.cat(mismatch).mean()), rel=1e-4)
     assert len(alone) == 3
     assert reported["grad_norm"] == pytest.approx(np.mean([of["grad_norm"] for of in alone]), rel=1e-4)
     assert reported["tokens_per_s"] == sum(len(row.token_ids) for row in rows) / 2
