@@ -200,12 +200,14 @@ def test_what_is_reported_is_of_all_tokens_and_of_all_updates(tiny_model: str, m
         parameter.data.mul_(1.1)
     whole = batch(make_groups(np.random.default_rng(0)), minibatch_size=4)[0]
     rows = [row for minibatch in whole.minibatches for row in minibatch]
-    kl, mismatch = [], []
+    kl, mismatch, entropy = [], [], []
     for row in rows:
         packs = pack([row], 10**6)
         with torch.no_grad():
-            logprobs_N = learner.language_model.forward_train({"pack": packs[0]})["logprobs"]
+            fwd_out = learner.language_model.forward_train({"pack": packs[0]})
+            logprobs_N = fwd_out["logprobs"]
             d = learner.language_model.reference_logprobs(packs)[0] - logprobs_N
+        entropy.append(fwd_out["entropy"])
         kl.append(torch.exp(d) - d - 1)  # Schulman's k3
         mismatch.append((logprobs_N - packs[0].rollout_logprobs_N).abs())
     alone = [update(learner, TrainBatch((minibatch,))) for minibatch in whole.minibatches]
@@ -215,9 +217,35 @@ def test_what_is_reported_is_of_all_tokens_and_of_all_updates(tiny_model: str, m
     reported = update(learner, whole)
     assert reported["kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-4) and reported["kl"] > 1e-4
     assert reported["logprob_abs_diff_mean"] == pytest.approx(float(torch.cat(mismatch).mean()), rel=1e-4)
-    assert len(alone) == 3
+    assert reported["logprob_abs_diff_max"] == pytest.approx(float(torch.cat(mismatch).max()), rel=1e-4)
+    assert reported["entropy"] == pytest.approx(float(torch.cat(entropy).mean()), rel=1e-4)
+    assert len(alone) == 3 and reported["grad_norm"] > 0
     assert reported["grad_norm"] == pytest.approx(np.mean([of["grad_norm"] for of in alone]), rel=1e-4)
     assert reported["tokens_per_s"] == sum(len(row.token_ids) for row in rows) / 2
+
+
+def test_the_time_of_a_batch_in_parts_is_that_of_all_parts(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner(tiny_model)
+    groups = make_groups(np.random.default_rng(0))
+    parts = [batch(groups[:1], part=True)[0], batch(groups[1:2], part=True)[0], batch(groups[2:], part=True)[0]]
+    seconds = iter([10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 44.0])  # the last is the step
+    monkeypatch.setattr("rllib_exit.learner.torch_learner.time.perf_counter", lambda: next(seconds))
+    learner.accumulate(parts[0])
+    learner.accumulate(parts[1])
+    tokens = sum(len(row.token_ids) for part in parts for minibatch in part.minibatches for row in minibatch)
+    assert update(learner, parts[2])["tokens_per_s"] == tokens / 12
+
+
+def test_an_update_that_is_skipped_has_no_part_in_the_gradients_norm(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = make_learner(tiny_model)
+    norms = iter([float("nan"), 2.0, 4.0])
+    monkeypatch.setattr(learner.model, "step", lambda lr, divisor: next(norms))
+    reported = update(learner, batch(make_groups(np.random.default_rng(5)), minibatch_size=4)[0])
+    assert (reported["skipped_updates"], reported["grad_norm"]) == (1, 3.0)
+    assert learner.progress()["num_updates"] == 2
+    assert "skipped an update: gradient norm nan" in caplog.text
 
 
 def test_a_single_update_passes_through_each_pack_once(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
