@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from rllib_exit.report.sources import _PART
 ROOT = Path(__file__).parent.parent
 LENGTH = 1 << 20
 # CPU seconds; a quadratic search takes hours. The machine may be slow and busy.
-LIMIT_S = 1.0
+LIMIT_S = 1.0 if sys.gettrace() is None else 5.0  # what measures coverage is called for every line
 
 # How many calls of `re` a module has that this file covers, or that see no text from outside. If you add one: bound
 # it, give it a case below, and count it here.
