@@ -18,18 +18,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from envs.base import SelfImprovementEnv, TaskInstance
+from envs.extras import extra
 
-try:
+with extra("verifiers", "an environment of verifiers needs that package"):
     import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
     from openai import AsyncOpenAI
     from verifiers.v1.dialects import parse_message  # pyright: ignore[reportMissingImports]
     from verifiers.v1.dialects.chat import message_to_wire  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError as error:
-    if error.name and error.name.partition(".")[0] != "verifiers":
-        raise
-    raise ModuleNotFoundError(
-        "an environment of verifiers needs that package: pip install 'rllib-exit[verifiers]'"
-    ) from error
 
 __all__ = ["ChatHarness", "RLlibExItEnv", "RLlibExItTaskset"]
 

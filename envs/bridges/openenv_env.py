@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task
+from envs.bridges.rewards import RewardRange, quality_of
+from envs.extras import extra
 from envs.options import Options
 
 
@@ -38,7 +40,7 @@ class OpenEnvOptions(Options):
         pattern="^(last|sum)$",
         description="What counts for the quality: the `last` reward that the server gave, or their `sum`.",
     )
-    reward_range: tuple[float, float] = Field(
+    reward_range: RewardRange = Field(
         (0.0, 1.0), description="The least and the greatest such reward, which become the qualities 0 and 1."
     )
     max_turns: PositiveInt = Field(10, description="The most responses; the episode then ends as it is.")
@@ -71,9 +73,6 @@ class OpenEnv(SelfImprovementEnv):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = OpenEnvOptions.parse(config)
-        low, high = options.reward_range
-        if not low < high:
-            raise ValueError(f"reward_range is {options.reward_range}: give the least, then the greatest")
         resets = options.resets
         if resets is None:
             resets = tuple({"seed": seed} for seed in range(options.limit or 100))
@@ -129,14 +128,9 @@ class OpenEnv(SelfImprovementEnv):
         """The quality of the rewards so far; that of no reward is 0."""
         if not self._rewards:
             return 0.0
-        low, high = self.options.reward_range
         reward = self._rewards[-1] if self.options.reward == "last" else math.fsum(self._rewards)
-        if not low <= reward <= high:  # NaN too
-            raise ValueError(
-                f"task {task.id!r}: the {self.options.reward} of the server's rewards is {reward}, outside of "
-                f"reward_range {low, high}: set reward_range to what it can be"
-            )
-        return (reward - low) / (high - low)
+        what = f"task {task.id!r}: the {self.options.reward} of the server's rewards"
+        return quality_of(reward, self.options.reward_range, what)
 
 
 def _function(option: str, given: str | Callable[..., Any]) -> Callable[..., Any] | None:
@@ -159,14 +153,8 @@ class _Session:
     """A session of the server, which is begun anew when it broke down."""
 
     def __init__(self, options: OpenEnvOptions) -> None:
-        try:
+        with extra("openenv", "an OpenEnv server needs the package openenv"):
             from openenv.core import GenericEnvClient  # pyright: ignore[reportMissingImports]
-        except ModuleNotFoundError as error:
-            if error.name and error.name.partition(".")[0] != "openenv":
-                raise
-            raise ModuleNotFoundError(
-                "an OpenEnv server needs the package openenv: pip install 'rllib-exit[openenv]'"
-            ) from error
         self._client = GenericEnvClient(
             options.url,
             connect_timeout_s=options.connect_timeout_s,

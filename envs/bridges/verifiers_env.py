@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from envs.base import InfrastructureError, Message, Outcome, SelfImprovementEnv, Task
+from envs.bridges.rewards import RewardRange, quality_of
+from envs.extras import extra
 from envs.options import Options
 
 
@@ -20,7 +22,7 @@ class VerifiersOptions(Options):
     taskset: Any = Field(description="The id of an installed taskset, such as `gsm8k-v1`, or a `Taskset` itself.")
     taskset_config: dict[str, Any] = Field({}, description="The fields of the taskset's own configuration.")
     limit: PositiveInt | None = Field(None, description="So many of the first tasks; all by default.")
-    reward_range: tuple[float, float] = Field(
+    reward_range: RewardRange = Field(
         (0.0, 1.0), description="The least and the greatest sum of rewards, which become the qualities 0 and 1."
     )
     scoring_timeout_s: PositiveFloat = Field(60.0, description="The seconds that the rewards of a response may take.")
@@ -51,17 +53,8 @@ class VerifiersEnv(SelfImprovementEnv):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.options = options = VerifiersOptions.parse(config)
-        low, high = options.reward_range
-        if not low < high:
-            raise ValueError(f"reward_range is {options.reward_range}: give the least, then the greatest")
-        try:
+        with extra("verifiers", "a taskset of verifiers needs that package"):
             import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
-        except ModuleNotFoundError as error:
-            if error.name and error.name.partition(".")[0] != "verifiers":
-                raise
-            raise ModuleNotFoundError(
-                "a taskset of verifiers needs that package: pip install 'rllib-exit[verifiers]'"
-            ) from error
         self._vf = vf
         taskset = _load(vf, options)
         if not taskset.bounded and options.limit is None:
@@ -95,15 +88,11 @@ class VerifiersEnv(SelfImprovementEnv):
             asyncio.run(asyncio.wait_for(theirs.score(trace), self.options.scoring_timeout_s))
         except (self._vf.RolloutError, TimeoutError) as error:
             raise InfrastructureError(f"task {task.id!r}: its rewards failed: {error!r}") from error
-        low, high = self.options.reward_range
-        if not low <= trace.reward <= high:
-            raise ValueError(
-                f"task {task.id!r}: the sum of its rewards is {trace.reward}, outside of reward_range {low, high}: "
-                "set reward_range to what the sum can be"
-            )
+        what = f"task {task.id!r}: the sum of its rewards"
+        quality = quality_of(trace.reward, self.options.reward_range, what)
         rewards = {name: reward.score for name, reward in trace.rewards.items() if reward is not None}
         metrics = {name: value for name, value in trace.metrics.items() if value is not None}
-        return Outcome((trace.reward - low) / (high - low), metrics={**metrics, **rewards})
+        return Outcome(quality, metrics={**metrics, **rewards})
 
     def gold(self, task: Task) -> str | None:
         """The field ``answer`` of the task's data, if it has one."""

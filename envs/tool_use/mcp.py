@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat
 
 from envs.base import InfrastructureError, Task
+from envs.extras import extra
 from envs.tool_use.calls import Call
 from envs.tool_use.own import RowToolEnv, RowToolOptions
 from envs.tool_use.toolkit import Toolkit
@@ -128,10 +129,8 @@ class _Server:
     """An MCP server in a process, with a client in a thread."""
 
     def __init__(self, options: MCPOptions) -> None:
-        try:
+        with extra("mcp", "the tools of an MCP server need mcp"):
             import mcp
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("the tools of an MCP server need mcp: pip install 'rllib-exit[mcp]'") from error
         self._mcp = mcp
         self._options = options
         self._running = ExitStack()

@@ -185,18 +185,19 @@ def write_official(directory: Path, envs: Mapping[str, HasOfficialFormat]) -> li
     """
     rows = pq.read_table(directory / PARQUET).to_pylist()
     last = max(row["step"] for row in rows)
-    files: dict[Path, dict[Path, list[str]]] = {}
+    places: dict[Path, None] = {}  # in order
+    files: dict[Path, list[str]] = {}
     for row in rows:
         if row["step"] in (0, last):
             place = directory / OFFICIAL / row["split"] / row["policy"] / f"seed_{row['seed']}" / f"step_{row['step']}"
             env = envs[row["split"]]
             name, result = env.official_result(env.tasks[row["task_id"]], row["responses"])
-            files.setdefault(place, {}).setdefault(place / name, []).append(json.dumps(result) + "\n")
-    for by_file in files.values():
-        for file, lines in by_file.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, "".join(lines).encode())
-    return list(files)
+            places[place] = None
+            files.setdefault(place / name, []).append(json.dumps(result) + "\n")
+    for file, lines in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, "".join(lines).encode())
+    return list(places)
 
 
 def _plain(value: Any) -> Any:
