@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -161,7 +162,9 @@ def test_the_command_of_verifiers_evaluates_it(model: Callable[..., Model], tmp_
         "--env.taskset.env-config",
         json.dumps(COUNTDOWN["env_config"]),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    # The environment of `make bridges` lies beside the one that the packages are installed in.
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environ)
     assert result.returncode == 0, result.stdout + result.stderr
     (file,) = tmp_path.rglob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
