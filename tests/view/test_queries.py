@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from rllib_exit.curriculum.exit import ExIt
-from rllib_exit.rollout_log import SCHEMA, LoggedRollouts
+from rllib_exit.rollout_log import SCHEMA
 from rllib_exit.view.queries import Query, RunView
 from tests.view.logs import numbered, write_run
 
@@ -232,26 +231,16 @@ def write_large(directory: Path, *, iterations: int, rows: int) -> None:
         pq.write_table(pa.Table.from_pylist(table, SCHEMA), file, compression="zstd", row_group_size=64)
 
 
-@pytest.mark.slow
-def test_a_log_of_100_000_rollouts_opens_in_two_seconds(tmp_path: Path) -> None:
-    write_large(tmp_path, iterations=100, rows=1000)
-
-    def seconds(call: Any) -> tuple[float, Any]:
-        start = time.perf_counter()
-        result = call()
-        return time.perf_counter() - start, result
-
-    opening, view = seconds(lambda: RunView(tmp_path))
-    times = {"opening": opening}
-    times["summary"], summary = seconds(lambda: view.refresh().summary())
-    times["newest"], _ = seconds(lambda: view.rollouts(Query()))
-    times["best"], best = seconds(lambda: view.rollouts(Query(sort="quality")))
-    times["filtered"], _ = seconds(lambda: view.rollouts(Query(task="task 7", min_quality=0.5, sort="return")))
-    times["group"], _ = seconds(
-        lambda: view.group(50, best["rows"][0]["group_id"]) if best["rows"][0]["iteration"] == 50 else None
-    )
-    times["lineage"], _ = seconds(lambda: view.lineage("task 7"))
-    times["search"], hits = seconds(lambda: view.rollouts(Query(text="therefore therefore therefore")))
-    print({name: round(value, 3) for name, value in times.items()})
-    assert summary["rollouts"] == best["total"] == 100_000 and 0 < hits["total"] < 100_000
-    assert times["opening"] + times["summary"] + times["newest"] < 2 and LoggedRollouts(tmp_path).files
+def test_a_log_of_many_files_is_read_whole(tmp_path: Path) -> None:
+    """How long 100,000 rollouts take is what ``benchmarks/view.py`` measures."""
+    write_large(tmp_path, iterations=10, rows=64)
+    view = RunView(tmp_path)
+    assert view.refresh().summary()["rollouts"] == 640
+    best = view.rollouts(Query(sort="return"))
+    returns = [row["return"] for row in rows_of(view)]
+    assert best["total"] == 640 and best["rows"][0]["return"] == max(returns)
+    of_task = view.rollouts(Query(task="task 7", min_quality=0.5, sort="return"))
+    assert 0 < of_task["total"] < 80 and {row["task_id"] for row in of_task["rows"]} == {"task 7"}
+    hits = view.rollouts(Query(text="therefore therefore therefore"))
+    written = [row for row in rows_of(view) if "therefore therefore therefore" in row["turns"][0]["response"]]
+    assert hits["total"] == len(written) and 0 < len(written) < 640
