@@ -2,6 +2,7 @@
 
     python benchmarks/reproduction.py --domain countdown --jobs 2 --output results/countdown
     python benchmarks/reproduction.py --domain countdown_visible --jobs 2 --output results/countdown-visible
+    python benchmarks/reproduction.py --domain countdown_smollm2 --jobs 2 --output results/countdown-smollm2
     python benchmarks/reproduction.py --domain math --output results/reproduction
     python benchmarks/reproduction.py --domain bfcl --strategies exit --seeds 0 --output results/bfcl
 
@@ -40,6 +41,7 @@ from rllib_exit import checkpoints
 from rllib_exit.cli.runs import load_iteration
 from rllib_exit.report.results import Results, find
 from rllib_exit.report.runs import BASE, Run
+from rllib_exit.scale import cpu_dtype
 from rllib_exit.self_improvement.results import BASELINE, JSON, PARQUET, TRAINED, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +56,7 @@ class Domain:
         title: What its figure is called.
         example: The tuned examples are those whose names begin so.
         iterations: Of training, which the examples' learning rates are made for.
+        strategies: That are compared.
         seeds: Of training.
         steps: K, the self-improvement steps of the evaluation.
         warm_start: Options of ``rllib sft``; empty for none.
@@ -65,6 +68,7 @@ class Domain:
     title: str
     example: str
     iterations: int = 40
+    strategies: tuple[str, ...] = STRATEGIES
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 8
     warm_start: tuple[str, ...] = ()
@@ -94,8 +98,39 @@ VISIBLE_TARGET = (
     "env_config.numbers=3", "env_config.hidden_target=False", "lr=2e-4", "prompts_per_batch=64", "buffer_size=1024",
     "min_buffer_size=64", "evaluation_interval=80",
 )  # fmt: skip
+SMOLLM2 = ("model_name=bundled:smollm2-135m-instruct", "max_model_len=512", "env_config.prompt=prose")
 DOMAINS = {
     "countdown": COUNTDOWN,
+    "countdown_smollm2": replace(
+        COUNTDOWN,
+        title="Countdown with a target that only the feedback tells of, and SmolLM2-135M",
+        iterations=60,
+        strategies=("grpo", "exit"),
+        seeds=(0, 1, 2),
+        # The format, from solutions of tasks that show their targets.
+        warm_start=(
+            "--epochs",
+            "2",
+            "--lr",
+            "1e-4",
+            "--batch-size",
+            "16",
+            *set_options((*SMOLLM2, "env_config.hidden_target=False")),
+        ),
+        training=set_options(
+            (
+                *SMOLLM2[1:],
+                f"dtype={cpu_dtype()}",
+                "lr=3e-5",
+                "prompts_per_batch=16",
+                "max_response_tokens=24",
+                "num_envs_per_env_runner=128",
+                "max_tokens_per_micro_batch=1024",
+                "min_buffer_size=16",
+                "evaluation_interval=None",
+            ),
+        ),
+    ),
     "countdown_visible": replace(
         COUNTDOWN,
         title="Countdown with three numbers, and a model of one million parameters",
@@ -312,7 +347,7 @@ def summarise_countdown(title: str, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", choices=DOMAINS, default="countdown")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, help="by default all, with SmolLM2 two")
     parser.add_argument("--seeds", nargs="+", type=int, help="by default 0 to 4 for countdown, else 0 to 2")
     parser.add_argument("--iterations", type=int, help="by default 120 or 160 for countdown, else 40")
     parser.add_argument("--steps", type=int, help="K, the evaluation's self-improvement steps; by default 16 or 8")
@@ -332,7 +367,7 @@ def main() -> None:
             args.iterations or domain.iterations,
             options,
         )
-        for seed, strategy in itertools.product(args.seeds or domain.seeds, args.strategies)
+        for seed, strategy in itertools.product(args.seeds or domain.seeds, args.strategies or domain.strategies)
     )
     train_all(runs, args.jobs)
     # All at once: they share the engine and the evaluation of the untrained model. It keeps what it has done.

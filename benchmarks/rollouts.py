@@ -7,7 +7,8 @@ the same sampling and seeds, from the same engine: those of one episode one afte
 environments, no chat template, no decoding, no rollouts. Both begin with an empty prefix cache and take turns.
 
 Workloads: groups on arithmetic, K-step self-improvement on the same, groups of tool-use episodes (BFCL), and groups of
-countdown's model of one million parameters, where the engine takes so little that all other work shows.
+countdown's model of one million parameters, where the engine takes so little that all other work shows, with episodes
+of one turn and of ten.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import countdown_common
 import math_common
 from side_by_side import alternate, arguments, medians, write
 
-from envs.base import TaskInstance
+from envs.base import Outcome, Task, TaskInstance
+from envs.countdown.env import CountdownEnv
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
@@ -38,6 +40,15 @@ from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.rollouts import Rollout, RolloutRequest
 from rllib_exit.self_improvement.chain import self_improve
 from rllib_exit.self_improvement.evaluator import SEEDS_PER_EPISODE, chain_seed
+
+
+class TurnsEnv(CountdownEnv):
+    """Countdown that goes on, whatever the answers are."""
+
+    max_turns = 10
+
+    def respond(self, task: Task, response: str) -> Outcome:
+        return Outcome(0.0, "improve", done=False)
 
 
 class Recorder(VLLMGenerator):
@@ -143,12 +154,14 @@ def chains(config: GRPOConfig, num: int) -> Workload:
 
 def main() -> None:
     parser = arguments(__doc__, "rollouts")
-    parser.add_argument("--workloads", nargs="+", default=["groups", "K steps", "BFCL groups", "countdown"])
+    parser.add_argument(
+        "--workloads", nargs="+", default=["groups", "K steps", "BFCL groups", "countdown", "ten turns"]
+    )
     parser.add_argument("--model", help="for BFCL, a model that was warmed up (rllib sft); by default the bundled one")
     args = parser.parse_args()
     if args.quick:
         args.repeats = 1
-    num_groups, num_chains, num_bfcl = (2, 2, 2) if args.quick else (12, 6, 2)
+    num_groups, num_chains, num_bfcl, num_countdown = (2, 2, 2, 4) if args.quick else (12, 6, 2, 64)
     make: dict[str, Callable[[], Workload]] = {
         "groups": lambda: groups(math_common.cpu("grpo")[0], num_groups),
         "K steps": lambda: chains(math_common.cpu("grpo")[0], num_chains),
@@ -156,7 +169,11 @@ def main() -> None:
             bfcl_common.cpu("grpo")[0].language_model(**({"model": args.model} if args.model else {})),
             num_bfcl,
         ),
-        "countdown": lambda: groups(countdown_common.cpu("grpo")[0], 4 if args.quick else 64),
+        "countdown": lambda: groups(countdown_common.cpu("grpo")[0], num_countdown),
+        # Ten responses of at most six tokens fit into the model's context.
+        "ten turns": lambda: groups(
+            countdown_common.cpu("grpo")[0].environment(TurnsEnv).generation(max_response_tokens=6), num_countdown
+        ),
     }
     table, runs = [], {}
     for name in args.workloads:
