@@ -99,6 +99,10 @@ VISIBLE_TARGET = (
     "min_buffer_size=64", "evaluation_interval=80",
 )  # fmt: skip
 SMOLLM2 = ("model_name=bundled:smollm2-135m-instruct", "max_model_len=512", "env_config.prompt=prose")
+SMOLLM2_TRAINING = (
+    *SMOLLM2[1:], f"dtype={cpu_dtype()}", "lr=3e-5", "prompts_per_batch=16", "max_response_tokens=24",
+    "num_envs_per_env_runner=128", "max_tokens_per_micro_batch=1024", "min_buffer_size=16", "evaluation_interval=None",
+)  # fmt: skip
 DOMAINS = {
     "countdown": COUNTDOWN,
     "countdown_smollm2": replace(
@@ -108,28 +112,8 @@ DOMAINS = {
         strategies=("grpo", "exit"),
         seeds=(0, 1, 2),
         # The format, from solutions of tasks that show their targets.
-        warm_start=(
-            "--epochs",
-            "2",
-            "--lr",
-            "1e-4",
-            "--batch-size",
-            "16",
-            *set_options((*SMOLLM2, "env_config.hidden_target=False")),
-        ),
-        training=set_options(
-            (
-                *SMOLLM2[1:],
-                f"dtype={cpu_dtype()}",
-                "lr=3e-5",
-                "prompts_per_batch=16",
-                "max_response_tokens=24",
-                "num_envs_per_env_runner=128",
-                "max_tokens_per_micro_batch=1024",
-                "min_buffer_size=16",
-                "evaluation_interval=None",
-            ),
-        ),
+        warm_start=("--epochs", "2", "--lr", "1e-4", *set_options((*SMOLLM2, "env_config.hidden_target=False"))),
+        training=set_options(SMOLLM2_TRAINING),
     ),
     "countdown_visible": replace(
         COUNTDOWN,

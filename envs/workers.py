@@ -9,10 +9,10 @@ time, not of the clock, because a busy machine says nothing about the work.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import math
 import os
+import pkgutil
 import queue
 import signal
 import subprocess
@@ -230,8 +230,7 @@ def _serve(descriptor: int, memory_bytes: int, start: str) -> None:
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)  # its default ends the process, whatever it is doing
     try:
-        module, _, function = start.partition(":")
-        handler: Handler = getattr(importlib.import_module(module), function)(connection.recv())
+        handler: Handler = pkgutil.resolve_name(start)(connection.recv())
     except Exception as error:
         reply("".join(traceback.format_exception_only(error)).strip())
         return

@@ -13,7 +13,7 @@ template would show (``tool_format="native"``) are not shown.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -164,10 +164,9 @@ def make_env(name: str, options: dict[str, Any]) -> SelfImprovementEnv:
     Raises:
         ValueError: If the name is not ``module:class``, or what it names is no environment of ours.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"env is {name!r}: give it as module:class, such as envs.countdown.env:CountdownEnv")
-    made = getattr(importlib.import_module(module), attribute)
+    made = pkgutil.resolve_name(name)
     if not (isinstance(made, type) and issubclass(made, SelfImprovementEnv)):
         raise ValueError(f"env is {name!r}: it must be a class derived from SelfImprovementEnv")
     return made(options)  # pyright: ignore[reportCallIssue, reportArgumentType]

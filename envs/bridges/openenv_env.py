@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import pkgutil
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -137,12 +137,11 @@ def _function(option: str, given: str | Callable[..., Any]) -> Callable[..., Any
     """The function that an option names or is; None if it names a field."""
     if callable(given):
         return given
-    module, colon, name = given.partition(":")
-    if not colon:
+    if ":" not in given:
         return None
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        function = pkgutil.resolve_name(given)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{option} is {given!r}: there is no such function ({error})") from error
     if not callable(function):
         raise ValueError(f"{option} is {given!r}: it must be a function")

@@ -10,10 +10,10 @@ to improve the response. A row's other columns come under their own names, and t
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -182,10 +182,9 @@ class Reward:
         """
         function: Any = self.function
         if isinstance(function, str):
-            module, _, attribute = function.partition(":")
             try:
-                function = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
+                function = pkgutil.resolve_name(function)
+            except (ImportError, AttributeError, ValueError) as error:
                 raise ValueError(f"reward is {self.function!r}: {error}; use 'module:function'") from error
         try:
             first, *parameters = inspect.signature(function).parameters.values()  # the first one is the response
