@@ -152,4 +152,5 @@ def rendered(figure: Figure, kind: str) -> bytes:
     metadata: Any = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "rllib-exit"}):
         figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
+    figure.set_layout_engine("none")  # it is laid out: to do so again takes as long as drawing
     return stream.getvalue()
