@@ -159,8 +159,14 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
             ray.shutdown()
 
 
+# What the user sets in the command's environment for these is meant for the processes that learn and generate.
+_OF_WORKERS = ("NCCL_", "TORCH_NCCL_", "VLLM_", "GLOO_")
+
+
 def init_ray(verbose: bool = False, num_cpus: int | None = None, dashboard: bool = False) -> None:
     """Joins the Ray cluster that RAY_ADDRESS names; without it, starts Ray here and joins none by chance.
+
+    Environment variables of NCCL, Gloo and vLLM go to the workers on all nodes.
 
     Args:
         verbose: Whether the workers' logs are shown.
@@ -172,10 +178,12 @@ def init_ray(verbose: bool = False, num_cpus: int | None = None, dashboard: bool
     begun, here = time.perf_counter(), "RAY_ADDRESS" not in os.environ
     # Ray would start a worker for every CPU at once. Trials, which have an environment of their own, never use them.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(_OF_WORKERS)}
     context = ray.init(
         address="local" if here else None,
         num_cpus=num_cpus,
         include_dashboard=dashboard if here else None,
+        runtime_env={"env_vars": variables} if variables and not here else None,
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
     )
