@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -201,13 +202,13 @@ def _memory(config: GRPOConfig, shape: Any, gpu: float | None) -> Iterator[Findi
     host = memory_plan.learner_host(shape, config)
     yield Finding("learner's host memory", None, f"{_table(host)}, for each learner")
     text = f"{_table(engine)}, and {token / 1e3:.1f} kB of cache a token"
-    share = config.engine_args.get("gpu_memory_utilization", 0.9)
+    share = memory_plan.engine_share(config)
     if not engine_on_gpu or gpu is None:
         cache = config.num_envs_per_env_runner * config.max_model_len * token
         full = f"{cache / 1e9:.3g} GB if all {config.num_envs_per_env_runner} episodes fill their context"
         yield Finding("engine's memory", None, f"{text}, {full}")
         return
-    tokens = (share * gpu - sum(engine.values())) / token
+    tokens = memory_plan.cache_tokens(shape, config, gpu)
     contexts = tokens / config.max_model_len
     mend = "" if contexts >= 1 else "; raise tensor_parallel_size or gpu_memory_utilization, or lower max_model_len"
     yield Finding(
@@ -216,6 +217,12 @@ def _memory(config: GRPOConfig, shape: Any, gpu: float | None) -> Iterator[Findi
         f"{text}; {share} of {gpu / 1e9:.0f} GB leaves {max(0.0, tokens):,.0f} tokens, which is "
         f"{max(0.0, contexts):.1f} full contexts, for {config.num_envs_per_env_runner} episodes at once{mend}",
     )
+    if config.colocated:
+        rests = memory_plan.resting_learner(shape, config)
+        most = math.floor(100 * (USABLE - sum(rests.values()) / gpu)) / 100
+        mend = "" if share <= most else f"; lower gpu_memory_utilization to {max(0.0, most)}, or shard the learners"
+        text = f"between updates the learner keeps {_table(rests)}, beside the engine's {share * gpu / 1e9:.3g} GB"
+        yield Finding("shared GPU", share <= most, f"{text} of {gpu / 1e9:.0f} GB{mend}")
 
 
 def _smaller(config: GRPOConfig) -> str:

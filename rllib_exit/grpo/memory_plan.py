@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 ENGINE_OVERHEAD = 4e9
 # Blocks of logits, see rllib_exit/objective/logprobs.py.
 LOGITS = 0.5e9
+# What an engine that sleeps leaves on its GPU, about: CUDA's context, graphs and buffers.
+ASLEEP = 2e9
 # Two checkpoints are kept while a third is written.
 CHECKPOINTS = 3
+# What a learner holds of a GPU only while it works.
+PASSING = {
+    *("gradients", "weights cast by autocast", "gathered layers, with gradients"),
+    *("activations", "attention mask", "logits", "sleeping engine, about"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,15 @@ def learner(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
     if config.kl_coeff and config.lora_r is None and backend != "ddp":
         needs["reference policy, float32"] = 4 * all_parameters / learners
     needs |= activations(shape, config, float32_stream=not (fsdp or zero) or not half)
+    needs["sleeping engine, about"] = ASLEEP if config.colocated else 0.0
     return {name: value for name, value in needs.items() if value}
+
+
+def resting_learner(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
+    """The bytes that a learner holds on its device between updates, while a colocated engine works."""
+    # DeepSpeed keeps the gradients' buffers.
+    passing = PASSING - ({"gradients"} if config.sharding == "deepspeed" else set())
+    return {name: size for name, size in learner(shape, config).items() if name not in passing}
 
 
 def activations(shape: ModelShape, config: GRPOConfig, float32_stream: bool) -> dict[str, float]:
@@ -152,6 +167,17 @@ def engine(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
         "weights": width * shape.parameters / config.engine_size,
         "vLLM's own, about": ENGINE_OVERHEAD if on_gpu else 1e9,
     }
+
+
+def engine_share(config: GRPOConfig) -> float:
+    """The part of each of its GPUs that an engine takes while it works."""
+    return config.engine_args.get("gpu_memory_utilization", 0.9)
+
+
+def cache_tokens(shape: ModelShape, config: GRPOConfig, gpu: float) -> float:
+    """How many tokens an engine has cache for, with GPUs of so many bytes; below 0 if not even its weights fit."""
+    free = engine_share(config) * gpu - sum(engine(shape, config).values())
+    return free / cache_bytes_per_token(shape, config)
 
 
 def cache_bytes_per_token(shape: ModelShape, config: GRPOConfig) -> float:

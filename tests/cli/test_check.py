@@ -97,6 +97,17 @@ def test_a_large_models_plan_fits_80_gb_only_if_it_is_sharded(large: str, tmp_pa
     assert not small["engine's memory"].good and "tensor_parallel_size" in small["engine's memory"].text
 
 
+def test_a_learner_and_an_engine_on_one_gpu_must_both_find_room(large: str, tmp_path: Path):
+    config = on_gpus(make_config(large)).fsdp2().colocate()
+    config.learners(num_gpus_per_learner=0.5).env_runners(num_gpus_per_env_runner=0.5)
+    shared = found(config, tmp_path, gpu_gb=80)["shared GPU"]
+    # 16 bytes a parameter over 8 learners are 15.2 GB of the 73.6 that a plan may fill.
+    assert not shared.good and "lower gpu_memory_utilization to 0.72" in shared.text
+    config.generation(engine_args={"gpu_memory_utilization": 0.72})
+    findings = found(config, tmp_path, gpu_gb=80)
+    assert findings["shared GPU"].good and "sleeping engine, about 2" in findings["learner's memory"].text
+
+
 def test_without_a_gpu_no_verdict_is_made_up(large: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(check, "_gpu_memory", lambda: None)
     findings = found(on_gpus(make_config(large)), tmp_path)

@@ -99,6 +99,21 @@ def test_adapters_are_all_that_is_trained():
     assert memory_plan.checkpoints(shape, config) == 3 * 12 * adapters
 
 
+@pytest.mark.parametrize(
+    ("shard", "kept"),
+    [
+        # Float32 weights and moments stay; gradients and what a pass makes go.
+        (lambda config: config, 4 + 8),
+        (lambda config: config.fsdp2(), (4 + 8 + 4) / 2),
+        (lambda config: config.deepspeed(zero_stage=2), 2 + (2 + 12 + 4) / 2),
+    ],
+)
+def test_what_a_learner_keeps_while_an_engine_on_its_gpu_works(shard: Any, kept: float):
+    shape, config = ModelShape.of(tiny(LlamaConfig)), shard(make_config().learners(num_learners=2)).colocate()
+    assert sum(memory_plan.resting_learner(shape, config).values()) == pytest.approx(kept * shape.parameters)
+    assert memory_plan.learner(shape, config)["sleeping engine, about"] == memory_plan.ASLEEP
+
+
 def test_checkpointed_activations_keep_a_layers_input_and_one_layer():
     shape, config = ModelShape.of(tiny(LlamaConfig, layers=10)), make_config()
     whole = memory_plan.learner(shape, config)["activations"]
@@ -113,3 +128,7 @@ def test_an_engines_cache():
     config.generation(engine_args={"tensor_parallel_size": 2})
     assert memory_plan.cache_bytes_per_token(shape, config) == 2 * (2 * 2 * 32)
     assert memory_plan.engine(shape, config)["weights"] == shape.parameters
+    config.generation(engine_args={"gpu_memory_utilization": 0.5})
+    config.env_runners(num_gpus_per_env_runner=1)
+    free = 5e9 - 2 * shape.parameters - memory_plan.ENGINE_OVERHEAD
+    assert memory_plan.cache_tokens(shape, config, 10e9) == free / memory_plan.cache_bytes_per_token(shape, config)
