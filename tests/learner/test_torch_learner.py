@@ -182,6 +182,18 @@ def test_an_update_tells_the_log_what_the_old_policy_says_of_each_trained_token(
     assert TOKEN_LOGPROBS not in quiet
 
 
+def test_a_batch_in_parts_tells_the_log_the_same(tiny_model: str) -> None:
+    groups = make_groups(np.random.default_rng(0))
+    whole, streamed = (make_learner(tiny_model, log_rollouts=True) for _ in range(2))
+    expected = whole.update(training_data=TrainingData(batch=batch(groups)[0]))[TOKEN_LOGPROBS]  # type: ignore[arg-type]
+    streamed.accumulate(batch(groups[:1], part=True)[0])
+    last = TrainingData(batch=batch(groups[1:], part=True)[0])  # type: ignore[arg-type]
+    result = streamed.update(training_data=last)[TOKEN_LOGPROBS]
+    assert result.keys() == expected.keys()
+    for key, logprobs in expected.items():
+        np.testing.assert_allclose(result[key], logprobs, atol=1e-5)
+
+
 def test_the_mismatch_is_of_the_policy_before_the_update(tiny_model: str) -> None:
     learner = make_learner(tiny_model, num_epochs=4, kl_coeff=0.0)
     train_batch = batch(make_groups(np.random.default_rng(0)))[0]
