@@ -73,6 +73,9 @@ class SimulatedGenerator:
     async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
         return 0.0
 
+    def read_stats(self) -> dict[str, float]:
+        return {}
+
     async def checksums(self) -> dict[str, int]:
         return {}
 

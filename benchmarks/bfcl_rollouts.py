@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,9 @@ class TimedGenerator:
 
     async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
         return await self.generator.patch_weights(patches)
+
+    def read_stats(self) -> Mapping[str, float]:
+        return self.generator.read_stats()
 
     async def checksums(self) -> dict[str, Any]:
         return await self.generator.checksums()

@@ -3,13 +3,12 @@
     python benchmarks/learner_gpu.py --output qwen.json
     python benchmarks/learner_gpu.py --quick            # tiny shapes; also on a CPU
 
-Needs torch and transformers beside ``rllib_exit.objective``; no Ray and no vLLM. Weights are random, in the shapes of
+Needs torch and transformers; no Ray and no vLLM. Weights are random, in the shapes of
 Qwen3-0.6B and Qwen2.5-7B (``--layers`` takes fewer of them where memory needs it: MFU stays comparable, tokens per
 second do not). bfloat16 weights, gradient checkpointing, packs of ragged rows that fill the given number of tokens.
 
-``plain`` computes all logits at once, ``blocks`` is what the learner does. FLOPs are 6 per token and weight of the
-matrices (the output layer only where tokens are trained) and 6·layers·heads·head_dim per pair of tokens that see
-each other; what is computed again in the backward pass does not count. An update of the weights is not part of it.
+``plain`` computes all logits at once, ``blocks`` is what the learner does. FLOPs are counted by
+:mod:`rllib_exit.learner.flops`. An update of the weights is not part of it.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from side_by_side import alternate, arguments, write
 
+from rllib_exit.learner.flops import PEAKS, ModelFlops
 from rllib_exit.objective.logprobs import OutputLayer
 from rllib_exit.objective.loss import grpo_loss
 from rllib_exit.objective.packing import Pack, Row, pack
@@ -51,8 +51,6 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
         num_key_value_heads=1, head_dim=32, tie_word_embeddings=True,
     ),
 }  # fmt: skip
-# Dense bfloat16, in FLOP/s.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
 def make_pack(tokens: int, vocabulary: int, seed: int = 0) -> Pack:
@@ -73,14 +71,10 @@ def make_pack(tokens: int, vocabulary: int, seed: int = 0) -> Pack:
 
 def flops(model: Any, packed: Pack) -> float:
     """Of a forward and a backward pass."""
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name)
-    output = config.vocab_size * config.hidden_size
-    pairs = float((packed.position_ids_T + 1).sum())  # a token sees those before it in its row
-    # Of each pair: query times key and weight times value, 2 FLOPs for each of a head's dimensions.
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * head_dim * pairs
-    return 3 * (2 * matrices * len(packed.token_ids_T) + 2 * output * len(packed.targets_N) + attention)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    of_model = ModelFlops.of(model.config, shapes, shapes)
+    assert of_model is not None
+    return of_model.of_passes([packed], forward=1, backward=1)
 
 
 def passes(model: Any, packed: Pack, blocks: bool, flash: bool) -> None:
@@ -155,8 +149,7 @@ def main() -> None:
         args.shapes, args.tokens, args.repeats = ["tiny"], [256], 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    known = next((peak for key, peak in PEAKS.items() if key in name), None)
-    peak = args.peak_tflops * 1e12 if args.peak_tflops else known
+    peak = args.peak_tflops * 1e12 if args.peak_tflops else PEAKS.get(name)
     table = []
     for shape, attention in itertools.product(args.shapes, args.attention):
         config = SHAPES[shape]()

@@ -15,7 +15,12 @@ The numbers of every iteration, by the question that they answer. They have thes
 `docs/rllib.md` which of RLlib's own names stand beside them.
 
 A name with `/step_K` is one number for each step of self-improvement: `evaluation/accuracy/step_0` is of first
-answers. What an environment reports besides stands beside these, under {", ".join(f"`{row}/`" for row in DOMAIN_ROWS)}.
+answers. One with `/engine_K` is of the engine of the K-th env runner, since the result before. What an environment
+reports besides stands beside these, under {", ".join(f"`{row}/`" for row in DOMAIN_ROWS)}.
+
+What is not known is not there: MFU and the memory of GPUs where learners work on CPUs, MFU also for float32, for
+mixtures of experts and for GPUs that `rllib_exit/learner/flops.py` does not list. A number that only some iterations
+have is NaN in the later others.
 `docs/metrics_page.py` writes this page from `rllib_exit/metrics.py`.
 """
 # A stroke that ends no cell of a table.
@@ -30,7 +35,7 @@ def page() -> str:
         lines += [f"## {row}\n", "| Name | Unit | What it says |", "|---|---|---|"]
         for metric in METRICS:
             if question(metric) == row:
-                name = metric.path + "/step_K" * metric.by_step
+                name = metric.path + f"/{metric.by}_K" * bool(metric.by)
                 lines.append(f"| `{name}` | {UNITS.get(metric.unit, '')} | {metric.description.replace('|', BAR)} |")
         lines.append("")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 # Grafana's names of units.
 NUMBER, FRACTION, SECONDS, BYTES = "short", "percentunit", "s", "bytes"
@@ -22,14 +22,15 @@ class Metric:
         description: What it says, in ASCII.
         unit: Grafana's name of its unit.
         panel: The dashboard's panel that it shares with its neighbours; by default it has a panel of its own.
-        by_step: Whether it is one number for each step of self-improvement, under ``step_0``, ``step_1``, …
+        by: What it is one number for each of: a ``"step"`` of self-improvement, under ``step_0``, ``step_1``, …, or an
+            ``"engine"``, under ``engine_1``, …, the numbers of the env runners.
     """
 
     path: str
     description: str
     unit: str = NUMBER
     panel: str = ""
-    by_step: bool = False
+    by: Literal["", "step", "engine"] = ""
 
     @property
     def row(self) -> str:
@@ -50,6 +51,7 @@ class Metric:
 
 # The panels that several metrics share.
 KINDS, CUT, ITERATION, LOGPROBS = "kinds of prompts", "cut or invalid", "parts of an iteration", "logprob_abs_diff"
+REQUESTS, KV_CACHE = "requests", "kv_cache_usage"
 METRICS = (
     Metric("curriculum/buffer_size", "Instances in the task buffer."),
     Metric("curriculum/buffer_score_min", "Lowest learnability score in the task buffer.", panel="buffer_score"),
@@ -88,6 +90,17 @@ METRICS = (
     Metric("learner/lr", "Learning rate."),
     Metric("learner/skipped_updates", "Updates left out because of a non-finite loss or gradient."),
     Metric("learner/tokens_per_s", "Tokens trained on per second."),
+    Metric("learner/mfu", "Model FLOPs utilisation: FLOPs of the update, of the GPUs' dense bfloat16 peak.", FRACTION),
+    Metric("learner/gpu_memory_max", "Most memory of tensors on a learner's GPU since the last update.", BYTES),
+    Metric("learner/bubble_s", "Time since the last update in which the learners had nothing to train on.", SECONDS),
+    Metric("engine/tokens_per_s", "Tokens generated per second.", by="engine"),
+    Metric("engine/requests_running", "Requests running, mean over forward passes.", NUMBER, REQUESTS, "engine"),
+    Metric("engine/requests_waiting", "Requests waiting, mean over forward passes.", NUMBER, REQUESTS, "engine"),
+    Metric("engine/kv_cache_usage", "Used of the KV cache, mean over forward passes.", FRACTION, KV_CACHE, "engine"),
+    Metric("engine/kv_cache_usage_max", "Most that was used of the KV cache.", FRACTION, KV_CACHE, "engine"),
+    Metric("engine/prefix_cache_hit_rate", "Tokens of prompts found in the prefix cache.", FRACTION, by="engine"),
+    Metric("engine/preemptions", "Requests put back because the KV cache was full.", by="engine"),
+    Metric("engine/bubble_s", "Time in which the engine had no request to work on.", SECONDS, by="engine"),
     Metric("timers/select", "Selecting the prompts.", SECONDS, ITERATION),
     Metric("timers/rollout", "Rolling out.", SECONDS, ITERATION),
     Metric("timers/embed", "Advantages and the diversity bonus; part of rolling out.", SECONDS, ITERATION),
@@ -99,11 +112,11 @@ METRICS = (
     Metric("sync/load_s", "Weights being loaded by the slowest engine.", SECONDS, "sync"),
     Metric("policy_version", "Updates made so far."),
     Metric("policy_lag_max", "How many updates the oldest rollouts of the batch were behind."),
-    Metric("evaluation/accuracy", "Mean quality after each step of self-improvement.", FRACTION, by_step=True),
+    Metric("evaluation/accuracy", "Mean quality after each step of self-improvement.", FRACTION, by="step"),
     Metric("evaluation/improvement", "Accuracy after the last step of self-improvement, less that before."),
-    Metric("evaluation/net_corrections", "Tasks put right minus tasks put wrong since step 0.", by_step=True),
-    Metric("evaluation/invalid_fraction", "Episodes whose last response is invalid.", FRACTION, by_step=True),
-    Metric("evaluation/truncated_fraction", "Episodes that a limit cut.", FRACTION, by_step=True),
+    Metric("evaluation/net_corrections", "Tasks put right minus tasks put wrong since step 0.", by="step"),
+    Metric("evaluation/invalid_fraction", "Episodes whose last response is invalid.", FRACTION, by="step"),
+    Metric("evaluation/truncated_fraction", "Episodes that a limit cut.", FRACTION, by="step"),
     Metric("evaluation/num_tasks", "Tasks evaluated on."),
 )
 # The rows in which a domain's own numbers stand beside the listed ones.
@@ -114,11 +127,11 @@ def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str]
     """The listed metrics that a result holds, then the domain's own.
 
     Yields:
-        The metric, its tag ``step`` if it is by step, and its value.
+        The metric, its tag ``step`` or ``engine`` if it is by one, and its value.
     """
     listed = {metric.path for metric in METRICS}
     domain = [
-        Metric(f"{row}/{name}", "A number of the domain.", by_step=isinstance(value, Mapping))
+        Metric(f"{row}/{name}", "A number of the domain.", by="step" if isinstance(value, Mapping) else "")
         for row in DOMAIN_ROWS
         for name, value in result.get(row, {}).items()
         if f"{row}/{name}" not in listed
@@ -127,10 +140,10 @@ def readings(result: Mapping[str, Any]) -> Iterator[tuple[Metric, dict[str, str]
         value: Any = result
         for key in metric.path.split("/", 1):
             value = value.get(key) if isinstance(value, Mapping) else None
-        if metric.by_step and isinstance(value, Mapping):
-            for step, number in value.items():
+        if metric.by and isinstance(value, Mapping):
+            for one, number in value.items():
                 if isinstance(number, Real):
-                    yield metric, {"step": str(step).removeprefix("step_")}, float(number)
+                    yield metric, {metric.by: str(one).removeprefix(f"{metric.by}_")}, float(number)
         elif isinstance(value, Real):
             yield metric, {}, float(value)
 

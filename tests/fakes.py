@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from envs.bfcl.env import BFCLEnv
 from envs.prompts import DIVERGE, IMPROVE
 from envs.tool_use.calls import TASK_ERROR
 from rllib_exit.chat import ChatTokenizer
+from rllib_exit.env_runners.engine_stats import EngineStats
 from rllib_exit.env_runners.generator import Generation, SamplingParams
 
 
@@ -55,6 +57,15 @@ class CounterEnv(SelfImprovementEnv):
         )
 
 
+def vllm_stats(queries: int, tokens: int) -> tuple[Any, Any]:
+    """What vLLM gives its stat loggers after a pass in which one request began and ended."""
+    prefix_cache = SimpleNamespace(queries=queries, hits=0)
+    scheduler = SimpleNamespace(
+        num_running_reqs=1, num_waiting_reqs=0, kv_cache_usage=0.5, prefix_cache_stats=prefix_cache
+    )
+    return scheduler, SimpleNamespace(num_generation_tokens=tokens, num_preempted_reqs=0)
+
+
 class ScriptedGenerator:
     """Answers with ``script(prompt_text, seed)``, encoded, and a log-probability of -1 for every token."""
 
@@ -72,6 +83,7 @@ class ScriptedGenerator:
         self.prompts: list[list[int]] = []
         self.updates: list[Sequence[Sequence[np.ndarray]]] = []
         self.patches: list[Sequence[Sequence[np.ndarray]]] = []
+        self.stats = EngineStats()
         self._max_model_len = max_model_len
 
     @property
@@ -88,6 +100,7 @@ class ScriptedGenerator:
         ids = self.chat.tokenizer.encode(text, add_special_tokens=False)
         truncated = len(ids) >= sampling.max_tokens
         ids = ids[: sampling.max_tokens] if truncated else [*ids, self.chat.eos_token_ids[0]]
+        self.stats.record(*vllm_stats(len(prompt_ids), len(ids)))
         return Generation(tuple(ids), np.full(len(ids), -1.0, np.float32), truncated)
 
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
@@ -97,6 +110,9 @@ class ScriptedGenerator:
     async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
         self.patches.extend(patches)
         return 0.0
+
+    def read_stats(self) -> dict[str, float]:
+        return self.stats.read()
 
     async def checksums(self) -> dict[str, int]:
         return {}

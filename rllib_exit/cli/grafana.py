@@ -19,18 +19,20 @@ PER_LINE = 24 // WIDTH
 RUNS = 'run=~"$run"'
 
 # The rows. A metric belongs to the longest beginning of its path that stands here.
-LEARNING, CURRICULUM, TIME, ENGINE, FAILURES = (
+LEARNING, CURRICULUM, TIME, ENGINE, GPUS, FAILURES = (
     "Is it learning?",
     "Is the curriculum alive?",
     "Where does the time go?",
     "Is the engine full?",
+    "Are the GPUs busy?",
     "Does anything fail?",
 )
 QUESTIONS = {
     LEARNING: ("evaluation/", "rollouts/", "learner/", "policy_"),
     CURRICULUM: ("curriculum/",),
-    TIME: ("timers/", "sync/", "learner/tokens_per_s"),
-    ENGINE: ("rollouts/tokens_per_s", "rollouts/response_tokens"),
+    TIME: ("timers/", "sync/", "learner/tokens_per_s", "learner/bubble", "engine/bubble"),
+    ENGINE: ("engine/", "rollouts/tokens_per_s", "rollouts/response_tokens"),
+    GPUS: ("learner/mfu", "learner/gpu"),
     FAILURES: (
         "curriculum/skipped",
         "curriculum/unjudged",
@@ -45,14 +47,14 @@ QUESTIONS = {
 GPU = "{{ip}} GPU {{GpuIndex}}"
 OF_RAY = (
     (
-        ENGINE,
+        GPUS,
         "GPUs in use",
         "Of each GPU, the share of time in which it computed.",
         "ray_node_gpus_utilization / 100",
         GPU,
         FRACTION,
     ),
-    (ENGINE, "GPU memory", "Used on each GPU.", "ray_node_gram_used * 1024 * 1024", GPU, BYTES),
+    (GPUS, "GPU memory", "Used on each GPU.", "ray_node_gram_used * 1024 * 1024", GPU, BYTES),
     (
         TIME,
         "CPU cores",
@@ -110,7 +112,7 @@ def _graphs(row: str) -> list[dict[str, Any]]:
     for metrics in sorted(shown.values(), key=lambda metrics: metrics[0].row != "evaluation"):
         first, several = metrics[0], len(metrics) > 1
         queries = {
-            f"ray_{m.gauge}{{{RUNS}}}": "{{run}}" + f" {m.name}" * several + " step {{step}}" * m.by_step
+            f"ray_{m.gauge}{{{RUNS}}}": "{{run}}" + f" {m.name}" * several + (f" {m.by} {{{{{m.by}}}}}" if m.by else "")
             for m in metrics
         }
         description = "\n\n".join(f"{m.name}: {m.description}" if several else m.description for m in metrics)

@@ -117,6 +117,13 @@ class Generator(Sampler, Protocol):
         """
         ...
 
+    def read_stats(self) -> Mapping[str, float]:
+        """What the engine did since the last call, or its start: see :meth:`EngineStats.read`.
+
+        An engine that does not count it returns nothing.
+        """
+        ...
+
     async def checksums(self) -> Mapping[str, Any]:
         """Checksums of the weights as the engine keeps them, or of some of them, by name.
 

@@ -179,6 +179,10 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         """
         await self._in_time(self._generator.sleep())
 
+    async def read_engine_stats(self) -> tuple[int, Mapping[str, float]]:
+        """The env runner's number, and what its engine did since the last call, see :meth:`EngineStats.read`."""
+        return self.worker_index, self._generator.read_stats()
+
     async def _in_time(self, call: Coroutine[Any, Any, T]) -> T:
         timeout_s = self.config.generation_timeout_s
         try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.workers import usable_cpus
 from rllib_exit.env_runners.engine_guard import end_with_this_process
+from rllib_exit.env_runners.engine_stats import EngineStats
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.weight_sync.engine_loader import WeightLoader, shared_file
 
@@ -42,6 +43,7 @@ class VLLMGenerator:
             "logprobs_mode": "processed_logprobs",
             # Sampling is what SamplingParams says, not the model's generation_config.
             "generation_config": "vllm",
+            # Instead of its log there is EngineStats.
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "worker_extension_cls": f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
@@ -52,6 +54,7 @@ class VLLMGenerator:
         self._start_error: Exception | None = None
         self._starting = threading.Lock()
         self._asleep = False
+        self._stats = EngineStats()
         # The last full copy, and behind each file its patches. On a node they are there once: in the object store.
         self._files: list[list[Sequence[np.ndarray]]] = []
         self._request_ids = itertools.count()
@@ -107,10 +110,17 @@ class VLLMGenerator:
         before = psutil.Process().children(recursive=True)
         # Of vLLM's batch sizes, those that it has for throughput on this GPU.
         arguments = AsyncEngineArgs(**self._engine_args)
-        engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        stats: Any = self._stats  # it has what vLLM calls, without its base class
+        engine: Any = AsyncLLM.from_engine_args(
+            arguments, usage_context=UsageContext.LLM_CLASS, stat_loggers=[lambda config, index: stats]
+        )
+        if arguments.disable_log_stats:
+            # Behind ours vLLM puts its own for Prometheus, which takes time at every token and is served nowhere.
+            del engine.logger_manager.stat_loggers[1:]
         started = [p for p in psutil.Process().children(recursive=True) if p not in before]
         # The tracker ends by itself, after it has freed shared memory.
         end_with_this_process([p.pid for p in started if "resource_tracker" not in " ".join(p.cmdline())])
+        stats.read()  # it counts from here on
         return engine
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
@@ -140,7 +150,7 @@ class VLLMGenerator:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = {"prompt_token_ids": list(prompt_ids)}
-        with _engine_errors():
+        with _engine_errors(), self._stats.request():
             async for output in self._engine.generate(prompt, params, f"{next(self._request_ids)}"):
                 completion = output.outputs[0]
                 ids = tuple(completion.token_ids)
@@ -196,6 +206,9 @@ class VLLMGenerator:
                     await self._rpc("load_file", *paths)
             await self._rpc("finish_loading")
         return time.perf_counter() - start - copying
+
+    def read_stats(self) -> dict[str, float]:
+        return self._stats.read() if self._engine is not None else {}
 
     async def checksums(self) -> dict[str, Any]:
         """Of the model's parameters, as the engine's workers hold them."""

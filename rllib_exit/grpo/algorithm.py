@@ -22,7 +22,7 @@ from rllib_exit.env_runners.llm_env_runner import make_dispatcher, remote_call
 from rllib_exit.grpo import placement
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.grpo.conventions import ConventionalAlgorithm
-from rllib_exit.grpo.rollout_metrics import rollout_metrics
+from rllib_exit.grpo.rollout_metrics import engine_metrics, rollout_metrics
 from rllib_exit.grpo.rollout_queue import RolledOut, RolloutQueue
 from rllib_exit.grpo.signal_watch import SignalWatch
 from rllib_exit.grpo.stopping import StoppedError
@@ -144,6 +144,7 @@ class GRPO(ConventionalAlgorithm):
 
     def _report(self, rolled_out: RolledOut, logprobs: Mapping[SegmentKey, np.ndarray]) -> None:
         self._log(rollout_metrics(rolled_out, self._env.tasks, policy_version=self.policy_version))
+        self._log(engine_metrics(self._env_runners))
         self.log_by_rllibs_names(rolled_out, self._env_runners)
         if self._rollout_log is not None:
             self._rollout_log.write(self.iteration + 1, rolled_out.trainable, self.replay.curriculum, logprobs)

@@ -1,4 +1,4 @@
-"""What an iteration's result says of its rollouts."""
+"""What an iteration's result says of its rollouts and of the engines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from ray.rllib.utils.metrics import TIMERS
 
 from envs.base import Task
+from rllib_exit.env_runners.dispatcher import Dispatcher
+from rllib_exit.env_runners.llm_env_runner import remote_call
 from rllib_exit.grpo.rollout_queue import RolledOut
 from rllib_exit.rollouts import means
 
@@ -48,6 +50,15 @@ def rollout_metrics(
         (TIMERS, "embed"): sum(scored.seconds for scored in rolled_out.groups),
         ("policy_version",): policy_version,
         ("policy_lag_max",): policy_version - 1 - min(group.policy_version for group in groups),
+    }
+
+
+def engine_metrics(env_runners: Dispatcher) -> dict[tuple[str, ...], float]:
+    """What each engine did since the last call, by its keys in the result; an engine has its env runner's number."""
+    return {
+        ("engine", name, f"engine_{number}"): value
+        for number, stats in env_runners.call_all(remote_call("read_engine_stats"))
+        for name, value in stats.items()
     }
 
 

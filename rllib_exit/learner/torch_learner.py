@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from torch.distributed import ReduceOp
 from envs.workers import usable_cpus
 from rllib_exit import settings
 from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
+from rllib_exit.learner.flops import ModelFlops, peak
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK
 from rllib_exit.learner.packing_check import can_share_prefixes
 from rllib_exit.learner.sharding.collectives import all_reduce, start_process_group
@@ -53,7 +55,9 @@ class Accumulated:
     sums: Sums = field(default_factory=lambda: defaultdict(float))
     divisor: float = 0.0
     tokens: int = 0
+    flops: float = 0.0  # NaN if they are not known
     seconds: float = 0.0
+    bubble_s: float = 0.0  # without anything to train on, since the last update
     logprobs: dict[SegmentKey, np.ndarray] = field(default_factory=dict)  # under the old policy, for the log
 
 
@@ -85,6 +89,10 @@ class GRPOTorchLearner(StatefulLearner):
             # Flash attention finds a pack's rows by their positions, and knows no trees.
             share=not self._language_model.attn_implementation.startswith("flash"),
         )
+        model = self.model
+        self._flops = ModelFlops.of(self.language_model.language_config, model.shapes, model.trainable)
+        self._peak = peak(self._torch_device, self.language_model.compute_dtype)
+        self._idle_since = time.perf_counter()
 
     def _make_module(self) -> Any:
         if self._sharding.sharding != "ddp":
@@ -150,10 +158,9 @@ class GRPOTorchLearner(StatefulLearner):
         else:
             self.accumulate(batch)
             done, self._accumulated = self._accumulated, Accumulated()
-            start = time.perf_counter()
-            self._step(done.sums, done.divisor)
-            done.sums["loss"] /= done.divisor
-            done.seconds += time.perf_counter() - start
+            with self._busy(done):
+                self._step(done.sums, done.divisor)
+                done.sums["loss"] /= done.divisor
         self._num_batches += 1
         if self._num_batches % 10 == 0:  # faulting it in again takes a seventh of an update
             release_freed_memory()
@@ -162,8 +169,7 @@ class GRPOTorchLearner(StatefulLearner):
         if self._colocated:
             # The engine that shares the device gets what the update no longer needs.
             torch.cuda.empty_cache()
-        numbers = defaultdict(float, {name: float(value) for name, value in done.sums.items()})
-        self._log(numbers, done.tokens, done.seconds)
+        self._log(done)
         result = self.metrics.reduce()
         if self._log_tokens:
             result[TOKEN_LOGPROBS] = done.logprobs
@@ -175,41 +181,58 @@ class GRPOTorchLearner(StatefulLearner):
         The gradient of a batch is the sum of those of its rows: it does not matter when each is computed, as long as
         the policy is the same.
         """
-        start, done = time.perf_counter(), self._accumulated
-        [packs] = self._equalise([self._pack(rows) for rows in part.minibatches])
-        old = self._backward(zip(packs, itertools.repeat(None), self._reference(packs)), done.sums)
-        done.divisor += part.divisor or 0.0
-        done.tokens += _num_tokens(part)
-        if self._log_tokens:
-            done.logprobs |= packing.unpack(part.minibatches, [packs], old)
-        done.seconds += time.perf_counter() - start
+        done = self._accumulated
+        with self._busy(done):
+            [packs] = self._equalise([self._pack(rows) for rows in part.minibatches])
+            done.flops += self._count_flops(packs)
+            old = self._backward(zip(packs, itertools.repeat(None), self._reference(packs)), done.sums)
+            done.divisor += part.divisor or 0.0
+            done.tokens += _num_tokens(part)
+            if self._log_tokens:
+                done.logprobs |= packing.unpack(part.minibatches, [packs], old)
 
     def forget(self) -> None:
         """Drops what was accumulated of a batch that will not be trained on."""
         self._accumulated = Accumulated()
         self.model.zero_grad()
 
-    def _train(self, batch: TrainBatch) -> Accumulated:
+    @contextmanager
+    def _busy(self, done: Accumulated) -> Iterator[None]:
+        """Adds the seconds within it, and those before it since the learner was last busy."""
         start = time.perf_counter()
-        minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
-        packs = [pack for packs in minibatches for pack in packs]
-        # What the updates do not change is computed ahead of them, once for all epochs.
-        reference = self._reference(packs)
-        # π_old is the policy at the start. With a single update it is the current one, for free.
-        single = self._training.num_epochs * len(minibatches) == 1
-        old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
+        yield
+        end = time.perf_counter()
+        done.bubble_s += start - self._idle_since
+        done.seconds += end - start
+        self._idle_since = end
 
+    def _train(self, batch: TrainBatch) -> Accumulated:
         done = Accumulated(tokens=_num_tokens(batch))
-        for _ in range(self._training.num_epochs):
-            scored = zip(packs, old, reference, strict=True)
-            old = []
-            for minibatch in minibatches:
-                old += self._backward(itertools.islice(scored, len(minibatch)), done.sums)
-                self._step(done.sums)
-        if self._log_tokens:
-            done.logprobs = packing.unpack(batch.minibatches, minibatches, old)
-        done.seconds = time.perf_counter() - start
+        with self._busy(done):
+            minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
+            packs = [pack for packs in minibatches for pack in packs]
+            # With a single update π_old, the policy at the start, is the current one, for free.
+            single = self._training.num_epochs * len(minibatches) == 1
+            done.flops = self._count_flops(packs, epochs=self._training.num_epochs, forward=int(not single))
+            # What the updates do not change is computed ahead of them, once for all epochs.
+            reference = self._reference(packs)
+            old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
+            for _ in range(self._training.num_epochs):
+                scored = zip(packs, old, reference, strict=True)
+                old = []
+                for minibatch in minibatches:
+                    old += self._backward(itertools.islice(scored, len(minibatch)), done.sums)
+                    self._step(done.sums)
+            if self._log_tokens:
+                done.logprobs = packing.unpack(batch.minibatches, minibatches, old)
         return done
+
+    def _count_flops(self, packs: Sequence[Pack], *, epochs: int = 1, forward: int = 0) -> float:
+        """Of the epochs, further forward passes and those of the reference policy; NaN if they are not known."""
+        if self._flops is None:
+            return math.nan
+        passes = epochs + forward + bool(self._training.kl_coeff)
+        return self._flops.of_passes(packs, forward=passes, backward=epochs)
 
     def _reference(self, packs: Sequence[Pack]) -> Sequence[Tensor | None]:
         return self.language_model.reference_logprobs(packs) if self._training.kl_coeff else [None] * len(packs)
@@ -308,16 +331,24 @@ class GRPOTorchLearner(StatefulLearner):
             sums[name] = torch.clamp(value, min=sums[name]) if name.endswith("_max") else sums[name] + value
         return loss
 
-    def _log(self, sums: Mapping[str, float], tokens: int, seconds: float) -> None:
+    def _log(self, done: Accumulated) -> None:
         """Logs the same on every learner: RLlib's mean over the learners is then that of all their tokens."""
-        *totals, tokens_total = all_reduce([*(sums[name] for name in SUMMED), tokens], self._torch_device, ReduceOp.SUM)
+        device = self._torch_device
+        sums = defaultdict(float, {name: float(value) for name, value in done.sums.items()})
+        summed = [*(sums[name] for name in SUMMED), done.tokens, done.flops, self._peak]
+        *totals, tokens, flops, peaks = all_reduce(summed, device, ReduceOp.SUM)
         total = dict(zip(SUMMED, totals, strict=True))
-        worst, slowest = all_reduce([sums["logprob_abs_diff_max"], seconds], self._torch_device, ReduceOp.MAX)
+        largest = [sums["logprob_abs_diff_max"], done.seconds, done.bubble_s, _gpu_memory_max(device)]
+        worst, slowest, bubble_s, gpu_memory_max = all_reduce(largest, device, ReduceOp.MAX)
         values = {
             "skipped_updates": sums["skipped_updates"],
             "lr": self._lr,
-            "tokens_per_s": tokens_total / slowest,
+            "tokens_per_s": tokens / slowest,
+            "bubble_s": bubble_s,
+            "mfu": flops / (slowest * peaks),
+            "gpu_memory_max": gpu_memory_max,
         }
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
         # Where nothing was trained there is no loss: 0 would be a value like any other.
         if num_tokens := total["num_tokens"]:
             values |= {
@@ -331,6 +362,15 @@ class GRPOTorchLearner(StatefulLearner):
             }
         for name, value in values.items():
             self.metrics.log_value(name, value, reduce="mean", window=1)
+
+
+def _gpu_memory_max(device: torch.device) -> float:
+    """The most bytes of tensors on the GPU since the last call; NaN without a GPU."""
+    if device.type != "cuda":
+        return math.nan
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return float(most)
 
 
 def _num_tokens(batch: TrainBatch) -> int:

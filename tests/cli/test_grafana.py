@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from rllib_exit.cli.grafana import OF_RAY, QUESTIONS, dashboard, question
+from rllib_exit.cli.grafana import OF_RAY, QUESTIONS, TEMPLATE, dashboard, question
 from rllib_exit.metrics import DOMAIN_ROWS, METRICS
 from tests.cli.helpers import run
+
+ALERTS = yaml.safe_load(TEMPLATE.with_name("alerts.yaml").read_text())["groups"][0]["rules"]
 
 
 def test_the_dashboard_is_printed_as_json():
@@ -39,7 +42,9 @@ def test_every_metric_answers_one_question():
     assert answers["rollouts/return_mean"] == answers["evaluation/accuracy"] == "Is it learning?"
     assert answers["curriculum/buffer_size"] == "Is the curriculum alive?"
     assert answers["timers/update"] == answers["learner/tokens_per_s"] == "Where does the time go?"
-    assert answers["rollouts/tokens_per_s"] == "Is the engine full?"
+    assert answers["rollouts/tokens_per_s"] == answers["engine/kv_cache_usage"] == "Is the engine full?"
+    assert answers["engine/bubble_s"] == answers["learner/bubble_s"] == "Where does the time go?"
+    assert answers["learner/mfu"] == "Are the GPUs busy?"
     assert answers["rollouts/dropped_episodes"] == "Does anything fail?"
     assert set(answers.values()) == set(QUESTIONS)
 
@@ -51,10 +56,17 @@ def test_every_query_names_a_gauge_that_is_set():
     of_ray = set(re.findall(r'^    "(\w+)": Gauge\($', Path(spec.origin).read_text(), re.MULTILINE))
     assert "node_cpu_utilization" in of_ray
     known = {f"ray_{name}" for name in of_ray} | {f"ray_{metric.gauge}" for metric in METRICS}
-    for panel in dashboard()["panels"]:
-        for target in panel.get("targets", []):
-            named = set(re.findall(r"ray_\w+", target["expr"]))
-            assert named and named - {f"ray_rllib_exit_{row}_" for row in DOMAIN_ROWS} <= known, target["expr"]
+    shown = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
+    for query in [*shown, *(rule["expr"] for rule in ALERTS)]:
+        named = set(re.findall(r"ray_\w+", query))
+        assert named and named - {f"ray_rllib_exit_{row}_" for row in DOMAIN_ROWS} <= known, query
+
+
+def test_every_alert_says_what_is_wrong_with_what():
+    for rule in ALERTS:
+        labels = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+        of_ours = {"run"} | ({"engine"} if "_engine_" in rule["expr"] else set())
+        assert labels == (of_ours if "ray_rllib_exit_" in rule["expr"] else {"ip"}), rule["alert"]
 
 
 def test_grafanas_own_types_know_all_that_the_dashboard_says():

@@ -23,6 +23,7 @@ from rllib_exit.env_runners.generator import EngineError, Generation, SamplingPa
 from rllib_exit.env_runners.player import Player
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
 from rllib_exit.learner.module import PACK, CausalLMRLModule
+from rllib_exit.metrics import METRICS
 from rllib_exit.objective.packing import Row, pack
 from rllib_exit.rollouts import Rollout
 from rllib_exit.weight_sync.patches import make_patch, safetensors_file
@@ -140,6 +141,38 @@ def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, long_mod
     [again] = engine.generate(PROMPT)
     assert again.token_ids == before.token_ids
     np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
+
+
+def test_it_is_known_what_the_engine_does(engine: Engine) -> None:
+    engine.generate(PROMPT)
+    engine.generator.read_stats()
+    start = time.perf_counter()
+    generations = engine.generate(PROMPT, PROMPT, PROMPT[:50])
+    seconds = time.perf_counter() - start
+    stats = engine.generator.read_stats()
+    assert stats.keys() == {metric.name for metric in METRICS if metric.row == "engine"}
+    tokens = sum(len(generation.token_ids) for generation in generations)
+    assert stats["tokens_per_s"] == pytest.approx(tokens / seconds, rel=0.2)
+    assert 0 < stats["requests_running"] <= 3 and 0 <= stats["requests_waiting"] <= 3
+    assert 0 < stats["kv_cache_usage"] <= stats["kv_cache_usage_max"] < 1
+    # Of each prompt, whole blocks of 32 tokens.
+    assert stats["prefix_cache_hit_rate"] == pytest.approx((96 + 96 + 32) / 250)
+    assert stats["preemptions"] == 0 and 0 <= stats["bubble_s"] < seconds / 2
+    idle = engine.generator.read_stats()
+    assert idle.keys() == {"tokens_per_s", "preemptions", "bubble_s"} and idle["tokens_per_s"] == 0 < idle["bubble_s"]
+
+
+@pytest.mark.full
+def test_a_small_cache_is_seen_to_be_full(long_model: str) -> None:
+    """What three requests need to end does not fit into eight blocks of 32 tokens at once."""
+    engine = Engine(long_model, num_gpu_blocks_override=9, max_model_len=256)
+    assert engine.generator.read_stats() == {}  # it has not started
+    generations = engine.generate(PROMPT[:60], PROMPT[10:70], PROMPT[20:80], max_tokens=60, stop=("never",))
+    stats = engine.generator.read_stats()
+    assert stats["preemptions"] > 0 and stats["kv_cache_usage_max"] > 0.8 and stats["requests_waiting"] > 0
+    assert len(generations) == 3
+    engine.loop.run(engine.generator.close())
+    engine.loop.close()
 
 
 def test_the_engine_takes_patches(engine: Engine, long_model: str) -> None:

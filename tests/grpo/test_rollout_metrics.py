@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 
 from envs.base import Task, TaskInstance
-from rllib_exit.grpo.rollout_metrics import rollout_metrics
+from rllib_exit.grpo.rollout_metrics import engine_metrics, rollout_metrics
 from rllib_exit.grpo.rollout_queue import RolledOut
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest, ScoredGroup
 
@@ -26,3 +29,12 @@ def test_a_domains_number_is_reported_and_replaces_none_of_the_general_ones() ->
         RolledOut((scored,), (scored,), seconds=1.0, num_lost=0), {"t": Task("t", "")}, policy_version=1
     )
     assert (metrics["rollouts", "calls"], metrics["rollouts", "return_mean"]) == (3.0, 1.0)
+
+
+def test_an_engine_has_the_number_of_its_env_runner() -> None:
+    """Two of three env runners are there, and the engine of one of them counts nothing."""
+    env_runners: Any = SimpleNamespace(call_all=lambda call: [(1, {}), (3, {"bubble_s": 2.0, "preemptions": 1})])
+    assert engine_metrics(env_runners) == {
+        ("engine", "bubble_s", "engine_3"): 2.0,
+        ("engine", "preemptions", "engine_3"): 1,
+    }

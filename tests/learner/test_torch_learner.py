@@ -59,7 +59,7 @@ def test_a_batch_in_parts_is_the_same_update(tiny_model: str, aggregation: LossA
             streamed.accumulate(batch([groups[i] for i in part], part=True, **options)[0])
         metrics = update(streamed, batch([groups[i] for i in order[4:]], part=True, **options)[0])
         assert metrics.keys() == expected.keys() and metrics["tokens_per_s"] > 0
-        for name in metrics.keys() - {"tokens_per_s"}:
+        for name in metrics.keys() - {"tokens_per_s", "bubble_s"}:
             assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
         np.testing.assert_allclose(weights(streamed), weights(whole), atol=1e-6)
         change = np.linalg.norm(weights(whole) - start)
@@ -224,9 +224,10 @@ def test_what_is_reported_is_of_all_tokens_and_of_all_updates(tiny_model: str, m
         mismatch.append((logprobs_N - packs[0].rollout_logprobs_N).abs())
     alone = [update(learner, TrainBatch((minibatch,))) for minibatch in whole.minibatches]
 
-    seconds = iter([10.0, 12.0])
+    seconds = iter([10.0, 12.0, 15.0, 16.0])
     monkeypatch.setattr("rllib_exit.learner.torch_learner.time.perf_counter", lambda: next(seconds))
     reported = update(learner, whole)
+    assert update(learner, whole)["bubble_s"] == 3
     assert reported["kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-4) and reported["kl"] > 1e-4
     assert reported["logprob_abs_diff_mean"] == pytest.approx(float(torch.cat(mismatch).mean()), rel=1e-4)
     assert reported["logprob_abs_diff_max"] == pytest.approx(float(torch.cat(mismatch).max()), rel=1e-4)
@@ -242,10 +243,45 @@ def test_the_time_of_a_batch_in_parts_is_that_of_all_parts(tiny_model: str, monk
     parts = [batch(groups[:1], part=True)[0], batch(groups[1:2], part=True)[0], batch(groups[2:], part=True)[0]]
     seconds = iter([10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 44.0])  # the last is the step
     monkeypatch.setattr("rllib_exit.learner.torch_learner.time.perf_counter", lambda: next(seconds))
+    learner._idle_since = 3.0
     learner.accumulate(parts[0])
     learner.accumulate(parts[1])
     tokens = sum(len(row.token_ids) for part in parts for minibatch in part.minibatches for row in minibatch)
-    assert update(learner, parts[2])["tokens_per_s"] == tokens / 12
+    reported = update(learner, parts[2])
+    assert (reported["tokens_per_s"], reported["bubble_s"]) == (tokens / 12, 7 + 9 + 8 + 5)
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "minibatch_size", "kl_coeff", "passes"), [(1, None, 0.0, 3), (1, None, 0.1, 4), (2, 6, 0.1, 8)]
+)
+def test_mfu_counts_the_passes_of_the_epochs_the_old_policy_and_the_reference(
+    tiny_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    num_epochs: int,
+    minibatch_size: int | None,
+    kl_coeff: float,
+    passes: int,
+) -> None:
+    """A backward pass is two forward passes."""
+    groups = make_groups(np.random.default_rng(0))
+    learner = make_learner(tiny_model, num_epochs=num_epochs, kl_coeff=kl_coeff)
+    assert not {"mfu", "gpu_memory_max"} & update(learner, batch(groups)[0]).keys()  # nobody knows a CPU's peak
+    monkeypatch.setattr(learner, "_peak", 1e9)
+    train_batch = batch(groups, minibatch_size=minibatch_size, kl_coeff=kl_coeff)[0]
+    packs = [of for rows in train_batch.minibatches for of in pack(rows, 10**6)]
+    assert learner._flops is not None
+    once = learner._flops.of_passes(packs, forward=1, backward=0)
+    seconds = iter([10.0, 12.0])
+    monkeypatch.setattr("rllib_exit.learner.torch_learner.time.perf_counter", lambda: next(seconds))
+    assert update(learner, train_batch)["mfu"] == pytest.approx(passes * once / (2 * 1e9))
+
+
+def test_the_flops_of_a_batch_in_parts_are_those_of_the_batch(tiny_model: str) -> None:
+    groups = make_groups(np.random.default_rng(0))
+    learner = make_learner(tiny_model, kl_coeff=0.1, max_tokens_per_micro_batch=1)  # a pack for each row
+    learner.accumulate(batch(groups[:1], part=True, kl_coeff=0.1)[0])
+    learner.accumulate(batch(groups[1:], part=True, kl_coeff=0.1)[0])
+    assert learner._accumulated.flops == learner._train(batch(groups, kl_coeff=0.1)[0]).flops > 0
 
 
 def test_an_update_that_is_skipped_has_no_part_in_the_gradients_norm(
