@@ -4,9 +4,9 @@
 
 Trains ``tuned_examples/countdown_exit.py`` as ``reproduction.py`` does, with three seeds for every choice in
 ``ABLATIONS``, and measures accuracy by self-improvement step on the held-out tasks. Writes ``ablations.json`` and
-``ablations.png``. The script can be stopped and resumed: what is done is not done again. Entries of other settings and
-seeds that ``ablations.json`` already has stay: copy the file of an earlier experiment into the output directory to add
-to it.
+``ablations.png``. The script can be stopped and resumed: what is done is not done again. Settings and seeds that
+``ablations.json`` already has are not run: copy the file of an earlier experiment into the output directory to add to
+it.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
+    file = output / "ablations.json"
+    by_run = {(entry["settings"], entry["seed"]): entry for entry in countdown_results.read(file)}
     choices = dict.fromkeys(settings for ablation in args.ablations for settings in ABLATIONS[ablation].values())
     runs = (
         Training(
@@ -129,11 +131,11 @@ def main() -> None:
             set_options(["evaluation_interval=None", *settings]),
         )
         for seed, settings in itertools.product(args.seeds, choices)
+        if (name_of(settings), seed) not in by_run
     )
     train_all(runs, args.jobs)
     rllib(output / "evaluate.log", "evaluate", str(output / "runs"), "--steps", "16", *COUNTDOWN.evaluation)
-    file = output / "ablations.json"
-    by_run = {(entry["settings"], entry["seed"]): entry for entry in [*countdown_results.read(file), *entries(output)]}
+    by_run |= {(entry["settings"], entry["seed"]): entry for entry in entries(output)}
     found = [by_run[key] for key in sorted(by_run)]
     file.write_text(json.dumps(found, indent=1) + "\n")
     draw(found, output / "ablations.png")
