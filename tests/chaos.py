@@ -153,7 +153,7 @@ class Run:
         self._wait(lambda: self._process.poll() == 0, 10 * PATIENCE_S)
 
     def play(self, fault: Fault) -> tuple[float, int]:
-        """Waits for a fault's time, strikes, and waits until training goes on.
+        """Waits for a fault's time, strikes, and waits until an iteration has ended that began after it.
 
         Returns:
             How many seconds that took, and how many iterations were done again.
@@ -182,7 +182,7 @@ class Run:
         def new() -> set[Path]:
             return {file for file in self.logged() - before if not kind.anew or file.parent not in trials}
 
-        self._wait(new)
+        self._wait(lambda: len(new()) > (not kind.anew))  # the first may have begun before the fault
         seconds, [first, *_] = time.monotonic() - begin, sorted(new())
         last = max(before, key=lambda file: file.stat().st_mtime_ns)
         return seconds, number(last) + 1 - number(first)
@@ -255,7 +255,7 @@ def main(seed: int, kills: int, iterations: int, directory: Path) -> int:
     (directory / GENERATING).mkdir()
     file.write_text(CONFIG.format(model=model, generating=str(directory / GENERATING)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # by way of what ends the processes
-    print(f"{'after iteration':>15}  {'what':40}{'went on after':>15}{'done again':>12}", flush=True)
+    print(f"{'after iteration':>15}  {'what':40}{'next iteration':>15}{'done again':>12}", flush=True)
     begin, run = time.monotonic(), Run(file, directory / "disturbed", iterations)
     with run:
         for fault in schedule(seed, kills, iterations):
