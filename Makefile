@@ -10,6 +10,8 @@
 # make attack       attacks sandbox, graders, tools, chats, checkpoints and report in every way of the suite, and prints
 #                   what became of it: minutes; as root also as a user without privileges
 # make fuzz         gives 10,000 odd inputs to what reads texts and files from elsewhere: minutes; FUZZ=1000 gives fewer
+# make chaos        kills and stops every process of a run at random, and compares its end with that of a run left alone:
+#                   half an hour; CHAOS="--seed 1 --kills 10" for others
 # make check        formats, lints and types
 # make docs         builds the documentation's site into results/docs, strictly; nothing in it is loaded from elsewhere
 # make browser      runs the tests of `rllib view` and of the report in Chromium, and axe on their pages: needs Debian's
@@ -37,6 +39,7 @@ TORCH_INDEX ?=
 LOCK ?= cpu.lock
 BENCH ?=
 FUZZ ?= 10000
+CHAOS ?=
 MUTANTS ?=
 BIN := .venv/bin
 PIP := $(BIN)/pip -q --disable-pip-version-check
@@ -46,7 +49,7 @@ WORKERS ?= 2
 OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
-.PHONY: quickstart unit test test-all coverage mutants attack fuzz browser bridges check docs bench lock release audit format clean
+.PHONY: quickstart unit test test-all coverage mutants attack fuzz chaos browser bridges check docs bench lock release audit format clean
 .DEFAULT_GOAL := test
 
 # torch first, so that its CPU build satisfies every later requirement. It comes from another place on each machine, so
@@ -97,6 +100,9 @@ attack: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -216,6 +216,9 @@ class FaultToleranceSettings(Settings):
     generation_timeout_s: PositiveFloat | None = 1800.0
     """The longest that a response, or loading new weights, may take, in seconds. After that the engine counts as hung,
     and its env runner is restarted. None is no limit."""
+    env_runner_timeout_s: PositiveFloat | None = 60.0
+    """The longest that an env runner may give no sign of life, in seconds. After that it counts as lost, and is
+    restarted. It is no limit of a rollout. None waits for ever."""
     sync_timeout_s: PositiveFloat | None = 120.0
     """The longest that a broadcast of weights by NCCL may take, in seconds. After that the learners count as hung, and
     training goes on from the last checkpoint. None is no limit."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+import os
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +22,9 @@ from envs.bfcl.env import BFCLEnv
 from envs.prompts import DIVERGE, IMPROVE
 from envs.tool_use.calls import TASK_ERROR
 from rllib_exit.chat import ChatTokenizer
+from rllib_exit.env_runners.engine_guard import end_with_this_process
 from rllib_exit.env_runners.engine_stats import EngineStats
-from rllib_exit.env_runners.generator import Generation, SamplingParams
+from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 
 
 class CounterEnv(SelfImprovementEnv):
@@ -96,7 +104,9 @@ class ScriptedGenerator:
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         await asyncio.sleep(0)
         self.prompts.append(list(prompt_ids))
-        text = self.script(self.chat.tokenizer.decode(prompt_ids), seed)
+        return self._encoded(self.script(self.chat.tokenizer.decode(prompt_ids), seed), sampling)
+
+    def _encoded(self, text: str, sampling: SamplingParams) -> Generation:
         ids = self.chat.tokenizer.encode(text, add_special_tokens=False)
         truncated = len(ids) >= sampling.max_tokens
         ids = ids[: sampling.max_tokens] if truncated else [*ids, self.chat.eos_token_ids[0]]
@@ -122,6 +132,57 @@ class ScriptedGenerator:
 
     async def close(self) -> None:
         pass
+
+
+# Answers every line of its input with a number, or with something that is none.
+ENGINE = """
+import sys, time, zlib  # scripted engine
+for line in sys.stdin:
+    time.sleep(0.01)
+    print([-1, 0, 1, 2, 3, "none"][zlib.crc32(line.encode()) % 6], flush=True)
+"""
+
+
+class EngineProcess(ScriptedGenerator):
+    """Has a process of its own make the responses, a function of weights, prompt and seed: one bit changes them all.
+
+    Args:
+        model: The model, for its tokenizer.
+        generating: A directory in which every response touches the file that is named after this process.
+        **kwargs: Others of :class:`ScriptedGenerator`.
+    """
+
+    def __init__(self, model: str, *, generating: Path, **kwargs: Any) -> None:
+        super().__init__(model, lambda prompt, seed: "", **kwargs)
+        self._touched = generating / str(os.getpid())
+        self._weights = 0
+        self._one_at_a_time = asyncio.Lock()
+        self._engine = subprocess.Popen(
+            [sys.executable, "-ISc", ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        end_with_this_process([self._engine.pid])
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
+        async with self._one_at_a_time:
+            self._touched.touch()
+            text = await asyncio.to_thread(self._ask, f"{self._weights} {seed} {[*prompt_ids]}\n")
+        return self._encoded(text, sampling)
+
+    def _ask(self, line: str) -> str:
+        assert self._engine.stdin and self._engine.stdout
+        with suppress(OSError):
+            self._engine.stdin.write(line)
+            self._engine.stdin.flush()
+            if answer := self._engine.stdout.readline():
+                return answer.strip()
+        raise EngineError("the engine died")
+
+    async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
+        self._weights = functools.reduce(lambda crc, part: zlib.crc32(part, crc), itertools.chain(*files), 0)
+        return 0.0
+
+    async def close(self) -> None:
+        self._engine.kill()
 
 
 def tool_user(prompt: str, seed: int, requests: str = "first") -> str:

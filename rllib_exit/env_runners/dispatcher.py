@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # A piece of work whose env runner is lost so often is not handed out again: it may be the cause.
 MAX_LOSSES = 3
+# Seconds from one look for silent env runners to the next.
+LOOK_PERIOD_S = 1.0
 
 Call = Callable[[Any], Awaitable[Any]]
 _LOST = object()
@@ -23,6 +25,10 @@ T = TypeVar("T")
 
 class EnvRunnersLostError(RuntimeError):
     """Work cannot be done, because env runners are lost again and again, or none comes back."""
+
+
+class SilentError(RuntimeError):
+    """An env runner gives no sign of life."""
 
 
 @dataclass(eq=False)
@@ -60,6 +66,7 @@ class Dispatcher:
             the call.
         revive: Called with a lost env runner and what its call raised; returns when it answers again.
         patience_s: How long work waits when no env runner is left; None for ever.
+        silent: The indices of the actors that give no sign of life. They are lost, whatever they were called for.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class Dispatcher:
         is_lost: Callable[[BaseException], bool],
         revive: Callable[[Any, BaseException], Awaitable[None]],
         patience_s: float | None,
+        silent: Callable[[], Sequence[int]] | None = None,
     ) -> None:
         self.num_lost = 0
         """How often an env runner was lost."""
@@ -88,6 +96,7 @@ class Dispatcher:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dispatcher", daemon=True)
         self._thread.start()
+        self._looking = None if silent is None else asyncio.run_coroutine_threadsafe(self._look(silent), self._loop)
 
     @property
     def num_ready(self) -> int:
@@ -184,6 +193,8 @@ class Dispatcher:
     def stop(self) -> None:
         """Takes all work back and ends the thread. The env runners are left alone."""
         self.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
 
         async def end_revivals() -> None:
             for task in self._revivals:
@@ -254,6 +265,13 @@ class Dispatcher:
         self._revivals.add(revival)
         revival.add_done_callback(self._revivals.discard)
         self._hand_out()
+
+    async def _look(self, silent: Callable[[], Sequence[int]]) -> None:
+        while True:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            for i in await asyncio.to_thread(silent):  # one that is being revived is not asked for
+                if self._runners[i].ready:
+                    self._lose(self._runners[i], SilentError("it gave no sign of life"))
 
     def _take_back(self, runner: _Runner) -> None:
         current = asyncio.current_task()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.environments import make_env
 from rllib_exit.env_runners.generator import EngineError, Generator
 from rllib_exit.env_runners.player import Player
+from rllib_exit.pulse import Watch, start_pulse
 from rllib_exit.rollouts import Rollout, RolloutGroup, RolloutRequest
 from rllib_exit.stages import stage
 from rllib_exit.weight_sync.weight_store import Files, StoredWeights
@@ -62,6 +64,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         self._evaluation_players: dict[str | None, Player] = {}  # by split
         self.make_env()
         self._call_back = EpisodeCallbacks(self)
+        if ray.is_initialized() and (actor_id := ray.get_runtime_context().get_actor_id()):
+            start_pulse(actor_id)
         if not config.colocated:
             threading.Thread(target=self._start_engine, name="engine start", daemon=True).start()
 
@@ -258,12 +262,15 @@ async def _files(references: Files) -> list[Sequence[np.ndarray]]:
 
 def make_dispatcher(env_runners: Any, config: Any) -> Dispatcher:
     """Hands work to the env runners of RLlib's EnvRunnerGroup; the size of a call is in episodes at once."""
+    actors = list(env_runners._worker_manager.actors().values())
+    watch = Watch([actor._actor_id.hex() for actor in actors], config.env_runner_timeout_s or math.inf)
     return Dispatcher(
-        list(env_runners._worker_manager.actors().values()),
+        actors,
         capacity=config.num_envs_per_env_runner,
         is_lost=_is_lost,
         revive=_revive,
         patience_s=config.env_runner_restore_timeout_s,
+        silent=watch.silent,
     )
 
 

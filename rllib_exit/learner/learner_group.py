@@ -24,8 +24,8 @@ from safetensors.torch import save
 from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
 from rllib_exit.learner import lora, shards
 from rllib_exit.learner.batch import TrainBatch
-from rllib_exit.learner.pulse import Watch, end_pulse, start_pulse
 from rllib_exit.learner.sharding.collectives import rank
+from rllib_exit.pulse import Watch, end_pulse, start_pulse
 from rllib_exit.settings import FaultToleranceSettings, LoRASettings
 from rllib_exit.weight_sync.weight_store import StoredWeights
 

@@ -18,9 +18,12 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from ray.exceptions import OwnerDiedError
+
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.env_runners.llm_env_runner import remote_call
 from rllib_exit.learner.learner_group import GRPOLearnerGroup, learner_errors
+from rllib_exit.weight_sync.weight_store import StoredWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +80,28 @@ class ObjectStoreTransfer:
 
     def __init__(self, learners: GRPOLearnerGroup) -> None:
         self._learners = learners
+        self._gone: OwnerDiedError | None = None  # the learner that holds the weights
 
     def __call__(self, env_runners: Dispatcher) -> Transferred:
         start = time.perf_counter()
         with learner_errors():
             weights = self._learners.put_weights()
-        load_s = max(env_runners.broadcast(remote_call("update_weights", weights)), default=0.0)
+        load_s = max(env_runners.broadcast(partial(self._give, weights)), default=0.0)
         transfer_s = time.perf_counter() - start - load_s
         return Transferred(weights.policy_version, weights.num_bytes, transfer_s, load_s, weights.changed_fraction)
 
+    async def _give(self, weights: StoredWeights, actor: Any) -> float:
+        try:
+            return await remote_call("update_weights", weights)(actor)
+        except OwnerDiedError as error:
+            self._gone = error
+            raise
+
     def serve(self) -> None:
-        """Does nothing: the weights stay in the object store."""
+        """Raises the LearnerError if the weights are gone: no env runner could come back, and rollouts would wait."""
+        if self._gone is not None:
+            with learner_errors():
+                raise self._gone
 
 
 class NCCLTransfer:

@@ -261,6 +261,28 @@ def test_stop_leaves_no_thread(make: Any) -> None:
     assert future.cancelled() and threading.active_count() == before
 
 
+def test_a_runner_without_a_sign_of_life_is_lost_whatever_it_was_called_for(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "LOOK_PERIOD_S", 0.02)
+    runners = [FakeRunner("0", 1000), FakeRunner("1")]
+
+    async def revive(runner: FakeRunner, error: BaseException) -> None:
+        assert "no sign of life" in str(error)
+        runner.kill()  # what it works on fails
+        runner.seconds = 0.01
+        await runner.revive(error)
+
+    dispatcher = make(
+        runners, revive=revive, silent=lambda: [0] if runners[0].running and runners[0].seconds > 1 else []
+    )
+    assert items([dispatcher.submit(work(i)) for i in range(4)]) == list(range(4))
+    wait_until(lambda: dispatcher.num_ready == 2)
+    runners[0].seconds = 1000
+    assert dispatcher.call_all(work("a")) == [("1", "a", 0)]
+    assert dispatcher.num_lost == 2
+
+
 def test_what_comes_back_is_called_as_was_said_last_and_those_there_are_told(make: Any) -> None:
     runners = [FakeRunner(f"{i}") for i in range(2)]
     dispatcher = make(runners)

@@ -107,7 +107,9 @@ def run(tiny_model: str, ray_session: None, tmp_path_factory: pytest.TempPathFac
     faults = tmp_path_factory.mktemp("faults")
     config = make_config(tiny_model, num_env_runners=2, num_envs_per_env_runner=4)
     config.environment(FaultyEnv, env_config={"faults": str(faults)})
-    config.generation(generator_class=partial(SlowGenerator, script=guess)).fault_tolerance(env_timeout_s=2)
+    config.generation(generator_class=partial(SlowGenerator, script=guess)).fault_tolerance(
+        env_timeout_s=2, env_runner_timeout_s=8
+    )
     algo: Any = config.build_algo()
     yield Run(algo, tmp_path_factory.mktemp("run"), faults)
     algo.stop()
@@ -120,6 +122,14 @@ def test_an_env_runner_killed_while_generating(run: Run) -> None:
     # It comes back, with the current weights, which the policy lag of 0 says.
     wait_until(lambda: run.algo._env_runners.num_ready == 2)
     assert not alive([victim]) and len(set(run.pids())) == 2
+
+
+def test_an_env_runner_stopped_while_generating(run: Run) -> None:
+    victim = run.pids()[0]
+    results = run.again(lambda: os.kill(victim, signal.SIGSTOP))
+    assert sum(result["rollouts"]["lost_env_runners"] for result in results) == 1
+    wait_until(lambda: run.algo._env_runners.num_ready == 2)
+    assert not alive([victim])
 
 
 def test_all_env_runners_killed_at_once(run: Run) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import OwnerDiedError
 
 from rllib_exit.env_runners.dispatcher import Dispatcher
 from rllib_exit.learner.learner_group import LearnerError, LearnersTimeoutError
@@ -31,6 +32,8 @@ class FakeRunner:
         self.version = 0
         self.caught_up: list[tuple[int, tuple]] = []
 
+    owner_died = False  # of the weights in the object store
+
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(type(self), f"_{name}").__get__(self))
 
@@ -50,6 +53,8 @@ class FakeRunner:
 
     async def _update_weights(self, weights: StoredWeights) -> float:
         self._check()
+        if self.owner_died:
+            raise OwnerDiedError("00", None, "")
         self.version = weights.policy_version
         self.caught_up.append((self.version, weights.files))
         return 0.25
@@ -191,6 +196,19 @@ def test_an_engine_that_dies_in_a_broadcast_ends_the_learners_wait_with_a_learne
         setup.transfer(setup.env_runners)
     for runner in setup.runners:
         runner.receiving = False
+
+
+def test_where_the_learner_that_held_the_weights_is_gone_nobody_waits_for_env_runners_that_come_back(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup.through_store(setup.env_runners)
+    setup.through_store.serve()
+    monkeypatch.setattr(FakeRunner, "owner_died", True)
+    setup.lose(setup.runners[1])
+    time.sleep(0.2)
+    with pytest.raises(LearnerError, match="OwnerDiedError"):
+        setup.through_store.serve()
+    assert setup.env_runners.num_ready == 2
 
 
 def test_the_object_store_reports_what_the_slowest_engine_took(setup: Setup) -> None:

@@ -1,6 +1,6 @@
-"""Signs of life of the learners, by which one that is stopped or cut off differs from one that works for long.
+"""Signs of life of actors, by which one that is stopped or cut off differs from one that works for long.
 
-A thread of each learner counts up a number in Ray's key-value store, whatever the learner does meanwhile.
+A thread of each learner and env runner counts up a number in Ray's key-value store, whatever it does meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
-NAMESPACE = "rllib-exit-learners"
+NAMESPACE = "rllib-exit-pulses"
 PERIOD_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -22,15 +22,19 @@ logger = logging.getLogger(__name__)
 def start_pulse(key: str) -> None:
     """Counts up the number of this process, until it ends."""
 
-    def beat() -> None:
-        for number in itertools.count():
-            try:
-                _internal_kv_put(key, str(number), namespace=NAMESPACE)
-            except Exception:  # the store restarts: the next one may come through
-                logger.warning("no sign of life was given", exc_info=True)
-            time.sleep(PERIOD_S)
+    def beat(number: int) -> None:
+        try:
+            _internal_kv_put(key, str(number), namespace=NAMESPACE)
+        except Exception:  # the store restarts: the next one may come through
+            logger.warning("no sign of life was given", exc_info=True)
 
-    threading.Thread(target=beat, name="pulse", daemon=True).start()
+    def go_on() -> None:
+        for number in itertools.count(1):
+            time.sleep(PERIOD_S)
+            beat(number)
+
+    beat(0)
+    threading.Thread(target=go_on, name="pulse", daemon=True).start()
 
 
 def end_pulse(keys: Sequence[str]) -> None:
@@ -60,10 +64,11 @@ class Watch:
         self._last: dict[str, tuple[object, float]] = {}
 
     def silent(self) -> list[int]:
-        """The indices of those that were silent for too long."""
+        """The indices of those that were silent for too long. Who has not begun to count is waited for."""
         now = self._clock()
         for key in self._keys:
             number = self._number(key)
             if key not in self._last or self._last[key][0] != number:
                 self._last[key] = (number, now)
-        return [i for i, key in enumerate(self._keys) if now - self._last[key][1] > self._timeout_s]
+        last = [self._last[key] for key in self._keys]
+        return [i for i, (number, at) in enumerate(last) if number is not None and now - at > self._timeout_s]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rllib_exit.learner.pulse import Watch
+from rllib_exit.pulse import Watch
 
 
 def test_who_counts_no_further_for_too_long_is_silent() -> None:
@@ -15,3 +15,11 @@ def test_who_counts_no_further_for_too_long_is_silent() -> None:
     # Whoever goes on counting is alive.
     numbers["b"] += 1
     assert watch.silent() == []
+
+
+def test_who_has_not_begun_to_count_is_waited_for() -> None:
+    now = [100.0]
+    watch = Watch(["a"], 30, {"a": None}.__getitem__, lambda: now[0])
+    for _ in range(3):
+        now[0] += 31
+        assert watch.silent() == []
