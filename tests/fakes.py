@@ -104,9 +104,9 @@ class ScriptedGenerator:
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams, seed: int) -> Generation:
         await asyncio.sleep(0)
         self.prompts.append(list(prompt_ids))
-        return self._encoded(self.script(self.chat.tokenizer.decode(prompt_ids), seed), sampling)
+        return self._encoded(self.script(self.chat.tokenizer.decode(prompt_ids), seed), prompt_ids, sampling)
 
-    def _encoded(self, text: str, sampling: SamplingParams) -> Generation:
+    def _encoded(self, text: str, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
         ids = self.chat.tokenizer.encode(text, add_special_tokens=False)
         truncated = len(ids) >= sampling.max_tokens
         ids = ids[: sampling.max_tokens] if truncated else [*ids, self.chat.eos_token_ids[0]]
@@ -166,7 +166,7 @@ class EngineProcess(ScriptedGenerator):
         async with self._one_at_a_time:
             self._touched.touch()
             text = await asyncio.to_thread(self._ask, f"{self._weights} {seed} {[*prompt_ids]}\n")
-        return self._encoded(text, sampling)
+        return self._encoded(text, prompt_ids, sampling)
 
     def _ask(self, line: str) -> str:
         assert self._engine.stdin and self._engine.stdout
