@@ -178,7 +178,7 @@ class EngineProcess(ScriptedGenerator):
         raise EngineError("the engine died")
 
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
-        self._weights = functools.reduce(lambda crc, part: zlib.crc32(part, crc), itertools.chain(*files), 0)
+        self._weights = functools.reduce(lambda crc, part: zlib.crc32(part.tobytes(), crc), itertools.chain(*files), 0)
         return 0.0
 
     async def close(self) -> None:
