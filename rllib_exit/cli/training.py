@@ -208,7 +208,7 @@ def train_run(training: Training, resume: str | None) -> None:
         say(f"stopped by SIGTERM; go on with the same command and --resume {saved}")
         raise typer.Exit(128 + signal.SIGTERM)
     if trial.status != "TERMINATED" or saved is None or last.error is not None:
-        raise _failure(trial, saved, training.verbose, last.error)
+        raise _failure(trial, saved or checkpoint, training.verbose, last.error)
     out.print(progress.summary())
     if signal_text := progress.signal():
         say(signal_text)

@@ -145,6 +145,25 @@ def test_trials_end_after_their_first_result_where_stop_has_an_unknown_metric(
     assert seen == [1] and f"saved: {checkpoint}" in str(error.value)
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_names_the_one_that_it_began_from(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = make_config(tiny_model)
+    checkpoint = write_checkpoint(tmp_path / "old" / "checkpoint_000000", config, {})
+    storage = SimpleNamespace(storage_filesystem=LocalFileSystem())
+    failed = SimpleNamespace(
+        path=str(tmp_path), storage=storage, status="ERROR", get_pickled_error=lambda: RuntimeError("the disk is full")
+    )
+    monkeypatch.setattr(training, "_newest", lambda trial: None)
+    monkeypatch.setattr(training, "check", lambda config: None)
+    monkeypatch.setattr(training, "reserve", lambda training: None)
+    monkeypatch.setattr(training, "run_trials", lambda *arguments, **options: [failed])
+    asked = training.Training(config, {"training_iteration": 1000}, tmp_path / "new", 1, False)
+    with pytest.raises(CommandError, match="the disk is full") as error:
+        training.train_run(asked, str(tmp_path / "old"))
+    assert f"--resume {checkpoint}" in str(error.value)
+
+
 def test_three_commands_say_how_to_go_on(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     config, checkpoint = make_config(tiny_model), tmp_path / "gone"
