@@ -27,7 +27,7 @@ def alive(pids: Sequence[int]) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
-def wait_for_end(pids: Sequence[int], timeout_s: float = 30) -> None:
+def wait_for_end(pids: Sequence[int], timeout_s: float = 120) -> None:
     """Returns when all have ended.
 
     Raises:
@@ -40,7 +40,7 @@ def wait_for_end(pids: Sequence[int], timeout_s: float = 30) -> None:
         raise TimeoutError(f"after {timeout_s} s there are still {left}") from None
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 120) -> None:
     """Returns when the condition holds.
 
     Raises:

@@ -108,7 +108,7 @@ def run(tiny_model: str, ray_session: None, tmp_path_factory: pytest.TempPathFac
     config = make_config(tiny_model, num_env_runners=2, num_envs_per_env_runner=4)
     config.environment(FaultyEnv, env_config={"faults": str(faults)})
     config.generation(generator_class=partial(SlowGenerator, script=guess)).fault_tolerance(
-        env_timeout_s=2, env_runner_timeout_s=8
+        env_timeout_s=2, env_runner_timeout_s=15
     )
     algo: Any = config.build_algo()
     yield Run(algo, tmp_path_factory.mktemp("run"), faults)
