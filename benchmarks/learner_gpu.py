@@ -3,9 +3,9 @@
     python benchmarks/learner_gpu.py --output qwen.json
     python benchmarks/learner_gpu.py --quick            # tiny shapes; also on a CPU
 
-Needs torch and transformers; no Ray and no vLLM. Weights are random, in the shapes of
-Qwen3-0.6B and Qwen2.5-7B (``--layers`` takes fewer of them where memory needs it: MFU stays comparable, tokens per
-second do not). bfloat16 weights, gradient checkpointing, packs of ragged rows that fill the given number of tokens.
+Needs torch and transformers; no Ray and no vLLM. Weights are random, in the shapes of Qwen3-0.6B and Qwen2.5-7B
+(``--layers`` takes fewer of them where memory needs it: MFU stays comparable, tokens per second do not). bfloat16
+weights, gradient checkpointing, packs of ragged rows that fill the given number of tokens.
 
 ``plain`` computes all logits at once, ``blocks`` is what the learner does. FLOPs are counted by
 :mod:`rllib_exit.learner.flops`. An update of the weights is not part of it.

@@ -98,9 +98,9 @@ VISIBLE_TARGET = (
     "env_config.numbers=3", "env_config.hidden_target=False", "lr=2e-4", "prompts_per_batch=64", "buffer_size=1024",
     "min_buffer_size=64", "evaluation_interval=80",
 )  # fmt: skip
-SMOLLM2 = ("model_name=bundled:smollm2-135m-instruct", "max_model_len=512", "env_config.prompt=prose")
+SMOLLM2 = ("max_model_len=512", "env_config.prompt=prose")
 SMOLLM2_TRAINING = (
-    *SMOLLM2[1:], f"dtype={cpu_dtype()}", "lr=3e-5", "prompts_per_batch=16", "max_response_tokens=24",
+    *SMOLLM2, f"dtype={cpu_dtype()}", "lr=3e-5", "prompts_per_batch=16", "max_response_tokens=24",
     "num_envs_per_env_runner=128", "max_tokens_per_micro_batch=1024", "min_buffer_size=16", "evaluation_interval=None",
 )  # fmt: skip
 DOMAINS = {
@@ -112,7 +112,10 @@ DOMAINS = {
         strategies=("grpo", "exit"),
         seeds=(0, 1, 2),
         # The format, from solutions of tasks that show their targets.
-        warm_start=("--epochs", "2", "--lr", "1e-4", *set_options((*SMOLLM2, "env_config.hidden_target=False"))),
+        warm_start=(
+            *("--epochs", "2", "--lr", "1e-4"),
+            *set_options(("model_name=bundled:smollm2-135m-instruct", *SMOLLM2, "env_config.hidden_target=False")),
+        ),
         training=set_options(SMOLLM2_TRAINING),
     ),
     "countdown_visible": replace(

@@ -89,8 +89,8 @@ def maths(rng: Random) -> None:
     )
     response = text(rng, LATEX)
     response = rng.choice([response, rf"\boxed{{{response}}}", f"The answer is ${response}$."])
-    # The limit leaves a second of LIMIT_S to all else.
     problem = rng.choice(["", "What is 7 + 5?", response])
+    # The limit leaves a second of LIMIT_S to all else.
     assert grade_math(answer, response, LIMIT_S - 1, problem=problem) in Verdict
 
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 from rllib_exit.cli.grafana import TEMPLATE, dashboard
 from rllib_exit.metrics import METRICS, Gauges
 from tests import test_docs
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="Debian's package `prometheus` is not installed"
@@ -142,13 +142,13 @@ def firing(api: str) -> set[str]:
 
 def eventually(holds: Callable[[], bool]) -> None:
     """Waits until it holds, for a minute at most; Prometheus may not be there yet."""
-    deadline = time.monotonic() + 60
-    while True:
+
+    def held() -> bool:
         with suppress(URLError):
-            if holds():
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+            return holds()
+        return False
+
+    wait_until(held, 60)
 
 
 @pytest.mark.ray

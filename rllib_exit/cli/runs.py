@@ -159,7 +159,7 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
             ray.shutdown()
 
 
-# What the user sets in the command's environment for these is meant for the processes that learn and generate.
+# Environment variables whose names begin so are settings of the processes that learn and generate.
 _OF_WORKERS = ("NCCL_", "TORCH_NCCL_", "VLLM_", "GLOO_")
 
 

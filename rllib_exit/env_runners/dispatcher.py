@@ -27,10 +27,6 @@ class EnvRunnersLostError(RuntimeError):
     """Work cannot be done, because env runners are lost again and again, or none comes back."""
 
 
-class SilentError(RuntimeError):
-    """An env runner gives no sign of life."""
-
-
 @dataclass(eq=False)
 class _Work:
     call: Call
@@ -271,7 +267,7 @@ class Dispatcher:
             await asyncio.sleep(LOOK_PERIOD_S)
             for i in await asyncio.to_thread(silent):  # one that is being revived is not asked for
                 if self._runners[i].ready:
-                    self._lose(self._runners[i], SilentError("it gave no sign of life"))
+                    self._lose(self._runners[i], TimeoutError("it gave no sign of life"))
 
     def _take_back(self, runner: _Runner) -> None:
         current = asyncio.current_task()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -263,14 +262,14 @@ async def _files(references: Files) -> list[Sequence[np.ndarray]]:
 def make_dispatcher(env_runners: Any, config: Any) -> Dispatcher:
     """Hands work to the env runners of RLlib's EnvRunnerGroup; the size of a call is in episodes at once."""
     actors = list(env_runners._worker_manager.actors().values())
-    watch = Watch([actor._actor_id.hex() for actor in actors], config.env_runner_timeout_s or math.inf)
+    timeout_s = config.env_runner_timeout_s
     return Dispatcher(
         actors,
         capacity=config.num_envs_per_env_runner,
         is_lost=_is_lost,
         revive=_revive,
         patience_s=config.env_runner_restore_timeout_s,
-        silent=watch.silent,
+        silent=Watch([actor._actor_id.hex() for actor in actors], timeout_s).silent if timeout_s else None,
     )
 
 

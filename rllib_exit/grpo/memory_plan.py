@@ -25,8 +25,13 @@ ASLEEP = 2e9
 CHECKPOINTS = 3
 # What a learner holds of a GPU only while it works.
 PASSING = {
-    *("gradients", "weights cast by autocast", "gathered layers, with gradients"),
-    *("activations", "attention mask", "logits", "sleeping engine, about"),
+    "gradients",
+    "weights cast by autocast",
+    "gathered layers, with gradients",
+    "activations",
+    "attention mask",
+    "logits",
+    "sleeping engine, about",
 }
 
 

@@ -154,7 +154,9 @@ class GRPOTorchLearner(StatefulLearner):
         batch: TrainBatch = training_data.batch
         self._weights_seq_no += 1
         if batch.divisor is None:
-            done = self._train(batch)
+            done = Accumulated()
+            with self._busy(done):
+                self._train(batch, done)
         else:
             self.accumulate(batch)
             done, self._accumulated = self._accumulated, Accumulated()
@@ -206,26 +208,25 @@ class GRPOTorchLearner(StatefulLearner):
         done.seconds += end - start
         self._idle_since = end
 
-    def _train(self, batch: TrainBatch) -> Accumulated:
-        done = Accumulated(tokens=_num_tokens(batch))
-        with self._busy(done):
-            minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
-            packs = [pack for packs in minibatches for pack in packs]
-            # With a single update π_old, the policy at the start, is the current one, for free.
-            single = self._training.num_epochs * len(minibatches) == 1
-            done.flops = self._count_flops(packs, epochs=self._training.num_epochs, forward=int(not single))
-            # What the updates do not change is computed ahead of them, once for all epochs.
-            reference = self._reference(packs)
-            old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
-            for _ in range(self._training.num_epochs):
-                scored = zip(packs, old, reference, strict=True)
-                old = []
-                for minibatch in minibatches:
-                    old += self._backward(itertools.islice(scored, len(minibatch)), done.sums)
-                    self._step(done.sums)
-            if self._log_tokens:
-                done.logprobs = packing.unpack(batch.minibatches, minibatches, old)
-        return done
+    def _train(self, batch: TrainBatch, done: Accumulated) -> None:
+        minibatches = self._equalise([self._pack(rows) for rows in batch.minibatches])
+        packs = [pack for packs in minibatches for pack in packs]
+        # What the updates do not change is computed ahead of them, once for all epochs.
+        reference = self._reference(packs)
+        # π_old is the policy at the start. With a single update it is the current one, for free.
+        single = self._training.num_epochs * len(minibatches) == 1
+        old: list[Any] = [None if single else self._logprobs(pack) for pack in packs]
+        done.flops = self._count_flops(packs, epochs=self._training.num_epochs, forward=int(not single))
+        done.tokens = _num_tokens(batch)
+
+        for _ in range(self._training.num_epochs):
+            scored = zip(packs, old, reference, strict=True)
+            old = []
+            for minibatch in minibatches:
+                old += self._backward(itertools.islice(scored, len(minibatch)), done.sums)
+                self._step(done.sums)
+        if self._log_tokens:
+            done.logprobs = packing.unpack(batch.minibatches, minibatches, old)
 
     def _count_flops(self, packs: Sequence[Pack], *, epochs: int = 1, forward: int = 0) -> float:
         """Of the epochs, further forward passes and those of the reference policy; NaN if they are not known."""

@@ -25,14 +25,14 @@ class LostError(Exception):
 class FakeRunner:
     """An env runner's actor: ``runner.method.remote(...)`` is a coroutine."""
 
+    owner_died = False  # of the weights in the object store
+
     def __init__(self) -> None:
         self.alive = True
         self.joined: dict[str, Any] = {}
         self.receiving = False
         self.version = 0
         self.caught_up: list[tuple[int, tuple]] = []
-
-    owner_died = False  # of the weights in the object store
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(type(self), f"_{name}").__get__(self))

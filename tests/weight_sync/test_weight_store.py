@@ -45,9 +45,6 @@ class Engine(ScriptedGenerator):
                 apply_patch(tensors, opened(file))
         return 0.125
 
-    def read_stats(self) -> dict[str, float]:
-        return {}
-
     async def checksums(self) -> dict[str, Any]:
         return {name: t.view(torch.int16).sum().item() for tensors in self.weights for name, t in tensors.items()}
 
