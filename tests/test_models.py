@@ -39,7 +39,7 @@ def test_an_unknown_name_fails_at_once(name):
     with pytest.raises(ModelNotFoundError) as error:
         resolve_model(name)
     assert repr(name) in str(error.value)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_a_file_is_no_model(tmp_path):

@@ -332,7 +332,7 @@ class HangingEnv(CountEnv):
 def test_an_env_that_hangs_is_left_behind_and_its_episode_run_again(model: str) -> None:
     HangingEnv.hangs = 2
     request = RolloutRequest("0", TaskInstance("count"))
-    [group] = groups(model, [request], answer_by_seed, HangingEnv, env_timeout_s=0.3)
+    [group] = groups(model, [request], answer_by_seed, HangingEnv, env_timeout_s=1.5)
     assert sum(rollout.attempts - 1 for rollout in group.rollouts) == 2 and len(group.rollouts) == 4
     HangingEnv.released.set()
 

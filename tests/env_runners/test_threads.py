@@ -56,7 +56,7 @@ def test_a_thread_that_hangs_is_left_behind_and_ends_when_it_can() -> None:
 
     start = time.monotonic()
     asyncio.run(run())  # does not wait for the thread
-    assert time.monotonic() - start < 5 and threads[0].daemon and threads[0].is_alive()
+    assert time.monotonic() - start < 30 and threads[0].daemon and threads[0].is_alive()
     release.set()
     threads[0].join(5.0)
     assert not threads[0].is_alive()

@@ -152,7 +152,7 @@ def test_it_is_known_what_the_engine_does(engine: Engine) -> None:
     stats = engine.generator.read_stats()
     assert stats.keys() == {metric.name for metric in METRICS if metric.row == "engine"}
     tokens = sum(len(generation.token_ids) for generation in generations)
-    assert stats["tokens_per_s"] == pytest.approx(tokens / seconds, rel=0.2)
+    assert stats["tokens_per_s"] == pytest.approx(tokens / seconds, rel=0.5)
     assert 0 < stats["requests_running"] <= 3 and 0 <= stats["requests_waiting"] <= 3
     assert 0 < stats["kv_cache_usage"] <= stats["kv_cache_usage_max"] < 1
     # Of each prompt, whole blocks of 32 tokens.

@@ -267,7 +267,7 @@ def test_fuzzed_responses(executed: list[Call], tiny_model: str, fuzzed: tuple[s
         executed.clear()
         start = time.monotonic()
         outcome = env.step(response)[4]["outcome"]
-        assert time.monotonic() - start < 5.0
+        assert time.monotonic() - start < 60
         assert outcome.valid == any(stop in response for stop in STOP)
         for call in executed:
             assert functions()[call.name].api in env.task.data["classes"]

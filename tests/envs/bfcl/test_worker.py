@@ -101,7 +101,7 @@ def test_the_deadline_is_hard(endless: Call):
     execute(ADD)
     start = time.monotonic()
     results = execute(ADD, endless, ADD, timeout_s=0.2)
-    assert time.monotonic() - start < 10  # it has 0.2 s of CPU time
+    assert time.monotonic() - start < 60  # it has 0.2 s of CPU time
     assert results[0].ok
     assert results[1:] == [Result(False, '{"error": "stopped after 0.2 s: this takes too long"}', finished=False)]
     assert execute(ADD)[0].ok

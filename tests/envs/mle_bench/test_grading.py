@@ -123,7 +123,7 @@ def test_the_deadline_is_hard_and_the_next_submission_is_graded(deliveries: Path
         start = time.monotonic()
         grade = grader.grade(submission(truth.assign(minutes=1e5)), timeout_s=0.5)
         assert grade == Grade(None, "grading the file took more than 0.5 s")
-        assert time.monotonic() - start < 10  # of CPU time it has half a second
+        assert time.monotonic() - start < 60  # of CPU time it has half a second
         assert grader.grade(submission(truth)) == Grade(0.5)
 
 

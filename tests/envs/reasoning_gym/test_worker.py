@@ -79,7 +79,7 @@ def test_nothing_that_a_grader_runs_does_harm_or_lasts(trap: Trap):
             begin = time.monotonic()
             [[score], _] = unsafe.ask((answer, TIMEOUT_S), 5.0)
             assert score == 0.0, name
-            assert time.monotonic() - begin < STALL_FACTOR * TIMEOUT_S + 3.0, name
+            assert time.monotonic() - begin < STALL_FACTOR * TIMEOUT_S + 30, name
             assert children(unsafe.pids) == "", name
         changed = "[__import__('builtins').__dict__.__setitem__('float', lambda _: 1.0), 1.0][1]"
         assert unsafe.ask((changed, TIMEOUT_S), 5.0)[0] == [1.0]  # its own score is all that it can change
@@ -93,7 +93,7 @@ def test_time_on_the_clock_is_limited_too():
     lock.acquire()
     begin = time.monotonic()
     assert confined_score(lock.acquire, 0.05) == 0.0
-    assert 0.9 * STALL_FACTOR * 0.05 < time.monotonic() - begin < STALL_FACTOR * 0.05 + 3.0
+    assert 0.9 * STALL_FACTOR * 0.05 < time.monotonic() - begin < STALL_FACTOR * 0.05 + 30
 
 
 def test_a_machine_that_cannot_confine_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -124,7 +124,7 @@ def test_every_data_set_accepts_its_own_answers_and_no_hostile_ones(trap: Trap):
         for what, answer in hostile.items():
             begin = time.monotonic()
             assert 0.0 <= grade(source, 0, answer, TIMEOUT_S) < 1.0, (name, what)
-            assert time.monotonic() - begin < STALL_FACTOR * TIMEOUT_S + 3.0, (name, what)
+            assert time.monotonic() - begin < STALL_FACTOR * TIMEOUT_S + 30, (name, what)
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(check, NAMES))
