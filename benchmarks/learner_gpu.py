@@ -77,14 +77,14 @@ def flops(model: Any, packed: Pack) -> float:
     return of_model.of_passes([packed], forward=1, backward=1)
 
 
-def passes(model: Any, packed: Pack, blocks: bool, flash: bool) -> None:
+def passes(model: Any, packed: Pack, blocks: bool, attention: str) -> None:
     """What the learner does with a pack."""
     layer: OutputLayer = model.get_output_embeddings()
     with layer.scoring(packed.targets_N, 1.0) if blocks else nullcontext():
         output = model(
             input_ids=packed.token_ids_T[None],
             position_ids=packed.position_ids_T[None],
-            attention_mask=None if flash else packed.attention_mask(),
+            attention_mask=packed.mask_for(attention),
             logits_to_keep=packed.sources_N,
             use_cache=False,
         ).logits
@@ -122,7 +122,7 @@ def measure(model: Any, packed: Pack, attention: str, repeats: int) -> dict[str,
             torch.cuda.synchronize()
         start = time.perf_counter()
         try:
-            passes(model, packed, contender == "blocks", attention.startswith("flash"))
+            passes(model, packed, contender == "blocks", attention)
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["qwen3-0.6b", "qwen2.5-7b"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096, 16_384])
     parser.add_argument("--layers", type=int, help="use fewer layers")
-    parser.add_argument("--attention", nargs="+", default=["sdpa"], help="also flash_attention_2, if it is installed")
+    parser.add_argument("--attention", nargs="+", default=["sdpa"], help="also flex_attention and flash_attention_2")
     parser.add_argument("--peak-tflops", type=float, help="of the device, dense; known for some")
     parser.add_argument("--profile", type=Path, help="a Chrome trace of one pass with blocks, for the last setting")
     args = parser.parse_args()
@@ -167,7 +167,7 @@ def main() -> None:
                 table.append(row)
             if args.profile:
                 with torch.profiler.profile() as profiler:
-                    passes(model, packed, True, attention.startswith("flash"))
+                    passes(model, packed, True, attention)
                 profiler.export_chrome_trace(str(args.profile))
                 sort = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
                 print(profiler.key_averages().table(sort_by=sort, row_limit=25))

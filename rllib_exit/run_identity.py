@@ -17,6 +17,7 @@ HYPER_PARAMETERS: Mapping[str, str] = {
     "warm_start_epochs": "Warm-start epochs",
     "warm_start_lr": "Warm-start learning rate",
     "warm_start_batch_size": "Warm-start batch size",
+    "warm_start_env_config": "Warm-start environment",
     "lr": "Learning rate",
     "prompts_per_batch": "Prompts per batch",
     "rollouts_per_prompt": "Rollouts per prompt",

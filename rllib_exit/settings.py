@@ -36,8 +36,9 @@ class LanguageModelSettings(Settings):
     max_model_len: PositiveInt = 4096
     """The most tokens of prompt and response together."""
     attn_implementation: str = "sdpa"
-    """The learner's attention: ``sdpa``, where the rollouts of a group share their prompt in a pack, or
-    ``flash_attention_2``."""
+    """The learner's attention. With ``sdpa`` and ``flex_attention`` the rollouts of a group share their prompt in a
+    pack. The mask of ``sdpa`` takes memory for T² pairs of tokens. ``flex_attention`` passes over what is masked, and
+    needs a GPU. With ``flash_attention_2`` every rollout has its prompt."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass, which saves memory."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -158,6 +159,8 @@ class WarmStartSettings(Settings):
     """The highest learning rate."""
     warm_start_batch_size: PositiveInt = 16
     """The demonstrations of one update."""
+    warm_start_env_config: dict[str, Any] = {}
+    """What the environment of the demonstrations has in place of ``env_config``'s options."""
 
 
 class DeepSpeedSettings(Settings):

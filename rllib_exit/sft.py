@@ -63,7 +63,7 @@ def demonstrations(config: Any, limit: int | None = None) -> tuple[list[Rollout]
     Raises:
         ValueError: If no demonstration can be used.
     """
-    env = make_env(config.env, config.env_config)
+    env = make_env(config.env, {**config.env_config, **config.warm_start_env_config})
     played, skipped = asyncio.run(
         play_demonstrations(
             env,

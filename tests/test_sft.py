@@ -261,6 +261,9 @@ class ToldEnv(DemonstrationEnv):
         super().__init__(config.get("demonstrations"))
 
 
+DEMONSTRATED = {f"count/{n}": ["1", "1", "1"] for n in range(1, 5)}
+
+
 def warm_config(model: str, **changes: Any) -> GRPOConfig:
     config = (
         GRPOConfig()
@@ -313,9 +316,10 @@ def test_a_warm_start_is_made_once_for_the_same_model_demonstrations_and_setting
         made(warm_start_lr=1e-3),
         made(seed=1),
         made(model_name=make_tiny_model(tmp_path / "other", seed=1)),
-        made(env_config={"demonstrations": {f"count/{n}": ["1", "1", "1"] for n in range(1, 5)}}),
+        made(env_config={"demonstrations": DEMONSTRATED}),
     ]
     assert all(new for _, new in others) and len({first, *(directory for directory, _ in others)}) == 5
+    assert made(warm_start_env_config={"demonstrations": DEMONSTRATED}) == (others[-1][0], False)
 
 
 def test_a_warm_start_that_fails_leaves_nothing(tiny_model: str, cache: Path) -> None:

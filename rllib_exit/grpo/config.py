@@ -135,6 +135,7 @@ class GRPOConfig(_Fields):
         epochs="warm_start_epochs",
         lr="warm_start_lr",
         batch_size="warm_start_batch_size",
+        env_config="warm_start_env_config",
     )
     def warm_start(self) -> None:
         """Has a supervised phase on the environment's demonstrations come before the first iteration.
@@ -298,6 +299,9 @@ class GRPOConfig(_Fields):
             self.warm_start_epochs == 0 or self.lora_r is None,
             "with LoRA the model's weights stay as they are: use 0, and make a warm model with `rllib sft`",
         )
+        flex_on_cpu = self.attn_implementation == "flex_attention" and not self.num_gpus_per_learner
+        mend = "it has no backward pass on CPU: use 'sdpa', or num_gpus_per_learner=1"
+        check(self, "attn_implementation", not flex_on_cpu, mend)
         check(
             self,
             "mismatch_clip",

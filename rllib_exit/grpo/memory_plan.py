@@ -150,7 +150,8 @@ def activations(shape: ModelShape, config: GRPOConfig, float32_stream: bool) -> 
     if config.gradient_checkpointing:
         kept = shape.layers * tokens * shape.hidden * (4 if float32_stream else 2) + of_layer
     # A boolean mask, and the form of it that is added to the scores.
-    mask = 0 if config.attn_implementation.startswith("flash") else 3 * tokens**2
+    sparse = config.attn_implementation.startswith(("flash", "flex"))
+    mask = 0 if sparse else 3 * tokens**2
     return {"activations": kept, "attention mask": mask, "logits": LOGITS}
 
 

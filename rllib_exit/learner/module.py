@@ -119,7 +119,7 @@ class CausalLMRLModule(TorchRLModule):
             scores = model(
                 input_ids=pack.token_ids_T[None],
                 position_ids=pack.position_ids_T[None],
-                attention_mask=self._attention_mask(pack) if masked else None,
+                attention_mask=pack.mask_for(self.model_config["attn_implementation"]) if masked else None,
                 # Only the positions that predict a generated token go through the output layer.
                 logits_to_keep=pack.sources_N,
             ).logits
@@ -130,12 +130,6 @@ class CausalLMRLModule(TorchRLModule):
             )
         logprobs_N, entropy_N = scores
         return {LOGPROBS: logprobs_N, ENTROPY: entropy_N.detach()}
-
-    def _attention_mask(self, pack: Pack) -> torch.Tensor | None:
-        # Flash attention finds a pack's documents by its position ids.
-        if self.model_config["attn_implementation"].startswith("flash"):
-            return None
-        return pack.attention_mask()
 
     @torch.no_grad()
     def update_reference(self, rate: float) -> None:

@@ -9,14 +9,18 @@ the tree, and positions count along the branch, so that each row gets the log-pr
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from rllib_exit.rollouts import SegmentKey
+
+BLOCK = 128  # queries and keys of a block, as flex_attention has them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +72,52 @@ class Pack:
     weights_N: Tensor
     rollout_logprobs_N: Tensor
 
+    def mask_for(self, attn_implementation: str) -> Tensor | BlockMask | None:
+        """The mask as one of Hugging Face's implementations of attention takes it."""
+        if attn_implementation.startswith("flash"):
+            return None  # it finds the rows by their positions, where each is whole
+        return self.block_mask() if attn_implementation == "flex_attention" else self.attention_mask()
+
     def attention_mask(self) -> Tensor:
         """(1, 1, T, T) bool, True where query i may attend to key j: an ancestor of i, or i itself."""
         row_T1 = self.first_row_T[:, None]
         visible_TT = (self.first_row_T <= row_T1) & (row_T1 <= self.last_row_T)
         return visible_TT.logical_and_(self.position_ids_T <= self.position_ids_T[:, None])[None, None]
+
+    def block_mask(self) -> BlockMask:
+        """The same mask for ``flex_attention``, which passes over the blocks in which no query sees a key.
+
+        It takes memory for (T / 128)² blocks, and none for T² pairs. A token's ancestors are the earlier ones
+        that belong to its first row. So the least and the largest rows of a block of tokens tell whether the
+        queries of another one see all of it, can see some, or see none.
+        """
+        first_row_T, last_row_T = self.first_row_T, self.last_row_T
+        num_tokens, device = len(first_row_T), first_row_T.device
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            row = first_row_T[query]
+            return (key <= query) & (first_row_T[key] <= row) & (row <= last_row_T[key])
+
+        # The last block is filled up with the last token.
+        tokens_BS = torch.arange(math.ceil(num_tokens / BLOCK) * BLOCK, device=device).view(-1, BLOCK)
+        first_BS, last_BS = (rows_T[tokens_BS.clamp(max=num_tokens - 1)] for rows_T in (first_row_T, last_row_T))
+        least_B1, largest_B1 = first_BS.amin(1, keepdim=True), first_BS.amax(1, keepdim=True)
+        earlier_BB = torch.ones(len(tokens_BS), len(tokens_BS), dtype=torch.bool, device=device).tril()
+        some_BB = earlier_BB & (largest_B1 >= least_B1.T) & (least_B1 <= last_BS.amax(1))
+        all_BB = earlier_BB.tril(-1) & (least_B1 >= largest_B1.T) & (largest_B1 <= last_BS.amin(1))
+
+        def listed(blocks_BB: Tensor) -> tuple[Tensor, Tensor]:
+            """(1, 1, B) how many blocks of keys each block of queries has, and (1, 1, B, B) their indices first."""
+            indices_BB = blocks_BB.int().argsort(dim=1, descending=True, stable=True)
+            return blocks_BB.sum(1).int()[None, None], indices_BB.int()[None, None]
+
+        return BlockMask.from_kv_blocks(
+            *listed(some_BB & ~all_BB),
+            *listed(all_BB),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=visible,
+            seq_lengths=(num_tokens, num_tokens),
+        )
 
     def to(self, device: torch.device | str) -> Pack:
         """The same pack on another device."""

@@ -131,6 +131,12 @@ def test_with_adapters_the_reference_policy_cannot_follow() -> None:
     config(kl_coeff=0).lora(r=8).validate()
 
 
+def test_flex_attention_on_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="attn_implementation is 'flex_attention': it has no backward pass on CPU"):
+        config(attn_implementation="flex_attention").validate()
+    config(attn_implementation="flex_attention").learners(num_gpus_per_learner=1).validate()
+
+
 def test_with_adapters_there_is_no_warm_start() -> None:
     with pytest.raises(ValueError, match=r"warm_start_epochs is 3: with LoRA .* `rllib sft`"):
         config(kl_coeff=0).lora(r=8).warm_start(epochs=3).validate()

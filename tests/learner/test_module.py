@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import flex_attention
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from rllib_exit.objective import logprobs
+from rllib_exit.objective import logprobs, packing
 from rllib_exit.objective.packing import Pack, pack
 from tests.learner.helpers import batch, make_groups, make_learner, weights
 from tests.tiny_models import make_tiny_model
@@ -51,6 +52,32 @@ def test_scores_and_gradients_are_those_of_the_models_logits(
         gradient = ours[name]
         assert gradient is not None and p.grad is not None
         assert (gradient - p.grad).norm() < (1e-5 if exact else 0.02) * p.grad.norm(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_flex_attention_gives_the_scores_and_gradients_of_sdpa(
+    dtype: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its reference implementation, as there is no backward pass on CPU; a learner on CPU refuses it."""
+    monkeypatch.setattr(packing, "BLOCK", 16)  # so that there are many blocks
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    compiled = "transformers.integrations.flex_attention.WrappedFlexAttention.__call__"
+    monkeypatch.setattr(compiled, lambda self: flex_attention.flex_attention)
+    packed = make_pack()
+    found = []
+    for implementation in ("sdpa", "flex_attention"):
+        learner = make_learner(tiny_model, dtype=dtype, attn_implementation=implementation)
+        assert learner._share_prefixes
+        logprobs_N = learner.language_model.forward_train({"pack": packed})["logprobs"]
+        logprobs_N.sum().backward()
+        found.append((logprobs_N, {n: p.grad for n, p in learner.language_model.model.named_parameters()}))
+    (expected_N, expected), (logprobs_N, gradients) = found
+    exact = dtype == "float32"
+    assert not torch.equal(logprobs_N, expected_N)  # it is another implementation
+    torch.testing.assert_close(logprobs_N, expected_N, atol=1e-5 if exact else 0.03, rtol=0)
+    for name, gradient in gradients.items():
+        assert gradient is not None and expected[name] is not None
+        assert (gradient - expected[name]).norm() < (1e-5 if exact else 0.03) * expected[name].norm(), name
 
 
 def save(model: PreTrainedModel, tiny_model: str, path: Path) -> str:

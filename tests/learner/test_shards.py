@@ -101,7 +101,7 @@ from tests.learner.sharding.learners import Learners
 
 class SlowPlace(Place):
     def write(self, name, content):
-        print("writing", name, flush=True)
+        print(f"writing {name}\\n", end="", flush=True)  # in one piece: other threads write too
         time.sleep(0.2)
         return super().write(name, content)
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rllib_exit.objective import packing
 from rllib_exit.objective.loss import grpo_loss
-from rllib_exit.objective.packing import Pack, Row, pack, split, unpack
+from rllib_exit.objective.packing import BLOCK, Pack, Row, pack, split, unpack
 
 VOCAB = 64
 
@@ -93,6 +96,45 @@ def test_every_row_sees_exactly_itself(seed, num_groups, group_size, max_tokens,
             assert set(pack_.advantages_N[mine].tolist()) == {float(np.float32(row.advantage))}
             assert set(pack_.weights_N[mine].tolist()) == {float(np.float32(row.loss_weight))}
     assert sorted(seen) == list(range(len(rows)))
+
+
+def dense(mask: BlockMask, size: int) -> Tensor:
+    """(T, T) what a block mask lets a query see."""
+    num_tokens = mask.seq_lengths[0]
+    at_T = torch.arange(num_tokens)
+    visible_TT = mask.mask_mod(torch.zeros(()), torch.zeros(()), at_T[:, None], at_T)
+    seen_TT = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+    for counts, indices, whole in (
+        (mask.kv_num_blocks, mask.kv_indices, False),
+        (mask.full_kv_num_blocks, mask.full_kv_indices, True),
+    ):
+        for query, count in enumerate(counts[0, 0].tolist()):
+            rows = slice(query * size, (query + 1) * size)
+            for key in indices[0, 0, query, :count].tolist():
+                columns = slice(key * size, (key + 1) * size)
+                assert not seen_TT[rows, columns].any()  # no block is computed twice
+                seen_TT[rows, columns] = whole or visible_TT[rows, columns]
+    return seen_TT
+
+
+@given(*layouts, st.integers(1, 9))
+def test_the_mask_by_blocks_is_the_same(seed, num_groups, group_size, max_tokens, share_prefixes, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BLOCK", size)
+        for pack_ in pack(make_rows(np.random.default_rng(seed), num_groups, group_size), max_tokens, share_prefixes):
+            mask_TT = pack_.attention_mask()[0, 0]
+            assert torch.equal(dense(pack_.block_mask(), size), mask_TT)
+
+
+def test_blocks_in_which_nothing_is_seen_are_passed_over():
+    rows = [
+        Row(np.full(BLOCK * 4, i, np.int32), np.arange(BLOCK * 4) > 0, np.zeros(BLOCK * 4, np.float32), 1.0, 1.0)
+        for i in range(8)
+    ]
+    (pack_,) = pack(rows, 10**6)
+    mask = pack_.block_mask()
+    # Of 32 × 32 blocks: in each row's triangle of 4 × 4, those below the diagonal are seen whole.
+    assert mask.kv_num_blocks.sum() == 8 * 4 and mask.full_kv_num_blocks.sum() == 8 * 6
 
 
 def test_a_group_pays_for_its_prompt_once():
