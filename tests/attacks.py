@@ -180,7 +180,7 @@ def _parsed(parse: Callable[[str], Any], response: str) -> Callable[[], str]:
 def _graded(content: bytes) -> Callable[[], str]:
     def play() -> str:
         grader = next(g for g in fuzz.graders() if "urgent" in load_competition(g.argument).id)
-        return "invalid" if grader.grade(content, timeout_s=20).score is None else "scored"
+        return "invalid" if grader.grade(content, timeout_s=5).score is None else "scored"
 
     return play
 
