@@ -163,14 +163,18 @@ class Run:
         time.sleep(fault.delay_s)
         if kind.at == "saving":
             self._wait(lambda: self.half_saved() - half_saved)
-        self._wait(lambda: self._victims(kind))
-        victims = self._victims(kind)
+        for file in self._generating.iterdir():
+            file.unlink()
+        victims: list[int] = []
+
+        def found() -> list[int]:
+            generating = {int(file.name) for file in self._generating.iterdir()}
+            victims[:] = [pid for pid in self._victims(kind) if kind.at != "generating" or pid in generating]
+            return victims
+
+        self._wait(found)
         if not kind.every:
             victims = [victims[fault.which % len(victims)]]
-        if kind.at == "generating":
-            touched = self._generating / str(victims[0])
-            touched.unlink(missing_ok=True)
-            self._wait(touched.exists)
         for victim in victims:
             os.kill(victim, kind.signal)
         before, begin = self.logged(), time.monotonic()

@@ -128,7 +128,7 @@ def learner(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
     if fsdp or (zero and stage == 3):
         layer = (all_parameters - shape.outer_parameters) / shape.layers
         needs["gathered layers, with gradients"] = 2 * width * layer + (width + 4) * shape.outer_parameters
-    if config.kl_coeff and config.lora_r is None and backend != "ddp":
+    if config.kl_coeff and config.lora_r is None and (backend != "ddp" or learners > 1):
         needs["reference policy, float32"] = 4 * all_parameters / learners
     needs |= activations(shape, config, float32_stream=not (fsdp or zero) or not half)
     needs["sleeping engine, about"] = ASLEEP if config.colocated else 0.0
@@ -158,7 +158,7 @@ def activations(shape: ModelShape, config: GRPOConfig, float32_stream: bool) -> 
 def learner_host(shape: ModelShape, config: GRPOConfig) -> dict[str, float]:
     """The bytes of host memory that a learner on a GPU holds, while a checkpoint is written too."""
     needs = {"copy for a checkpoint": checkpoints(shape, config) / CHECKPOINTS / max(1, config.num_learners)}
-    if config.kl_coeff and config.lora_r is None and config.sharding == "ddp":
+    if config.kl_coeff and config.lora_r is None and config.sharding == "ddp" and config.num_learners <= 1:
         needs["reference policy, float32"] = 4.0 * shape.parameters
     if config.sharding == "deepspeed" and config.offload_optimizer:
         needs["optimizer's state"] = 12.0 * shape.parameters / max(1, config.num_learners)

@@ -25,7 +25,7 @@ from rllib_exit.learner.batch import TOKEN_LOGPROBS, TrainBatch
 from rllib_exit.learner.flops import ModelFlops, peak
 from rllib_exit.learner.module import ENTROPY, LOGPROBS, PACK
 from rllib_exit.learner.packing_check import can_share_prefixes
-from rllib_exit.learner.sharding.collectives import all_reduce, start_process_group
+from rllib_exit.learner.sharding.collectives import all_reduce, start_process_group, world_size
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.sharding.sharded_model import OptimizerConfig, ShardedModel
 from rllib_exit.learner.stateful_learner import StatefulLearner
@@ -121,12 +121,13 @@ class GRPOTorchLearner(StatefulLearner):
                 offload_optimizer=sharding.offload_optimizer,
                 zero_optimization=sharding.zero_optimization,
             )
-        # FSDP2 shards DeepSpeed's reference policy, too: it computes in the same precision and keeps float32 weights.
-        if sharding.sharding != "ddp":
-            from rllib_exit.learner.sharding.fsdp2 import FSDP2Model
+        # FSDP2 shards the reference policy for all of them, where several learners would each have one. It keeps
+        # float32 weights and computes as the policy does: for DDP its layers are gathered in float32, for autocast.
+        if sharding.sharding == "ddp" and (trained or world_size() == 1):
+            return DDPModel(module, device, optimizer)
+        from rllib_exit.learner.sharding.fsdp2 import FSDP2Model
 
-            return FSDP2Model(module, device, optimizer, dtype)
-        return DDPModel(module, device, optimizer)
+        return FSDP2Model(module, device, optimizer, torch.float32 if sharding.sharding == "ddp" else dtype)
 
     @property
     def _torch_device(self) -> torch.device:

@@ -71,7 +71,8 @@ def make_config() -> GRPOConfig:
     ("shard", "kept"),
     [
         # Weights, gradients and two moments are 16 bytes a parameter; a reference policy is 4 more.
-        (lambda config: config.learners(num_learners=4), 16 + 2),  # and autocast's copies
+        (lambda config: config, 16 + 2),  # and autocast's copies; the reference policy is in host memory
+        (lambda config: config.learners(num_learners=4), 16 + 2 + 4 / 4),
         (lambda config: config.learners(num_learners=4).fsdp2(), (16 + 4) / 4),
         # DeepSpeed: bfloat16 weights and gradients, 2 bytes each, and masters and moments, 12.
         (lambda config: config.learners(num_learners=4).deepspeed(zero_stage=1), 2 + 2 + 12 / 4 + 4 / 4),
@@ -103,7 +104,7 @@ def test_adapters_are_all_that_is_trained():
     ("shard", "kept"),
     [
         # Float32 weights and moments stay; gradients and what a pass makes go.
-        (lambda config: config, 4 + 8),
+        (lambda config: config, 4 + 8 + 4 / 2),
         (lambda config: config.fsdp2(), (4 + 8 + 4) / 2),
         (lambda config: config.deepspeed(zero_stage=2), 2 + (2 + 12 + 4) / 2),
     ],

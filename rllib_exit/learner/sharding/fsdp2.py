@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import cast
 
@@ -39,6 +40,12 @@ class FSDP2Model(DDPModel):
     @property
     def _offloads(self) -> bool:
         return False  # a share of it is small
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        yield
+        # Without a backward pass, the outermost parameters would stay gathered.
+        cast(FSDPModule, self.module).reshard()
 
     def backward(self, loss: Tensor) -> None:
         # FSDP averages.

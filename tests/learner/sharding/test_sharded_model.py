@@ -120,6 +120,26 @@ def test_gradients_are_summed_whatever_the_buckets(pair: Processes) -> None:
         assert pair.run(calls) == [expected] * 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_learners_that_hold_the_whole_policy_share_the_reference_policy(
+    dtype: str, pair: Processes, tiny_model: str
+) -> None:
+    learners = Learners(tiny_model, pair, kl_coeff=0.1, lr=0.0, dtype=dtype)
+    metrics = learners(batches(0, 2))
+    # It rounds as the policy does.
+    assert [of_rank["kl"] for of_rank in metrics] == pytest.approx([0, 0], abs=1e-6)
+    assert all(of_rank["grad_norm"] > 0 for of_rank in metrics)
+
+    def sizes(learner: Any) -> list[int]:
+        module = learner.language_model
+        policy = sum(p.numel() for p in module.model.parameters())
+        return [policy, sum(p.to_local().numel() for p in module.reference.parameters())]
+
+    (policy, *_), *_ = found = [result.get() for result in learners.foreach_learner(sizes)]
+    assert sum(reference for _, reference in found) == policy
+    assert all(reference < 0.6 * policy for _, reference in found)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_two_learners_train_as_one(
     name: str, pair: Processes, single: dict[Any, Any], tiny_model: str, tmp_path: Path
