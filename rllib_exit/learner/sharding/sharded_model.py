@@ -3,7 +3,8 @@
 A learner is a process with one device. ``GRPOTorchLearner`` owns the training loop; a back end owns where
 parameters, gradients and the optimizer's state lie. There are three:
 
-- ``ddp.py``: every learner holds everything; gradients are summed. With one learner this is plain torch.
+- ``ddp.py``: every learner holds everything; gradients are summed. With one learner this is plain torch. Several
+  learners share the reference policy, as by FSDP2.
 - ``fsdp2.py``: torch's ``fully_shard``: every learner holds 1/N of each parameter, gradient and moment.
 - ``deepspeed.py``: DeepSpeed's ZeRO stages 0 to 3, and the optimizer's state in host memory.
 
