@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rllib_exit.objective import packing
@@ -98,8 +97,8 @@ def test_every_row_sees_exactly_itself(seed, num_groups, group_size, max_tokens,
     assert sorted(seen) == list(range(len(rows)))
 
 
-def dense(mask: BlockMask, size: int) -> Tensor:
-    """(T, T) what a block mask lets a query see."""
+def dense(mask: Any, size: int) -> Tensor:
+    """(T, T) what a ``BlockMask`` lets a query see."""
     num_tokens = mask.seq_lengths[0]
     at_T = torch.arange(num_tokens)
     visible_TT = mask.mask_mod(torch.zeros(()), torch.zeros(()), at_T[:, None], at_T)
@@ -132,7 +131,7 @@ def test_blocks_in_which_nothing_is_seen_are_passed_over():
         for i in range(8)
     ]
     (pack_,) = pack(rows, 10**6)
-    mask = pack_.block_mask()
+    mask: Any = pack_.block_mask()
     # Of 32 × 32 blocks: in each row's triangle of 4 × 4, those below the diagonal are seen whole.
     assert mask.kv_num_blocks.sum() == 8 * 4 and mask.full_kv_num_blocks.sum() == 8 * 6
 
