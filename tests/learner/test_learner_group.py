@@ -82,6 +82,6 @@ def test_learners_fail_together(how: str, group: tuple[GRPOLearnerGroup, list[in
     seconds = time.monotonic() - start
     wait_for_end(pids)
     print(f"{how}: LearnerError after {seconds:.1f} s, all ended after {time.monotonic() - start:.1f} s")
-    assert seconds < 60  # not 600
+    assert seconds < 30  # the others would wait for 600
     said = {"killed": "ActorDied", "stopped": r"learners \[1\] gave no sign of life", "raises": "MemoryError"}[how]
     assert re.search(said, str(error.value))
