@@ -98,10 +98,9 @@ VISIBLE_TARGET = (
     "env_config.numbers=3", "env_config.hidden_target=False", "lr=2e-4", "prompts_per_batch=64", "buffer_size=1024",
     "min_buffer_size=64", "evaluation_interval=80",
 )  # fmt: skip
-SMOLLM2 = ("max_model_len=512", "env_config.prompt=prose")
 SMOLLM2_TRAINING = (
-    *SMOLLM2, f"dtype={cpu_dtype()}", "lr=3e-5", "prompts_per_batch=16", "max_response_tokens=24",
-    "num_envs_per_env_runner=128", "max_tokens_per_micro_batch=1024", "min_buffer_size=16", "evaluation_interval=None",
+    f"dtype={cpu_dtype()}", "lr=3e-5", "prompts_per_batch=8", "max_response_tokens=16", "num_envs_per_env_runner=64",
+    "max_tokens_per_micro_batch=1024", "min_buffer_size=8", "evaluation_interval=None",
 )  # fmt: skip
 DOMAINS = {
     "countdown": COUNTDOWN,
@@ -111,11 +110,14 @@ DOMAINS = {
         iterations=60,
         strategies=("grpo", "exit"),
         seeds=(0, 1, 2),
+        steps=8,
         # The format, from solutions of tasks that show their targets.
         warm_start=(
             *("--epochs", "2", "--lr", "1e-4"),
-            *set_options(("model_name=bundled:smollm2-135m-instruct", *SMOLLM2, "env_config.hidden_target=False")),
+            *set_options(("model_name=bundled:smollm2-135m-instruct", "env_config.hidden_target=False")),
         ),
+        evaluation=("--split", "test", "--seeds", "2"),
+        more_evaluations={**COUNTDOWN.more_evaluations, "samples": ("--split", "test", "--steps", "0", "--seeds", "9")},
         training=set_options(SMOLLM2_TRAINING),
     ),
     "countdown_visible": replace(
