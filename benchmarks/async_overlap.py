@@ -8,8 +8,8 @@ all but waiting for rollouts, for T; synchronous it takes G + T, asynchronous it
 one. T is measured in the very iterations that are judged, since a busy machine changes it from one to the next.
 
 Streamed, the learner works on groups that are in while others are generated, see
-:class:`rllib_exit.grpo.update.Update`. That takes an engine that gets a batch little by little: here it has room for an
-eighth of it. G and T are those of a synchronous iteration with the same settings, just before.
+:class:`rllib_exit.grpo.update.Update`. That takes an engine that gets a batch little by little: here it has room for a
+part of it (``--rounds``). G and T are those of a synchronous iteration with the same settings, just before.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.models import SMOLLM2
 
-# In how many rounds the engine generates a batch that is streamed.
-ROUNDS = 8
+STREAMED_PROMPTS = 16
 PROMPT_TOKENS = 48  # at most
 
 
@@ -123,15 +122,28 @@ def measure(algo: Any, seconds: Path, generate_s: float, iterations: int) -> lis
     return rows
 
 
+def measure_asynchronous(args: argparse.Namespace, seconds: Path) -> dict[str, list[dict[str, float]]]:
+    """Synchronous iterations, and asynchronous ones for each ratio of generation to training."""
+    synchronous = build(args, seconds, 0)
+    train_s = float(np.median([row["train_s"] for row in measure(synchronous, seconds, 0.0, 3)]))
+    rows = {"synchronous": measure(synchronous, seconds, train_s, 3)}
+    synchronous.stop()
+    asynchronous = build(args, seconds, 1)
+    for ratio in args.ratios:
+        rows[f"asynchronous {ratio:g}"] = measure(asynchronous, seconds, ratio * train_s, args.iterations)
+    asynchronous.stop()
+    return rows
+
+
 def measure_streamed(args: argparse.Namespace, seconds: Path) -> list[dict[str, float]]:
     """Synchronous and streamed iterations by turns, generation being about as long as training."""
-    args = argparse.Namespace(**{**vars(args), "prompts": ROUNDS * 2})
+    args = argparse.Namespace(**{**vars(args), "prompts": STREAMED_PROMPTS})
     seconds.write_text("0")
     passes = {"max_tokens_per_micro_batch": args.group_size * args.tokens + PROMPT_TOKENS}  # one group each
-    synchronous = build(args, seconds, 0, ROUNDS, **passes)
+    synchronous = build(args, seconds, 0, args.rounds, **passes)
     train_s = float(np.median([row["train_s"] for row in measure(synchronous, seconds, 0.0, 1)]))
-    seconds.write_text(f"{train_s / (0.75 * ROUNDS)}")
-    streamed = build(args, seconds, 0, ROUNDS, streamed_update=True, **passes)
+    seconds.write_text(f"{train_s / (0.75 * args.rounds)}")
+    streamed = build(args, seconds, 0, args.rounds, streamed_update=True, **passes)
     rows = []
     for iteration in range(args.iterations + 1):
         start = time.perf_counter()
@@ -154,7 +166,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=32, help="of a response")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="G / T")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.5, 1.0, 2.0], help="G / T; none: streamed only")
+    parser.add_argument("--rounds", type=int, default=16, help="in which the engine generates a batch that is streamed")
     parser.add_argument("--iterations", type=int, default=6, help="of each ratio")
     parser.add_argument("--output", type=Path, default=Path("results/async_overlap.json"))
     args = parser.parse_args()
@@ -163,14 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         seconds = Path(directory) / "seconds"
         seconds.write_text("0")
-        synchronous = build(args, seconds, 0)
-        train_s = float(np.median([row["train_s"] for row in measure(synchronous, seconds, 0.0, 3)]))
-        rows = {"synchronous": measure(synchronous, seconds, train_s, 3)}
-        synchronous.stop()
-        asynchronous = build(args, seconds, 1)
-        for ratio in args.ratios:
-            rows[f"asynchronous {ratio:g}"] = measure(asynchronous, seconds, ratio * train_s, args.iterations)
-        asynchronous.stop()
+        rows = measure_asynchronous(args, seconds) if args.ratios else {}
         rows["streamed"] = measure_streamed(args, seconds)
     ray.shutdown()
     print("medians           generate s  train s  iteration s  of the longer one")

@@ -189,6 +189,10 @@ class ShardingSettings(DeepSpeedSettings):
         return self
 
 
+ENGINE_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM keeps room for."""
+
+
 class LoRASettings(Settings):
     """Low-rank adapters (LoRA) that are trained in place of the weights."""
 
@@ -198,6 +202,14 @@ class LoRASettings(Settings):
     """Adapters are scaled by alpha / r."""
     lora_target_modules: Annotated[str | list[str], use("'all-linear' or a list of the ends of names")] = "all-linear"
     """The linear layers that get an adapter, by the ends of their names, or ``all-linear``."""
+    lora_sync: Literal["adapters", "merged"] = "adapters"
+    """What engines get after an update: the ``adapters`` alone, which vLLM applies beside the weights, or all weights
+    with the adapters ``merged``."""
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether engines get adapters alone."""
+        return self.lora_r is not None and self.lora_sync == "adapters"
 
 
 class ExecutionSettings(Settings):

@@ -96,11 +96,11 @@ def test_a_wrong_name_is_answered_with_those_that_may_be_meant():
 
 
 def test_settings_are_taken_from_a_config_and_never_change():
-    made = LoRASettings.of(SimpleNamespace(lora_r=4, lora_alpha=np.float32(8), lora_target_modules=["q"], lr=1))
+    made = LoRASettings.of(SimpleNamespace(lora_r=4, lora_alpha=np.float32(8), lora_target_modules=["q"], lora_sync="merged", lr=1))
     assert (made.lora_r, made.lora_alpha, made.lora_target_modules) == (4, 8.0, ["q"])
     with pytest.raises(ValidationError, match="frozen"):
         made.lora_r = 5  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(made)) == made
-    assert made.replace(lora_r=None) == LoRASettings(lora_alpha=8.0, lora_target_modules=["q"])
+    assert made.replace(lora_r=None) == LoRASettings(lora_alpha=8.0, lora_target_modules=["q"], lora_sync="merged")
     with pytest.raises(ValueError, match="lora_alpha is 0: use a number above 0"):
         made.replace(lora_alpha=0)

@@ -66,6 +66,7 @@ def load_config(checkpoint: Path) -> GRPOConfig:
     config = GRPOConfig.from_state(dict(state))
     if not isinstance(config, GRPOConfig):
         raise checkpoints.CheckpointError(f"{checkpoint} is of a run with {type(config).__name__}, not GRPOConfig")
+    config.lora(sync="merged")  # as `load_weights` gives them to an engine
     return config
 
 

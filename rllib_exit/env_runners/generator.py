@@ -105,6 +105,19 @@ class Generator(Sampler, Protocol):
         """
         ...
 
+    async def update_adapters(self, files: Sequence[Sequence[np.ndarray]]) -> float:
+        """As :meth:`update_weights`, with new LoRA adapters on the weights that the engine started with.
+
+        Only where a run has ``.lora(sync="adapters")``.
+
+        Args:
+            files: ``adapter_config.json`` and ``adapter_model.safetensors`` as peft saves them, in parts.
+
+        Raises:
+            EngineError: If the engine died.
+        """
+        ...
+
     async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
         """As :meth:`update_weights`, with what changed since; with nothing it only wakes the engine, if it sleeps.
 

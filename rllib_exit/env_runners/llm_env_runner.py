@@ -143,7 +143,8 @@ class LLMEnvRunner(EnvRunner, Checkpointable):
         base, num_patches = self._loaded
         self._loaded = NOTHING  # until it stands
         if base != weights.base:
-            seconds += await self._in_time(self._engine.update_weights(await _files(weights.files)))
+            load = self._engine.update_adapters if weights.are_adapters else self._engine.update_weights
+            seconds += await self._in_time(load(await _files(weights.files)))
             num_patches = 0
         patches = [await _files(patch) for patch in weights.patches[num_patches:]]
         seconds += await self._in_time(self._engine.patch_weights(patches))

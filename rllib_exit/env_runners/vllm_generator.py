@@ -16,7 +16,7 @@ from envs.workers import usable_cpus
 from rllib_exit.env_runners.engine_guard import end_with_this_process
 from rllib_exit.env_runners.engine_stats import EngineStats
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
-from rllib_exit.weight_sync.engine_loader import WeightLoader, shared_file
+from rllib_exit.weight_sync.engine_loader import WeightLoader, shared_adapters, shared_file
 
 
 class VLLMGenerator:
@@ -57,6 +57,7 @@ class VLLMGenerator:
         self._stats = EngineStats()
         # The last full copy, and behind each file its patches. On a node they are there once: in the object store.
         self._files: list[list[Sequence[np.ndarray]]] = []
+        self._adapters: Any = None
         self._request_ids = itertools.count()
 
     @property
@@ -154,7 +155,8 @@ class VLLMGenerator:
         )
         prompt = {"prompt_token_ids": list(prompt_ids)}
         with _engine_errors(), self._stats.request():
-            async for output in self._engine.generate(prompt, params, f"{next(self._request_ids)}"):
+            request = f"{next(self._request_ids)}"
+            async for output in self._engine.generate(prompt, params, request, lora_request=self._adapters):
                 completion = output.outputs[0]
                 ids = tuple(completion.token_ids)
                 logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
@@ -172,6 +174,23 @@ class VLLMGenerator:
         """
         self._files = [[file] for file in files]
         return await self._reload()
+
+    async def update_adapters(self, files: Sequence[Sequence[np.ndarray]]) -> float:
+        """As :meth:`update_weights`, with adapters alone. They take the place of older ones, also for responses under
+        way. Needs ``enable_lora``.
+
+        Raises:
+            EngineError: If the engine's process died.
+        """
+        self.start()
+        from vllm.lora.request import LoRARequest
+
+        with shared_adapters(*files) as path:
+            start = time.perf_counter()
+            async with self._paused():
+                await self._engine.add_lora(LoRARequest("policy", 1, path, load_inplace=True))
+        self._adapters = LoRARequest("policy", 1, path)  # which is there, so that nothing is read again
+        return time.perf_counter() - start
 
     async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:
         """As :meth:`update_weights`, with what changed since.
@@ -266,7 +285,8 @@ class VLLMGenerator:
         """
         if self._engine is not None:
             with _engine_errors():
-                await self._engine.sleep(level=2)
+                # Weights that nobody sends again stay, in host memory.
+                await self._engine.sleep(level=1 if self._engine_args.get("enable_lora") else 2)
             self._asleep = True
 
     @asynccontextmanager

@@ -164,13 +164,15 @@ class GRPOConfig(_Fields):
         """Shards by DeepSpeed's ZeRO."""
         self.sharding = "deepspeed"
 
-    @fluent(settings.LoRASettings, r="lora_r", alpha="lora_alpha", target_modules="lora_target_modules")
+    @fluent(
+        settings.LoRASettings, r="lora_r", alpha="lora_alpha", target_modules="lora_target_modules", sync="lora_sync"
+    )
     def lora(self) -> None:
         """Trains low-rank adapters (LoRA) in place of the weights.
 
-        The engine gets the weights with the adapters merged. The reference policy is the model without them, so
-        it cannot follow the policy: set ``ref_update_rate=0`` or ``kl_coeff=0``. A checkpoint holds the adapters
-        alone.
+        Engines get the adapters alone, or with ``sync="merged"`` all weights. The reference policy is the model
+        without them, so it cannot follow the policy: set ``ref_update_rate=0`` or ``kl_coeff=0``. A checkpoint holds
+        the adapters alone.
         """
 
     def asynchronous(self, *, max_policy_lag: int = 1) -> Self:
@@ -244,6 +246,9 @@ class GRPOConfig(_Fields):
             args["weight_transfer_config"] = {"backend": "nccl"}
         if self.colocated:
             args["enable_sleep_mode"] = True
+        if self.lora_r is not None and settings.LoRASettings.of(self).sends_adapters:
+            rank = min(rank for rank in settings.ENGINE_LORA_RANKS if rank >= self.lora_r)
+            args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
         return {**args, **self.engine_args}
 
     @property
@@ -314,6 +319,12 @@ class GRPOConfig(_Fields):
             self.lora_r is None or self.kl_coeff == 0 or self.ref_update_rate == 0,
             "with LoRA the reference policy is the model without adapters, which cannot follow: use 0",
         )
+        if self.lora_r is not None and settings.LoRASettings.of(self).sends_adapters:
+            highest = settings.ENGINE_LORA_RANKS[-1]
+            mend = f"vLLM applies adapters of rank {highest} or less: use that, or .lora(sync='merged')"
+            check(self, "lora_r", self.lora_r <= highest, mend)
+            mend = "adapters go through the object store: use 'object_store', or .lora(sync='merged')"
+            check(self, "weight_transfer", self.weight_transfer == "object_store", mend)
         if self.streamed_update:
             single = self.num_epochs == 1 and self.minibatch_size is None
             check(self, "streamed_update", single, "it is for num_epochs=1 and minibatch_size=None: use False")

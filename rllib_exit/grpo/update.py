@@ -60,8 +60,7 @@ class Update:
         self._waiting += to_train_on(new, self._settings.refill_zero_variance)
         if self._under_way is not None and not self._under_way.done():
             return
-        tokens = sum(int(s.loss_mask.sum()) for of in self._waiting for r in of.group.rollouts for s in r.segments)
-        if tokens >= self._num_learners * self._settings.max_tokens_per_micro_batch:
+        if sum(map(_num_tokens, self._waiting)) >= self._num_learners * self._settings.max_tokens_per_micro_batch:
             self._wait()
             part, self._waiting = self._waiting, []
             self._sent += part
@@ -103,3 +102,10 @@ class Update:
             num_learners=self._num_learners,
             part=self._settings.streamed_update,
         )
+
+
+def _num_tokens(scored: ScoredGroup) -> int:
+    """How many tokens a group has at least: a prompt once for all of its rollouts, and the responses."""
+    segments = [segment for rollout in scored.group.rollouts for segment in rollout.segments]
+    generated = [int(segment.loss_mask.sum()) for segment in segments]
+    return sum(generated) + max((len(s.token_ids) - n for s, n in zip(segments, generated, strict=True)), default=0)

@@ -20,7 +20,7 @@ def as_completed(futures: Sequence[Future[T]], meanwhile: Callable[[], object] =
 
     Args:
         futures: The answers.
-        meanwhile: Called between answers, once a second or more often.
+        meanwhile: Called between answers, ten times a second or more often.
 
     Raises:
         RolloutError: At the first failure.
@@ -28,7 +28,7 @@ def as_completed(futures: Sequence[Future[T]], meanwhile: Callable[[], object] =
     """
     waiting = set(futures)
     while waiting:
-        done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+        done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
         for error in filter(None, (future.exception() for future in done)):
             # An error that was raised in an env runner has Ray's error, which tells where, as its cause.
             details = f"\n\n{error.__cause__}" if error.__cause__ else ""

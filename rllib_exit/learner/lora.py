@@ -94,6 +94,22 @@ def merge_all(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], sca
     return merged
 
 
+def saved_name(name: str) -> str:
+    """What peft calls an adapter's parameter where it saves it."""
+    return name.replace(".default.", ".")
+
+
+def saved_config(module: Any) -> dict[str, Any]:
+    """What of a model's ``adapter_config.json`` says how its adapters are applied."""
+    config = module.peft_config["default"]
+    return {
+        "peft_type": "LORA",
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": sorted(config.target_modules),
+    }
+
+
 def scaling_of(module: nn.Module) -> float:
     """α / r of a model's adapters; 1 without any."""
     config = getattr(module, "peft_config", None)

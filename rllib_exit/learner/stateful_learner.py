@@ -15,13 +15,14 @@ from safetensors.torch import load
 
 from rllib_exit import settings
 from rllib_exit.checkpoints import Place
+from rllib_exit.learner import lora
 from rllib_exit.learner.learner_group import POLICY, REFERENCE
 from rllib_exit.learner.module import CausalLMRLModule
 from rllib_exit.learner.sharding.collectives import rank
 from rllib_exit.learner.sharding.sharded_model import ShardedModel
-from rllib_exit.learner.sharding.weights import collect_weights, weight_buckets, weight_shapes
+from rllib_exit.learner.sharding.weights import collect_adapters, collect_weights, weight_buckets, weight_shapes
 from rllib_exit.learner.shards import ShardWriter, State
-from rllib_exit.weight_sync.weight_store import StoredWeights, WeightStore
+from rllib_exit.weight_sync.weight_store import StoredWeights, WeightStore, put_adapters
 
 if TYPE_CHECKING:
     from rllib_exit.weight_sync.nccl_sender import NCCLSender
@@ -58,7 +59,13 @@ class StatefulLearner(TorchLearner):
         return collect_weights(self.model, self.language_model.compute_dtype)
 
     def put_weights(self) -> StoredWeights | None:
-        """Puts the same into Ray's object store, or what changed; None but on the first learner. Collective."""
+        """Puts the same into Ray's object store, or what changed, or the adapters alone; None but on the first learner.
+
+        Collective.
+        """
+        if settings.LoRASettings.of(self.config).sends_adapters:
+            adapters = collect_adapters(self.model, self.language_model.compute_dtype)
+            return adapters and put_adapters(lora.saved_config(self.model.module), adapters, self._weights_seq_no)
         buckets = weight_buckets(self.model, self.language_model.compute_dtype)
         if rank() == 0:
             return self._store.put(buckets, self._weights_seq_no)

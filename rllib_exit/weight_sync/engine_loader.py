@@ -28,12 +28,26 @@ def shared_file(parts: Sequence[np.ndarray]) -> Iterator[str]:
     Args:
         parts: (bytes,) uint8 each.
     """
-    directory = SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
-    with tempfile.NamedTemporaryFile(dir=directory, prefix="rllib-exit-", suffix=".safetensors") as file:
+    with tempfile.NamedTemporaryFile(dir=_shared_memory(), prefix="rllib-exit-", suffix=".safetensors") as file:
         for part in parts:
             file.write(part.data)
         file.flush()
         yield file.name
+
+
+@contextmanager
+def shared_adapters(config: Sequence[np.ndarray], adapters: Sequence[np.ndarray]) -> Iterator[str]:
+    """A directory as of :func:`shared_file`, of LoRA adapters as peft saves them."""
+    with tempfile.TemporaryDirectory(dir=_shared_memory(), prefix="rllib-exit-") as directory:
+        for name, parts in {"adapter_config.json": config, "adapter_model.safetensors": adapters}.items():
+            with open(os.path.join(directory, name), "wb") as file:
+                for part in parts:
+                    file.write(part.data)
+        yield directory
+
+
+def _shared_memory() -> str | None:
+    return SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
 
 
 class WeightLoader:

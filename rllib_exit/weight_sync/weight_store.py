@@ -6,6 +6,7 @@ network.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ class StoredWeights:
         num_bytes: The size of what engines that have the last version get.
         changed_fraction: How many of the weights differ from the last version's; 1 where they were not compared.
         as_patches: The same weights, by a patch of the last version: an engine must have the same from both.
+        are_adapters: Whether the full copy is LoRA adapters alone, see :meth:`Generator.update_adapters`.
     """
 
     policy_version: int
@@ -42,11 +44,25 @@ class StoredWeights:
     num_bytes: int = 0
     changed_fraction: float = 1.0
     as_patches: StoredWeights | None = None
+    are_adapters: bool = False
 
     @classmethod
     def full(cls, policy_version: int, files: Iterable[Any], **kwargs: Any) -> Self:
         """A full copy."""
         return cls(policy_version, uuid.uuid4().hex, tuple(files), **kwargs)
+
+
+def put_adapters(config: Mapping[str, Any], adapters: Mapping[str, Tensor], policy_version: int) -> StoredWeights:
+    """Puts a version of LoRA adapters into the object store, as peft saves them.
+
+    Args:
+        config: The content of ``adapter_config.json``.
+        adapters: That of ``adapter_model.safetensors``.
+        policy_version: The version.
+    """
+    files = [[np.frombuffer(json.dumps(config).encode(), np.uint8)], safetensors_file(adapters)]
+    num_bytes = sum(map(_size, files))
+    return StoredWeights.full(policy_version, map(ray.put, files), num_bytes=num_bytes, are_adapters=True)
 
 
 class WeightStore:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from rllib_exit.chat import ChatTokenizer
 from rllib_exit.env_runners.generator import EngineError, Generation, SamplingParams
 from rllib_exit.env_runners.player import Player
 from rllib_exit.env_runners.vllm_generator import VLLMGenerator
+from rllib_exit.learner import lora
 from rllib_exit.learner.module import PACK, CausalLMRLModule
 from rllib_exit.metrics import METRICS
 from rllib_exit.objective.packing import Row, pack
@@ -75,7 +77,7 @@ def engine(long_model: str) -> Iterator[Engine]:
     engine.loop.close()
 
 
-def make_module(model: str) -> CausalLMRLModule:
+def make_module(model: str, **config: Any) -> CausalLMRLModule:
     return CausalLMRLModule(
         model_config={
             "model": model,
@@ -84,6 +86,7 @@ def make_module(model: str) -> CausalLMRLModule:
             "attn_implementation": "sdpa",
             "gradient_checkpointing": False,
             "reference": False,
+            **config,
         }
     )
 
@@ -141,6 +144,47 @@ def test_the_engine_takes_the_learners_weights_in_place(engine: Engine, long_mod
     [again] = engine.generate(PROMPT)
     assert again.token_ids == before.token_ids
     np.testing.assert_allclose(again.logprobs, before.logprobs, atol=1e-5)
+
+
+def test_the_engine_applies_adapters_in_place_also_to_responses_under_way(long_model: str) -> None:
+    def adapters(seed: int, module: Any) -> list[list[np.ndarray]]:
+        generator = torch.Generator().manual_seed(seed)
+        saved = {}
+        with torch.no_grad():
+            for name, p in module.model.named_parameters():
+                if ".lora_" in name:
+                    p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+                    saved[lora.saved_name(name)] = p.detach().clone()
+        config = json.dumps(lora.saved_config(module.model)).encode()
+        return [[np.frombuffer(config, np.uint8)], safetensors_file(saved)]
+
+    module = make_module(long_model, lora={"r": 4, "alpha": 6.0, "target_modules": "all-linear"})
+    engine = Engine(long_model, enable_lora=True, max_loras=1, max_lora_rank=8)
+    try:
+        [before] = engine.generate(PROMPT)  # no adapters yet, and new ones change nothing
+        np.testing.assert_allclose(before.logprobs, learner_logprobs(module, PROMPT, before), atol=2e-4)
+        for seed in (1, 2):
+            engine.loop.run(engine.generator.update_adapters(adapters(seed, module)))
+            # The same prompt: a prefix cached under the old adapters would show.
+            [after] = engine.generate(PROMPT)
+            np.testing.assert_allclose(after.logprobs, learner_logprobs(module, PROMPT, after), atol=2e-4)
+            assert np.abs(after.logprobs - learner_logprobs(make_module(long_model), PROMPT, after)).max() > 0.05
+
+        async def under_way() -> Generation:
+            engine.generator.read_stats()
+            long = asyncio.ensure_future(engine.generator.generate(PROMPT, SamplingParams(max_tokens=400), 0))
+            while not engine.generator.read_stats().get("tokens_per_s"):
+                await asyncio.sleep(0.01)
+            await engine.generator.update_adapters(adapters(3, module))
+            return await long
+
+        changed = engine.loop.run(under_way())
+        ours = learner_logprobs(module, PROMPT, changed)
+        np.testing.assert_allclose(changed.logprobs[-100:], ours[-100:], atol=2e-4)
+        assert np.abs(changed.logprobs[:1] - ours[:1]).max() > 1e-3
+    finally:
+        engine.loop.run(engine.generator.close())
+        engine.loop.close()
 
 
 def test_it_is_known_what_the_engine_does(engine: Engine) -> None:

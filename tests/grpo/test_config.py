@@ -131,6 +131,18 @@ def test_with_adapters_the_reference_policy_cannot_follow() -> None:
     config(kl_coeff=0).lora(r=8).validate()
 
 
+def test_engines_get_adapters_alone_or_merged_weights() -> None:
+    args = config(kl_coeff=0).lora(r=9).all_engine_args
+    assert args["enable_lora"] and args["max_loras"] == 1 and args["max_lora_rank"] == 16
+    assert "enable_lora" not in config(kl_coeff=0).lora(r=9, sync="merged").all_engine_args
+    assert "enable_lora" not in config().all_engine_args
+    with pytest.raises(ValueError, match=r"lora_r is 513: vLLM applies adapters of rank 512 or less"):
+        config(kl_coeff=0).lora(r=513).validate()
+    config(kl_coeff=0).lora(r=513, sync="merged").validate()
+    with pytest.raises(ValueError, match=r"weight_transfer is 'nccl': adapters go through the object store"):
+        config(kl_coeff=0, weight_transfer="nccl").lora(r=8).validate()
+
+
 def test_flex_attention_on_cpu_is_refused() -> None:
     with pytest.raises(ValueError, match="attn_implementation is 'flex_attention': it has no backward pass on CPU"):
         config(attn_implementation="flex_attention").validate()

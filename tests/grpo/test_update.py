@@ -95,8 +95,17 @@ def test_what_is_in_goes_to_idle_learners_and_the_rest_with_the_update(
 
 
 def test_a_part_has_tokens_enough_for_all_learners(learners: FakeLearners, scored: list[ScoredGroup]) -> None:
-    tokens = [int(sum(s.loss_mask.sum() for r in of.group.rollouts for s in r.segments)) for of in scored]
-    update = make(learners, max_tokens_per_micro_batch=tokens[0] + 1)
+    segments = [s for rollout in scored[0].group.rollouts for s in rollout.segments]
+    generated = [int(s.loss_mask.sum()) for s in segments]
+    prompt = max(len(s.token_ids) - n for s, n in zip(segments, generated, strict=True))
+    assert prompt > 0
+    update = make(learners, max_tokens_per_micro_batch=sum(generated) + prompt)
+    update.add(scored[0])
+    update.serve()
+    update._wait()
+    assert rows(learners.parts) == 4
+    learners.parts.clear()
+    update = make(learners, max_tokens_per_micro_batch=sum(generated) + prompt + 1)
     update.add(scored[0])
     update.serve()
     assert update._under_way is None

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from peft import PeftModel
+from safetensors.torch import load, load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rllib_exit.learner.learner_group import load_policy
-from rllib_exit.learner.lora import sources
+from rllib_exit.learner.lora import saved_config, sources
 from rllib_exit.learner.module import CausalLMRLModule
+from rllib_exit.learner.sharding.weights import collect_adapters
 from rllib_exit.objective.packing import pack
 from rllib_exit.settings import LoRASettings
 from tests.learner.helpers import batch, make_groups, make_learner, update
@@ -55,6 +58,20 @@ def test_adapters_are_trained_and_merged_and_the_reference_is_the_model_without_
         torch.testing.assert_close(weight, by_peft[name].detach(), atol=1e-7, rtol=1e-6)
     plain.language_model.model.module.load_state_dict(merged, strict=False)
     np.testing.assert_allclose(logprobs(plain.language_model), trained, atol=1e-5)
+
+
+def test_what_engines_get_is_what_peft_loads(tiny_model: str, tmp_path: Path) -> None:
+    learner = make_learner(tiny_model, **LORA)
+    update(learner, batch(make_groups(np.random.default_rng(0)))[0])
+    adapters = collect_adapters(learner.model, torch.float32)
+    assert adapters is not None and len(adapters) == 2 * 7 * 2
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved_config(learner.model.module)))
+    save_file(adapters, tmp_path / "adapter_model.safetensors")
+    loaded: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path))
+    ours = dict(learner.model.module.named_parameters())
+    assert ours.keys() == dict(loaded.named_parameters()).keys()
+    assert all(torch.equal(p, ours[name]) for name, p in loaded.named_parameters())
+    assert loaded.peft_config["default"].lora_alpha / loaded.peft_config["default"].r == 2.0
 
 
 def test_a_checkpoint_holds_the_adapters_and_gives_the_merged_policy(tiny_model: str, tmp_path: Path) -> None:

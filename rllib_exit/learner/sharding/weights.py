@@ -40,6 +40,17 @@ def weight_shapes(model: ShardedModel) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
+def collect_adapters(model: ShardedModel, dtype: torch.dtype) -> dict[str, Tensor] | None:
+    """The LoRA adapters as peft saves them, on the CPU, on rank 0; None on the other learners. Collective."""
+    adapters = {}
+    for bucket in model.buckets(model.trainable):
+        tensors = model.gather("weights", bucket)
+        if rank() == 0:
+            adapters.update({lora.saved_name(name): t.to("cpu", dtype, copy=True) for name, t in tensors.items()})
+    return adapters if rank() == 0 else None
+
+
+@torch.no_grad()
 def collect_weights(model: ShardedModel, dtype: torch.dtype) -> np.ndarray | None:
     """The full weights as one safetensors file, (bytes,) uint8, on rank 0; None on the other learners. Collective."""
     weights = {}

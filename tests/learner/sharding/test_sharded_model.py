@@ -14,10 +14,12 @@ from safetensors.torch import load
 
 from rllib_exit import checkpoints
 from rllib_exit.checkpoints import Checkpoint, CheckpointError, Place
+from rllib_exit.learner import lora
 from rllib_exit.learner.batch import TrainBatch
 from rllib_exit.learner.sharding.collectives import sum_gradients
 from rllib_exit.learner.sharding.ddp import DDPModel
 from rllib_exit.learner.sharding.sharded_model import ShardedModel
+from rllib_exit.learner.sharding.weights import collect_adapters
 from tests.learner.helpers import batch, make_groups
 from tests.learner.sharding.learners import Learners, Processes, tensors, use_small_buckets
 from tests.tiny_models import make_tiny_model
@@ -312,6 +314,14 @@ def test_adapters(name: str, dtype: str, pair: Processes, tiny_model: str, tmp_p
     merged = load(learners.collect_weights().tobytes())
     expected = load(alone.collect_weights().tobytes())
     assert_close(merged, expected, 1e-5 if dtype == "float32" else 0.01)
+
+    def collect(learner: Any) -> Any:
+        return collect_adapters(learner.model, torch.float32)
+
+    sent, other = (result.get() for result in learners.foreach_learner(collect))
+    assert other is None
+    weights = {lora.saved_name(name.removeprefix("policy/")): w for name, w in of("policy", state).items()}
+    assert_close(sent, weights, 1e-6 if dtype == "float32" else 0.01)
 
 
 def test_a_checkpoint_of_another_model_is_refused(single: dict[Any, Any], tmp_path: Path) -> None:
