@@ -96,7 +96,9 @@ def test_a_wrong_name_is_answered_with_those_that_may_be_meant():
 
 
 def test_settings_are_taken_from_a_config_and_never_change():
-    made = LoRASettings.of(SimpleNamespace(lora_r=4, lora_alpha=np.float32(8), lora_target_modules=["q"], lora_sync="merged", lr=1))
+    made = LoRASettings.of(
+        SimpleNamespace(lora_r=4, lora_alpha=np.float32(8), lora_target_modules=["q"], lora_sync="merged", lr=1)
+    )
     assert (made.lora_r, made.lora_alpha, made.lora_target_modules) == (4, 8.0, ["q"])
     with pytest.raises(ValidationError, match="frozen"):
         made.lora_r = 5  # type: ignore[misc]

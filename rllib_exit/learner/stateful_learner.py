@@ -65,7 +65,9 @@ class StatefulLearner(TorchLearner):
         """
         if settings.LoRASettings.of(self.config).sends_adapters:
             adapters = collect_adapters(self.model, self.language_model.compute_dtype)
-            return adapters and put_adapters(lora.saved_config(self.model.module), adapters, self._weights_seq_no)
+            if adapters is None:
+                return None
+            return put_adapters(lora.saved_config(self.model.module), adapters, self._weights_seq_no)
         buckets = weight_buckets(self.model, self.language_model.compute_dtype)
         if rank() == 0:
             return self._store.put(buckets, self._weights_seq_no)
