@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from rllib_exit.env_runners.llm_env_runner import LLMEnvRunner
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.weight_sync import weight_store
 from rllib_exit.weight_sync.patches import apply_patch
-from rllib_exit.weight_sync.weight_store import StoredWeights, WeightStore
+from rllib_exit.weight_sync.weight_store import StoredWeights, WeightStore, put_adapters
 from tests.fakes import CounterEnv, ScriptedGenerator
 
 BYTES = 2 * (64 * 256 + 256 + 256 * 64 + 64)
@@ -34,6 +35,11 @@ class Engine(ScriptedGenerator):
 
     async def update_weights(self, files: Sequence[Sequence[np.ndarray]]) -> float:
         self.weights = [opened(file) for file in files]
+        self.loads += 1
+        return 1.0
+
+    async def update_adapters(self, files: Sequence[Sequence[np.ndarray]]) -> float:
+        self.adapters = json.loads(np.concatenate(files[0]).tobytes()), opened(files[1])
         self.loads += 1
         return 1.0
 
@@ -122,6 +128,19 @@ def test_a_patch_is_small_where_little_changed(tiny_model: str) -> None:
     assert 0 < patch.changed_fraction < 0.02
     assert patch.num_bytes < 2 * patch.changed_fraction * BYTES + 1000
     assert len(patch.patches) == 1 and patch.base != full.base
+
+
+def test_adapters_come_alone_and_again_only_where_they_are_new(tiny_model: str) -> None:
+    runner, engine = make_runner(tiny_model)
+    for version in (1, 2):
+        adapters = {"layer.lora_A.weight": torch.full((4, 64), float(version))}
+        stored = put_adapters({"r": 4}, adapters, version)
+        assert stored.num_bytes == pytest.approx(4 * 64 * 4, abs=200) and stored.policy_version == version
+        for _ in range(2):
+            assert asyncio.run(runner.update_weights(stored)) in (1.0, 0.0)
+        assert engine.adapters[0] == {"r": 4} and torch.equal(engine.adapters[1].popitem()[1], *adapters.values())
+        assert runner._policy_version == engine.loads == version
+    assert not engine.weights
 
 
 def test_where_much_changed_all_is_sent() -> None:
