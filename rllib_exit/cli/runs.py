@@ -142,6 +142,10 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
     from rllib_exit.env_runners.llm_env_runner import env_runners_of_its_own
     from rllib_exit.env_runners.player import EpisodeError
 
+    if not config.num_env_runners:
+        # Before the engine's thread does: of what two threads import at once, one may see a part.
+        import transformers.modeling_utils  # noqa: F401
+
     config = config.copy(copy_frozen=False)
     # The engines have no learners beside them.
     config.colocated, config.weight_transfer = False, "object_store"

@@ -137,7 +137,7 @@ def test_adapters_come_alone_and_again_only_where_they_are_new(tiny_model: str) 
         stored = put_adapters({"r": 4}, adapters, version)
         assert stored.num_bytes == pytest.approx(4 * 64 * 4, abs=200) and stored.policy_version == version
         for _ in range(2):
-            assert asyncio.run(runner.update_weights(stored)) in (1.0, 0.0)
+            asyncio.run(runner.update_weights(stored))
         assert engine.adapters[0] == {"r": 4} and torch.equal(engine.adapters[1].popitem()[1], *adapters.values())
         assert runner._policy_version == engine.loads == version
     assert not engine.weights
