@@ -8,8 +8,8 @@ all but waiting for rollouts, for T; synchronous it takes G + T, asynchronous it
 one. T is measured in the very iterations that are judged, since a busy machine changes it from one to the next.
 
 Streamed, the learner works on groups that are in while others are generated, see
-:class:`rllib_exit.grpo.update.Update`. That takes an engine that gets a batch little by little: here it has room for a
-part of it (``--rounds``). G and T are those of a synchronous iteration with the same settings, just before.
+:class:`rllib_exit.grpo.update.Update`. That takes an engine that gets a batch little by little: here it takes so many
+``--rounds`` for it. G and T are those of a synchronous iteration with the same settings, just before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rllib_exit.env_runners.generator import Generation, SamplingParams
 from rllib_exit.grpo.config import GRPOConfig
 from rllib_exit.models import SMOLLM2
 
-STREAMED_PROMPTS = 16
+STREAMED_PROMPTS = 16  # of a batch that is streamed
 PROMPT_TOKENS = 48  # at most
 
 

@@ -66,7 +66,6 @@ def load_config(checkpoint: Path) -> GRPOConfig:
     config = GRPOConfig.from_state(dict(state))
     if not isinstance(config, GRPOConfig):
         raise checkpoints.CheckpointError(f"{checkpoint} is of a run with {type(config).__name__}, not GRPOConfig")
-    config.lora(sync="merged")  # as `load_weights` gives them to an engine
     return config
 
 
@@ -143,12 +142,13 @@ def open_env_runners(config: GRPOConfig) -> Iterator[Dispatcher]:
     from rllib_exit.env_runners.player import EpisodeError
 
     if not config.num_env_runners:
-        # Before the engine's thread does: of what two threads import at once, one may see a part.
+        # A thread of this process starts the engine, and imports it, too. Two threads that import a module at once may
+        # each see a part of it.
         import transformers.modeling_utils  # noqa: F401
 
     config = config.copy(copy_frozen=False)
-    # The engines have no learners beside them.
-    config.colocated, config.weight_transfer = False, "object_store"
+    # The engines have no learners beside them, and get the whole weights of a checkpoint.
+    config.colocated, config.weight_transfer, config.lora_sync = False, "object_store", "merged"
     try:
         if number := config.num_env_runners:
             each = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}

@@ -176,8 +176,9 @@ class VLLMGenerator:
         return await self._reload()
 
     async def update_adapters(self, files: Sequence[Sequence[np.ndarray]]) -> float:
-        """As :meth:`update_weights`, with adapters alone. They take the place of older ones, also for responses under
-        way. Needs ``enable_lora``.
+        """As :meth:`update_weights`, with LoRA adapters in place of the last ones; the weights stay.
+
+        Needs ``enable_lora``.
 
         Raises:
             EngineError: If the engine's process died.
@@ -189,7 +190,8 @@ class VLLMGenerator:
             start = time.perf_counter()
             async with self._paused():
                 await self._engine.add_lora(LoRARequest("policy", 1, path, load_inplace=True))
-        self._adapters = LoRARequest("policy", 1, path)  # which is there, so that nothing is read again
+        # Responses name the adapters by their number. The engine has them, and does not read the files again.
+        self._adapters = LoRARequest("policy", 1, path)
         return time.perf_counter() - start
 
     async def patch_weights(self, patches: Sequence[Sequence[Sequence[np.ndarray]]]) -> float:

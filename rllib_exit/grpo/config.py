@@ -246,8 +246,9 @@ class GRPOConfig(_Fields):
             args["weight_transfer_config"] = {"backend": "nccl"}
         if self.colocated:
             args["enable_sleep_mode"] = True
-        if self.lora_r is not None and settings.LoRASettings.of(self).sends_adapters:
-            rank = min(rank for rank in settings.ENGINE_LORA_RANKS if rank >= self.lora_r)
+        adapters = settings.LoRASettings.of(self)
+        if adapters.sends_adapters:
+            rank = min(rank for rank in settings.ENGINE_LORA_RANKS if rank >= (adapters.lora_r or 0))
             args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
         return {**args, **self.engine_args}
 
@@ -319,10 +320,11 @@ class GRPOConfig(_Fields):
             self.lora_r is None or self.kl_coeff == 0 or self.ref_update_rate == 0,
             "with LoRA the reference policy is the model without adapters, which cannot follow: use 0",
         )
-        if self.lora_r is not None and settings.LoRASettings.of(self).sends_adapters:
+        adapters = settings.LoRASettings.of(self)
+        if adapters.sends_adapters:
             highest = settings.ENGINE_LORA_RANKS[-1]
             mend = f"vLLM applies adapters of rank {highest} or less: use that, or .lora(sync='merged')"
-            check(self, "lora_r", self.lora_r <= highest, mend)
+            check(self, "lora_r", (adapters.lora_r or 0) <= highest, mend)
             mend = "adapters go through the object store: use 'object_store', or .lora(sync='merged')"
             check(self, "weight_transfer", self.weight_transfer == "object_store", mend)
         if self.streamed_update:

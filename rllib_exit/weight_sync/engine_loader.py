@@ -29,20 +29,23 @@ def shared_file(parts: Sequence[np.ndarray]) -> Iterator[str]:
         parts: (bytes,) uint8 each.
     """
     with tempfile.NamedTemporaryFile(dir=_shared_memory(), prefix="rllib-exit-", suffix=".safetensors") as file:
-        for part in parts:
-            file.write(part.data)
+        file.writelines(part.data for part in parts)
         file.flush()
         yield file.name
 
 
 @contextmanager
 def shared_adapters(config: Sequence[np.ndarray], adapters: Sequence[np.ndarray]) -> Iterator[str]:
-    """A directory as of :func:`shared_file`, of LoRA adapters as peft saves them."""
+    """A directory in shared memory that holds LoRA adapters as peft saves them, while the context lasts.
+
+    Args:
+        config: ``adapter_config.json`` in parts, (bytes,) uint8 each.
+        adapters: ``adapter_model.safetensors``, likewise.
+    """
     with tempfile.TemporaryDirectory(dir=_shared_memory(), prefix="rllib-exit-") as directory:
         for name, parts in {"adapter_config.json": config, "adapter_model.safetensors": adapters}.items():
             with open(os.path.join(directory, name), "wb") as file:
-                for part in parts:
-                    file.write(part.data)
+                file.writelines(part.data for part in parts)
         yield directory
 
 
